@@ -1,0 +1,1 @@
+"""The sample stream: shards, index, order, reading, decoding, batches."""

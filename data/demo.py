@@ -1,0 +1,149 @@
+"""The demo's data: small tiles of the photographs that scikit-image ships in its wheel.
+
+A tile's class is its photograph. Training and validation tiles are cut from disjoint strips of it,
+so that no pixel is in both.
+"""
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.index import open_manifest
+from data.settings import UserError
+from data.shards import ImageFile, write_shard
+
+FOLDER = Path("shards/demo")  # below the working folder
+TILE = 48  # pixels a side
+NUM_TRAIN, NUM_VAL = 4000, 800  # tiles in all, equally many a photograph
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+_NUM_TRAIN_SHARDS = 4
+_CROP = (40, 120)  # pixels a side, before the resize to TILE
+_VAL_PART = 0.3  # of the photograph's width, at its left: in each of them it looks like the whole
+_GAP = 8  # columns between the strips
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where a tile is cut: photograph `label`, a square of `side` pixels at (`left`, `top`)."""
+
+    label: int
+    left: int
+    top: int
+    side: int
+
+
+def ensure_demo_shards(spec: object) -> None:
+    """Make the demo's shards if `spec`, a `data.shards`, names them and they are missing."""
+    if isinstance(spec, str) and Path(spec).parent == FOLDER:
+        make_demo_shards(FOLDER)
+
+
+def demo_shards_exist(folder: Path) -> bool:
+    """Tell whether `make_demo_shards` has made this folder; it makes all of it or nothing."""
+    return (folder / "classes.txt").exists() and (folder / "val-000000.tar").exists()
+
+
+def make_demo_shards(folder: Path) -> None:
+    """Make the demo's shards, classes.txt and index in a new folder, whole or not at all.
+
+    The bytes are the same each time: 4 training shards with 4,000 tiles, 1 validation shard with
+    800, both with an equal number of each photograph.
+
+    Raises:
+        UserError: If scikit-image is missing, or the folder exists and holds something else.
+    """
+    if demo_shards_exist(folder):
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds other files than the demo's; delete it or name another")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    photographs = _photographs()
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        work = Path(temporary) / "shards"
+        work.mkdir()
+        _write(work, photographs)
+        shutil.rmtree(folder, ignore_errors=True)  # empty, or it was refused above
+        work.rename(folder)
+
+
+def _photographs() -> list[Image.Image]:
+    """Load the photographs from the installed package, without importing it."""
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        raise UserError(
+            "the demo's photographs come with scikit-image, which is not installed; "
+            'run pip install "masked-patch-pretraining[demo]" or name your own data.shards'
+        )
+    data = Path(package.origin).parent / "data"
+    return [Image.open(data / name).convert("RGB") for name in PHOTOGRAPHS]
+
+
+def _write(folder: Path, photographs: list[Image.Image]) -> None:
+    generator = np.random.default_rng(_SEED)
+    train = _draw_tiles(photographs, NUM_TRAIN, generator, is_val=False)
+    val = _draw_tiles(photographs, NUM_VAL, generator, is_val=True)
+    plan = {f"train-{i:06d}.tar": train[i::_NUM_TRAIN_SHARDS] for i in range(_NUM_TRAIN_SHARDS)} | {
+        "val-000000.tar": val
+    }
+    total = NUM_TRAIN + NUM_VAL
+    with tqdm(total=total, desc="demo tiles", unit="tile", delay=2, disable=None) as progress:
+        for name, tiles in plan.items():
+            progress.update(write_shard(folder / name, _samples(photographs, tiles)))
+    names = [f"{Path(name).stem}\n" for name in PHOTOGRAPHS]
+    (folder / "classes.txt").write_text("".join(names))
+    open_manifest(folder, "demo")
+
+
+def strip(width: int, *, is_val: bool) -> tuple[int, int]:
+    """Return the columns [start, end) of a photograph that a split's tiles are cut from."""
+    border = round(width * _VAL_PART)
+    return (0, border) if is_val else (border + _GAP, width)
+
+
+def _draw_tiles(
+    photographs: list[Image.Image], number: int, generator: np.random.Generator, *, is_val: bool
+) -> list[Tile]:
+    """Draw tiles in a mixed order, equally many of each photograph."""
+    labels = generator.permutation(np.arange(number) % len(photographs))
+    return [
+        _draw_tile(photographs[label].size, int(label), generator, is_val=is_val)
+        for label in labels
+    ]
+
+
+def _draw_tile(
+    size: tuple[int, int], label: int, generator: np.random.Generator, *, is_val: bool
+) -> Tile:
+    start, end = strip(size[0], is_val=is_val)
+    side = int(generator.integers(_CROP[0], _CROP[1] + 1))
+    left = int(generator.integers(start, end - side + 1))
+    top = int(generator.integers(0, size[1] - side + 1))
+    return Tile(label, left, top, side)
+
+
+def _samples(photographs: list[Image.Image], tiles: list[Tile]) -> Iterator[ImageFile]:
+    for number, tile in enumerate(tiles):
+        box = (tile.left, tile.top, tile.left + tile.side, tile.top + tile.side)
+        # Crop first: resize with a box would take pixels from around it.
+        image = photographs[tile.label].crop(box).resize((TILE, TILE), Image.Resampling.BICUBIC)
+        data = BytesIO()
+        image.save(data, "PNG", compress_level=1)
+        yield ImageFile(f"{number:08d}", "png", data.getvalue(), tile.label)

@@ -1,0 +1,314 @@
+"""Positions -> batches for a rank: the stream that training and evaluation read.
+
+The dataset is stateless: a request names an epoch and a range of positions, and what comes back
+depends on nothing else. So any number of workers gives the same batches, a resume reads nothing
+twice, and the whole state of the stream is one integer, the step.
+"""
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.index import Manifest
+from data.order import Order
+from data.randomness import combine, derive, uniform
+from data.reader import BadSample, ShardReader
+from data.settings import require, setting
+from data.shards import IMAGE_EXTENSIONS, LABEL_EXTENSION
+from data.transforms import (
+    NUM_UNIFORM,
+    UnreadableImage,
+    decode,
+    evaluation_crop,
+    training_crop,
+)
+
+NO_LABEL = -1
+_CROP = 1  # purpose of a sample's random numbers
+_PADDING = -1
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What every stream of images states."""
+
+    image_size: Any = setting(None, "pixels a side, or [height, width]; default: the encoder's own")
+    mean: tuple[float, float, float] | None = setting(
+        None, "channel means of pixels in 0..1; default: the encoder's own"
+    )
+    std: tuple[float, float, float] | None = setting(
+        None, "channel deviations of pixels in 0..1; default: the encoder's own"
+    )
+    crop_area: tuple[float, float] = setting(
+        (0.08, 1.0), "range of a training crop's area, as a fraction of the image's"
+    )
+    workers: int = setting(
+        2, "loader processes a rank; 0 decodes in the training process", changes_result=False
+    )
+    trace: bool = setting(
+        False, "write the keys of each step's samples to trace/", changes_result=False
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.image_size is None or _is_size(self.image_size),
+            f"data.image_size={self.image_size} is no size; give pixels, or [height, width]",
+        )
+        low, high = self.crop_area
+        require(
+            0 < low <= high <= 1,
+            f"data.crop_area={list(self.crop_area)} is no range within (0, 1]; try [0.08, 1]",
+        )
+        require(
+            self.std is None or min(self.std) > 0,
+            f"data.std={self.std} must be above 0 in each channel; try [0.5, 0.5, 0.5]",
+        )
+        require(self.workers >= 0, f"data.workers={self.workers} is below 0; 0 needs no process")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W), or None for the encoder's own."""
+        if self.image_size is None:
+            return None
+        if isinstance(self.image_size, int):
+            return (self.image_size, self.image_size)
+        return (self.image_size[0], self.image_size[1])
+
+
+def _is_size(value: object) -> bool:
+    sides = list(value) if isinstance(value, list | tuple) else [value, value]
+    return len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
+
+
+@dataclass(frozen=True)
+class DataConfig(ImageConfig):
+    """The shards that pretraining reads."""
+
+    shards: Any = setting(None, "training shards: brace pattern, glob, folder, or a list of them")
+    val_shards: Any = setting(None, "validation shards, in the same forms; default: none")
+
+
+class Request(NamedTuple):
+    """Positions `start` to `stop` of an epoch; those past its last sample are padding."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+class LedgerEntry(NamedTuple):
+    """A sample that could not be used, as bad_samples.jsonl names it."""
+
+    epoch: int
+    position: int
+    shard: str
+    key: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """What a request gives.
+
+    Attributes:
+        tensors: `image` uint8 (B, 3, H, W); `weight` float32 (B,), 0 for padding and bad samples;
+            `key` int64 (B,), each sample's random key in this epoch; `label` int64 (B,).
+        names: SHARD/KEY of the samples with weight 1, in order.
+        bad: The samples that could not be used.
+    """
+
+    tensors: dict[str, Tensor]
+    names: list[str]
+    bad: list[LedgerEntry]
+
+
+class Samples(Dataset[Batch]):
+    """Requests -> batches, with no state.
+
+    Args:
+        manifest: The indexed shards.
+        size: (H, W) of the images.
+        seed: The run's seed.
+        crop_area: Range of training crops' areas; None cuts evaluation crops and keeps the order
+            of the shards.
+        labelled: A sample without a label is bad.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        size: tuple[int, int],
+        seed: int,
+        crop_area: tuple[float, float] | None = None,
+        labelled: bool = False,
+    ) -> None:
+        self.manifest = manifest
+        self.order = Order(manifest.starts, seed)
+        self.reader = ShardReader(manifest)
+        self.size = size
+        self.crop_area = crop_area
+        self.labelled = labelled
+
+    def __getitem__(self, request: Request) -> Batch:
+        """Read, decode and crop one request's samples."""
+        ids = self._ids(request)
+        keys = combine(np.full(ids.size, derive(self.order.seed, request.epoch)), ids)
+        numbers = uniform(combine(keys, _CROP), NUM_UNIFORM)
+        image = torch.zeros((ids.size, 3, *self.size), dtype=torch.uint8)
+        weight = torch.zeros(ids.size)
+        label = torch.full((ids.size,), NO_LABEL)
+        names: list[str] = []
+        bad: list[LedgerEntry] = []
+        for slot in np.flatnonzero(ids != _PADDING):
+            shard, place = self.order.locate(int(ids[slot]))
+            name, key = self.manifest.shards[shard].name, self.reader.key(shard, place)
+            try:
+                content, label[slot] = self._read(shard, place)
+                image[slot] = self._crop(decode(content), numbers[slot])
+            except (BadSample, UnreadableImage) as error:
+                position = request.start + int(slot)
+                bad.append(LedgerEntry(request.epoch, position, name, key, str(error)))
+                continue
+            weight[slot] = 1
+            names.append(f"{name}/{key}")
+        tensors = {"image": image, "weight": weight, "key": torch.from_numpy(keys), "label": label}
+        return Batch(tensors, names, bad)
+
+    def _ids(self, request: Request) -> np.ndarray:
+        """Return the sample ids of a request's slots; padding has the id -1."""
+        ids = np.full(request.stop - request.start, _PADDING)
+        positions = np.arange(request.start, min(request.stop, self.manifest.num_samples))
+        is_training = self.crop_area is not None
+        ids[: positions.size] = (
+            self.order.samples(request.epoch, positions) if is_training else positions
+        )
+        return ids
+
+    def _read(self, shard: int, place: int) -> tuple[bytes, int]:
+        """Return the image's bytes and the label; a label is only asked for where it matters."""
+        wanted = IMAGE_EXTENSIONS | {LABEL_EXTENSION} if self.labelled else IMAGE_EXTENSIONS
+        _, members = self.reader.read(shard, place, wanted)
+        label = read_label(members) if self.labelled else NO_LABEL
+        images = [
+            content for extension, content in members.items() if extension in IMAGE_EXTENSIONS
+        ]
+        if not images:
+            raise BadSample("no image among its members")
+        return images[0], label
+
+    def _crop(self, image: Tensor, numbers: np.ndarray) -> Tensor:
+        if self.crop_area is None:
+            return evaluation_crop(image, self.size)
+        return training_crop(image, numbers, self.size, self.crop_area)
+
+
+def read_label(members: dict[str, bytes]) -> int:
+    """Return a sample's class number from its `cls` member.
+
+    Raises:
+        BadSample: There is none, or it is no number from 0.
+    """
+    text = members.get(LABEL_EXTENSION)
+    if text is None:
+        raise BadSample(f"no .{LABEL_EXTENSION} member")
+    if not text.strip().isdigit():
+        raise BadSample(f".{LABEL_EXTENSION} holds {text[:20]!r}, not a class number")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's part of the work: `rank` of `world_size`, in micro-batches of `micro_batch_size`."""
+
+    rank: int
+    world_size: int
+    micro_batch_size: int
+
+
+class TrainingStream:
+    """The training samples, step by step, for one rank.
+
+    Global batch `k` of an epoch holds positions `kB` to `(k + 1)B`, whatever the number of ranks;
+    this rank takes its equal share of them. The last batch of an epoch is padded with weight 0.
+
+    Args:
+        samples: What the requests are answered from.
+        batch_size: Global batch size `B`; a multiple of world size times micro-batch size.
+        share: This rank's part.
+        workers: Loader processes.
+    """
+
+    def __init__(self, samples: Samples, batch_size: int, share: Share, workers: int) -> None:
+        assert batch_size % (share.world_size * share.micro_batch_size) == 0
+        self.samples = samples
+        self.batch_size = batch_size
+        self.share = share
+        self.workers = workers
+        self.steps_per_epoch = -(-samples.manifest.num_samples // batch_size)
+
+    def consumed(self, step: int) -> int:
+        """Return the number of samples that the first `step` steps take."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        num_samples = self.samples.manifest.num_samples
+        return epoch * num_samples + min(batch * self.batch_size, num_samples)
+
+    def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """Yield this rank's micro-batches of each step in [first, last)."""
+        requests = _Requests(lambda: self._requests(first, last))
+        batches = iter(_loader(self.samples, requests, self.workers))
+        num_micro_batches = self._rank_size // self.share.micro_batch_size
+        for _ in range(first, last):
+            yield [next(batches) for _ in range(num_micro_batches)]
+
+    @property
+    def _rank_size(self) -> int:
+        return self.batch_size // self.share.world_size
+
+    def _requests(self, first: int, last: int) -> Iterator[Request]:
+        for step in range(first, last):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            start = batch * self.batch_size + self.share.rank * self._rank_size
+            for offset in range(0, self._rank_size, self.share.micro_batch_size):
+                begin = start + offset
+                yield Request(epoch, begin, begin + self.share.micro_batch_size)
+
+
+def evaluation_batches(samples: Samples, share: Share, workers: int) -> Iterable[Batch]:
+    """Return this rank's batches of one pass in listed order; as many for each rank."""
+    size = share.micro_batch_size
+    stride = size * share.world_size
+    starts = range(share.rank * size, -(-samples.manifest.num_samples // stride) * stride, stride)
+    return _loader(samples, [Request(0, start, start + size) for start in starts], workers)
+
+
+class _Requests:
+    """An iterable over what a function yields, for `DataLoader(sampler=...)`."""
+
+    def __init__(self, make: Callable[[], Iterator[Request]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Request]:
+        return self._make()
+
+
+def _loader(samples: Samples, requests: Iterable[Request], workers: int) -> DataLoader[Batch]:
+    return DataLoader(
+        samples,
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        # a generator of its own: iter(DataLoader) would draw from the global one
+        generator=torch.Generator(),
+    )
+
+
+def _start_worker(_: int) -> None:
+    """Leave Ctrl-C to the training process, which ends its workers without tracebacks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

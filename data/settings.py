@@ -1,0 +1,54 @@
+"""How a configuration states its keys, and how a user's mistake is reported.
+
+Every component's frozen dataclass stands beside the component and declares its keys with
+`setting`, so that `--help`, the resume check and the reader of the code see the same thing.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake in the user's input: one line that names the key, the value, the rule, the remedy.
+
+    Entry points print it without a traceback and leave with status 2.
+    """
+
+
+def setting(default: Any, meaning: str, *, changes_result: bool = True) -> Any:
+    """Declare one key of a configuration dataclass.
+
+    Args:
+        default: The value when the user gives none; a callable is called for each instance.
+        meaning: One line for `--help`.
+        changes_result: False for keys such as worker counts or logging, which may change when a
+            run resumes. Every other key is refused by name if it differs.
+    """
+    metadata = {"meaning": meaning, "changes_result": changes_result}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def require(is_right: bool, message: str) -> None:
+    """Raise `UserError(message)` unless the rule holds."""
+    if not is_right:
+        raise UserError(message)
+
+
+def run_entry_point(main: Callable[[list[str]], None]) -> None:
+    """Run `main(arguments)` and leave the process with its status.
+
+    A user's mistake is one line from the main process and status 2; Ctrl-C is status 130.
+    """
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Masked patch prediction: objective, encoder, loop, checkpoints."""

@@ -1,0 +1,210 @@
+"""Checkpoints: committed whole or not at all, checked by hash, free of pickle.
+
+A commit writes a temporary folder, syncs it, lists every file's sha256 in `manifest.json`, renames
+the folder, swaps the link `RUN/encoder` and only then deletes the oldest. A kill at any moment
+leaves the newest complete checkpoint as it was.
+"""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from data.settings import UserError, require
+from pretrain.encoder import save_encoder
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What changes while a run trains, and what a checkpoint therefore holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3 | None
+    scaler: GradScaler | None
+
+    @property
+    def best(self) -> nn.Module:
+        """The weights that are evaluated and handed on: the averaged ones where there are any."""
+        return self.model if self.ema is None else self.ema.module
+
+    def save(self, folder: Path, constants: dict[str, Any]) -> None:
+        """Write weights, optimizer and `constants` into a folder."""
+        save_file(self.model.state_dict(), folder / "model.safetensors")
+        save_file(_flatten(self.optimizer), folder / "optimizer.safetensors")
+        if self.ema is not None:
+            save_file(self.ema.module.state_dict(), folder / "ema.safetensors")
+        scaler = self.scaler.state_dict() if self.scaler else None
+        (folder / "state.json").write_text(json.dumps(constants | {"scaler": scaler}, indent=1))
+        model: Any = self.best
+        save_encoder(model.encoder, folder / "encoder")
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote.
+
+        Raises:
+            UserError: The checkpoint is one of another model.
+        """
+        try:
+            self.model.load_state_dict(load_file(folder / "model.safetensors"))
+            _restore(self.optimizer, load_file(folder / "optimizer.safetensors"))
+            if self.ema is not None:
+                self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{folder} holds another encoder or head than the configuration: {reason}; "
+                "give its own configuration, or another run.dir"
+            ) from error
+        if self.scaler:
+            self.scaler.load_state_dict(read_state(folder)["scaler"])
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's tensors as `PARAMETER.NAME`, parameters numbered in group order."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's numbers."""
+    return json.loads((folder / "state.json").read_text())
+
+
+# ---------------------------------------------------------------- committing
+
+
+def begin(run: Path, step: int) -> Path:
+    """Make the temporary folder in which a checkpoint is written."""
+    folder = run / "checkpoints" / f".writing-step-{step:08d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit(temporary: Path, keep: int) -> Path:
+    """Make a written folder the newest checkpoint, point `RUN/encoder` at it, prune the oldest.
+
+    Args:
+        temporary: What `begin` gave, filled.
+        keep: Number of checkpoints to keep; 0 keeps all.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    hashes = {str(file.relative_to(temporary)): _hash(file) for file in _files(temporary)}
+    (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
+    for path in [*_files(temporary), *_folders(temporary)]:
+        _sync(path)
+    final = temporary.with_name(temporary.name.removeprefix(".writing-"))
+    if final.exists():  # incomplete, or `newest` would have found it
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(final.parent)
+    publish(final)
+    for old in _checkpoints(final.parent)[keep:] if keep else []:
+        shutil.rmtree(old)
+    return final
+
+
+def publish(checkpoint: Path) -> None:
+    """Point the link `RUN/encoder` at a checkpoint's encoder, in one atomic rename."""
+    run = checkpoint.parent.parent
+    link = run / ".encoder-link"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("checkpoints", checkpoint.name, "encoder"))
+    link.replace(run / "encoder")
+    _sync(run)
+
+
+def newest(run: Path) -> Path | None:
+    """Return the newest checkpoint whose files are all as its manifest says, or None.
+
+    What a killed commit left behind is deleted; a damaged checkpoint is named and passed over.
+    """
+    for left_over in (run / "checkpoints").glob(".writing-*"):
+        shutil.rmtree(left_over)
+    for checkpoint in _checkpoints(run / "checkpoints"):
+        damage = _damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        logger.warning("%s is damaged (%s); trying the one before it", checkpoint, damage)
+    return None
+
+
+def check_constants(checkpoint: Path, constants: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose stream is not the one now asked for.
+
+    Raises:
+        UserError: Names what differs.
+    """
+    saved = read_state(checkpoint)
+    for name, value in constants.items():
+        require(
+            saved[name] == value,
+            f"{checkpoint} was trained on another stream: {name} was {saved[name]}, now {value}; "
+            "give it the same shards, or another run.dir",
+        )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    try:
+        hashes = json.loads((checkpoint / MANIFEST).read_text())
+        wrong = [name for name, value in hashes.items() if _hash(checkpoint / name) != value]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{wrong[0]} has changed" if wrong else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [*(path for path in folder.rglob("*") if path.is_dir()), folder]
+
+
+def _hash(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

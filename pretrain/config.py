@@ -1,0 +1,225 @@
+"""Configurations: dataclasses <- YAML <- command line, checked before anything runs."""
+
+import difflib
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from timm.models.vision_transformer import VisionTransformer
+from yaml import YAMLError
+
+from data.loader import DataConfig
+from data.settings import UserError, require, setting
+from pretrain.corruption import CorruptionConfig
+from pretrain.encoder import EncoderConfig, image_data, image_size
+from pretrain.launch import RunConfig, main_process_first
+from pretrain.optim import OptimConfig
+from pretrain.targets import TargetConfig
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that a pretraining run is told."""
+
+    run: RunConfig = setting(RunConfig, "where, how long between saves, on what")
+    data: DataConfig = setting(DataConfig, "the images")
+    encoder: EncoderConfig = setting(EncoderConfig, "the network")
+    corruption: CorruptionConfig = setting(CorruptionConfig, "the corrupted patches")
+    target: TargetConfig = setting(TargetConfig, "what is predicted")
+    optim: OptimConfig = setting(OptimConfig, "the steps")
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.data.shards),
+            "data.shards is missing; name the training shards, such as "
+            "data.shards='shards/train-*.tar'",
+        )
+
+
+class Key(NamedTuple):
+    """One key of a configuration, as `--help` shows it."""
+
+    name: str
+    type: str
+    default: Any
+    meaning: str
+    changes_result: bool
+
+
+def keys(config: type[Any]) -> list[Key]:
+    """List all keys of a configuration class, by their dotted names."""
+    schema = OmegaConf.structured(config)
+    return [
+        key
+        for part in fields(config)
+        for key in _keys_of(typing.get_type_hints(config)[part.name], part.name, schema[part.name])
+    ]
+
+
+def _keys_of(part: type[Any], prefix: str, defaults: Any) -> Iterator[Key]:
+    types = typing.get_type_hints(part)
+    for field in fields(part):
+        kind = types[field.name]
+        type_name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        meta = field.metadata
+        default = _plain(defaults, field.name)
+        name = f"{prefix}.{field.name}"
+        yield Key(name, type_name, default, meta["meaning"], meta["changes_result"])
+
+
+def usage(config: type[Any], command: str) -> str:
+    """Return the text of `--help`: every key with its type, default and one line of meaning."""
+    lines = [f"usage: {command} [CONFIG.yaml] [key.sub=value ...]", ""]
+    for key in keys(config):
+        default = "null" if key.default is None else key.default
+        lines.append(f"  {key.name}  ({key.type}, default {default})")
+        free = "" if key.changes_result else "  [may change on resume]"
+        lines.append(f"      {key.meaning}{free}")
+    return "\n".join(lines)
+
+
+def load(config: type[Config], arguments: list[str]) -> Config:
+    """Merge the defaults, the YAML file that comes first, and `key.sub=value` overrides.
+
+    Raises:
+        UserError: A key is unknown, a value has the wrong type or breaks a rule, or the file
+            cannot be read.
+    """
+    schema = OmegaConf.structured(config)
+    OmegaConf.set_readonly(schema, False)  # frozen dataclasses give read-only schemas
+    layers: list[DictConfig] = []
+    if arguments and "=" not in arguments[0]:
+        layers.append(_read_yaml(arguments[0]))
+        arguments = arguments[1:]
+    layers += [_parse_override(argument) for argument in arguments]
+    merged = schema
+    for layer in layers:
+        _check_keys(config, layer)
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise UserError(_type_message(config, layer, error)) from error
+    try:
+        return typing.cast(Config, OmegaConf.to_object(merged))
+    except (UserError, OmegaConfBaseException) as error:
+        # omegaconf adds lines of its own to what a dataclass raises
+        raise UserError(str(error).splitlines()[0]) from error
+
+
+def resolve(config: Config, encoder: VisionTransformer) -> Config:
+    """Fill in the image size, mean and std that were left to the encoder."""
+    whole: Any = config
+    data = replace(
+        whole.data,
+        image_size=list(image_size(encoder)),
+        mean=tuple(image_data(encoder)["mean"]),
+        std=tuple(image_data(encoder)["std"]),
+    )
+    return replace(whole, data=data)
+
+
+def claim(accelerator: Accelerator, config: Any) -> None:
+    """Write `config.yaml` into the run's folder, once it is sure that it is the same run.
+
+    Raises:
+        UserError: The folder holds a run of another configuration.
+    """
+
+    def write() -> None:
+        if not accelerator.is_main_process:
+            return
+        folder = Path(config.run.dir)
+        path = folder / "config.yaml"
+        if path.is_file() and (folder / "checkpoints").is_dir():
+            _check_unchanged(config, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(config), path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    main_process_first(accelerator, write)
+
+
+def _check_unchanged(config: Any, path: Path) -> None:
+    """Refuse to resume a run with keys that would change its result."""
+    saved = OmegaConf.load(path)
+    asked = OmegaConf.structured(config)
+    different = [
+        f"{key.name} is {now}, not {before}"
+        for key in keys(type(config))
+        if key.changes_result
+        and (now := _plain(asked, key.name)) != (before := _plain(saved, key.name))
+    ]
+    require(
+        not different,
+        f"run.dir={path.parent} holds a run of another configuration: {'; '.join(different)}; "
+        "give the same keys to resume it, or another run.dir",
+    )
+
+
+def _plain(config: Any, name: str) -> Any:
+    value = OmegaConf.select(config, name)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _read_yaml(path: str) -> DictConfig:
+    require(
+        path.endswith((".yaml", ".yml")),
+        f"{path} is neither a CONFIG.yaml nor key.sub=value; see --help",
+    )
+    require(Path(path).is_file(), f"{path}: no such configuration file; see configs/")
+    try:
+        layer = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    require(isinstance(layer, DictConfig), f"{path} must hold keys and values")
+    return typing.cast(DictConfig, layer)
+
+
+def _parse_override(argument: str) -> DictConfig:
+    name, equals, _ = argument.partition("=")
+    require(bool(equals and name), f"{argument} is not of the form key.sub=value; see --help")
+    try:
+        return OmegaConf.from_dotlist([argument])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{argument} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _check_keys(config: type[Any], layer: DictConfig) -> None:
+    """Name an unknown key, and the nearest right one."""
+    known = {key.name: key for key in keys(config)}
+    for name in _leaf_names(layer, set(known)):
+        if name in known:
+            continue
+        by_leaf = [full for full in known if full.split(".")[-1] == name.split(".")[-1]]
+        near = by_leaf or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        raise UserError(f"{name} is no key; {hint}")
+
+
+def _leaf_names(layer: DictConfig, known: set[str], prefix: str = "") -> list[str]:
+    """List the dotted names that a layer sets, down to the known keys."""
+    names: list[str] = []
+    for key in layer:
+        name = f"{prefix}{key}"
+        value = layer._get_node(key)
+        if isinstance(value, DictConfig) and name not in known and len(value):
+            names += _leaf_names(value, known, f"{name}.")
+        else:
+            names.append(name)
+    return names
+
+
+def _type_message(config: type[Any], layer: DictConfig, error: OmegaConfBaseException) -> str:
+    name = str(error.full_key or "")
+    types = {key.name: key.type for key in keys(config)}
+    parent = next((key for key in types if name == key or name.startswith(f"{key}[")), "")
+    if not parent:
+        return str(error).splitlines()[0]
+    return f"{parent}={OmegaConf.select(layer, parent)} is no {types[parent]}; see --help"

@@ -1,0 +1,261 @@
+"""The encoder: a timm VisionTransformer, built, loaded, saved and run in two halves.
+
+The only file that touches timm's private parts. The class token gets no loss in masked patch
+prediction, so every encoder pools by patch average, and `norm` stays inside `forward_features`
+(`fc_norm=False`): what a head reads is what the colour head was trained on.
+"""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import save_for_hf
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from data.settings import UserError, require, setting
+
+DEFAULT_NAME = "vit_base_patch16_224"
+_SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
+_FIXED_ARGS = {"img_size", "num_classes", "global_pool", "fc_norm", "pretrained", "patch_drop_rate"}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Which encoder, and what it starts from."""
+
+    name: str | None = setting(
+        None, f"timm VisionTransformer; default: that of encoder.init, else {DEFAULT_NAME}"
+    )
+    init: str = setting(
+        "none",
+        "what to start from: none (random), a RUN, a timm FOLDER, or a timm name (pretrained)",
+    )
+    patch_size: int | None = setting(None, "pixels a side of a patch; default: as named")
+    embed_dim: int | None = setting(None, "width D; default: as named")
+    depth: int | None = setting(None, "number of blocks; default: as named")
+    num_heads: int | None = setting(
+        None, "attention heads, a divisor of the width; default: as named"
+    )
+    args: dict[str, Any] = setting(
+        dict, "further arguments of timm's model, such as args.mlp_ratio=2 args.drop_path_rate=0.1"
+    )
+
+    def __post_init__(self) -> None:
+        for key in _SIZES:
+            value = getattr(self, key)
+            require(value is None or value > 0, f"encoder.{key}={value} must be above 0")
+        for key in _FIXED_ARGS & self.args.keys():
+            raise UserError(f"encoder.args.{key} is set by this project; leave it out")
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The arguments over timm's own, those left out omitted."""
+        sizes = {key: getattr(self, key) for key in _SIZES if getattr(self, key) is not None}
+        return sizes | self.args
+
+
+# ---------------------------------------------------------------- building and loading
+
+
+def make_encoder(
+    config: EncoderConfig,
+    size: tuple[int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> VisionTransformer:
+    """Build the encoder, or load the one that `encoder.init` names, for images of one size.
+
+    Position embeddings of a loaded encoder are interpolated in 2-D when the grid differs.
+
+    Args:
+        config: Which encoder.
+        size: (H, W); None keeps the encoder's own.
+        mean: Channel means of pixels in 0..1; None keeps the encoder's own.
+        std: Channel deviations, likewise.
+
+    Raises:
+        UserError: The name or an argument is unknown, sizes do not fit, or nothing can be loaded.
+    """
+    encoder = _create(config, size) if config.init == "none" else _load(config)
+    size = size or image_size(encoder)
+    check_image_size(size, patch_size(encoder))
+    encoder.set_input_size(size)
+    values = {"input_size": (3, *size), "mean": mean, "std": std}
+    image_data(encoder).update({key: value for key, value in values.items() if value is not None})
+    return encoder
+
+
+def load_encoder(path: str | Path) -> VisionTransformer:
+    """Load an encoder alone.
+
+    Args:
+        path: A run's folder, a folder in timm's format, or the name of a pretrained timm model.
+
+    Returns:
+        A timm VisionTransformer: `encoder(images)` gives patch averages (B, D) and
+        `encoder.forward_features(images)` all tokens (B, T, D), for float images (B, 3, H, W)
+        normalised by `encoder.pretrained_cfg["mean"]` and `["std"]`.
+
+    Raises:
+        UserError: There is no encoder of that name.
+    """
+    return _load(EncoderConfig(init=str(path)))
+
+
+def _create(config: EncoderConfig, size: tuple[int, int] | None) -> VisionTransformer:
+    name = config.name or DEFAULT_NAME
+    known = timm.list_models(module="vision_transformer")
+    if name.split(".")[0] not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else 'see timm.list_models("vit_*")'
+        raise UserError(f"encoder.name={name} is no VisionTransformer that timm knows; {hint}")
+    default_patch = config.patch_size
+    if size is not None and default_patch is not None:
+        check_image_size(size, (default_patch, default_patch))
+    arguments = config.overrides | ({"img_size": size} if size is not None else {})
+    return _timm_model(name, pretrained=False, arguments=arguments)
+
+
+def _load(config: EncoderConfig) -> VisionTransformer:
+    encoder = _timm_model(_timm_source(config.init), pretrained=True, arguments=config.args)
+    held = {
+        "patch_size": patch_size(encoder)[0],
+        "embed_dim": encoder.embed_dim,
+        "depth": len(encoder.blocks),
+        "num_heads": cast(Any, encoder.blocks[0]).attn.num_heads,
+    }
+    for key, value in held.items():
+        asked = getattr(config, key)
+        require(
+            asked in (None, value),
+            f"encoder.{key}={asked}, but the encoder of encoder.init={config.init} has {value}; "
+            "leave the key out",
+        )
+    return encoder
+
+
+def _timm_source(init: str) -> str:
+    """Return the name under which timm finds an encoder."""
+    for folder in (Path(init, "encoder"), Path(init)):
+        if (folder / "config.json").is_file():
+            return f"local-dir:{folder}"
+    is_name = timm.is_model(init.split(".")[0]) or init.startswith("hf-hub:")
+    require(
+        is_name and not Path(init).exists(),
+        f"encoder.init={init} is no run or folder with an encoder, and no timm name; "
+        "a run has its first encoder after its first checkpoint",
+    )
+    return init
+
+
+def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> VisionTransformer:
+    try:
+        encoder = timm.create_model(
+            name,
+            pretrained=pretrained,
+            num_classes=0,
+            global_pool="avg",
+            fc_norm=False,
+            **arguments,
+        )
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(f"encoder.name={name} with {arguments}: timm says: {error}") from error
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"encoder.init={name} cannot be loaded: {reason}") from error
+    require(
+        isinstance(encoder, VisionTransformer)
+        and type(encoder).forward_features is VisionTransformer.forward_features,
+        f"encoder.name={name} is no plain timm VisionTransformer; try {DEFAULT_NAME}",
+    )
+    return cast(VisionTransformer, encoder)
+
+
+def check_image_size(size: tuple[int, int], patch: tuple[int, int]) -> None:
+    """Raise `UserError` unless each side of (H, W) is a multiple of the patch's."""
+    for side, patch_side in zip(size, patch, strict=True):
+        near = max(1, round(side / patch_side)) * patch_side
+        require(
+            side % patch_side == 0,
+            f"data.image_size={side} is not a multiple of encoder.patch_size={patch_side}; "
+            f"try {near}",
+        )
+
+
+def save_encoder(encoder: VisionTransformer, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` in timm's own format.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it; image size, mean and std
+    come from `encoder.pretrained_cfg`.
+    """
+    data = {key: image_data(encoder)[key] for key in ("input_size", "mean", "std")}
+    data |= {"interpolation": "bilinear", "crop_pct": 1.0}
+    origin = {"pretrained_cfg": {"tag": "masked_patch"}}  # not the tag of timm's own weights
+    save_for_hf(encoder, str(folder), origin, safe_serialization=True, data_config=data)
+
+
+# ---------------------------------------------------------------- what it is
+
+
+def image_data(encoder: VisionTransformer) -> dict[str, Any]:
+    """Return timm's record of what the encoder is fed: `input_size`, `mean`, `std` and more."""
+    return cast(dict[str, Any], encoder.pretrained_cfg)
+
+
+def patch_size(encoder: VisionTransformer) -> tuple[int, int]:
+    """(height, width) of a patch in pixels."""
+    return encoder.patch_embed.patch_size
+
+
+def image_size(encoder: VisionTransformer) -> tuple[int, int]:
+    """(H, W) of the images it takes."""
+    return encoder.patch_embed.img_size
+
+
+def grid_size(encoder: VisionTransformer) -> tuple[int, int]:
+    """(rows, columns) of its patches; their product is `N`."""
+    return encoder.patch_embed.grid_size
+
+
+# ---------------------------------------------------------------- running it
+
+
+class Normalise(nn.Module):
+    """Pixels -> what an encoder takes: uint8 (B, 3, H, W) -> float (B, 3, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: VisionTransformer) -> None:
+        super().__init__()
+        # buffers, so that they follow .to(device); not saved, config.json holds them
+        for key in ("mean", "std"):
+            value = torch.tensor(image_data(encoder)[key], dtype=torch.float32)
+            self.register_buffer(key, value.view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Subtract the mean and divide by the deviation."""
+        return (images.float() - self.mean) / self.std
+
+
+def embed(encoder: VisionTransformer, images: Tensor) -> Tensor:
+    """Images -> patch embeddings without positions: (B, 3, H, W) -> (B, N, D)."""
+    return encoder.patch_embed(images)
+
+
+def encode(encoder: VisionTransformer, embeddings: Tensor) -> Tensor:
+    """Patch embeddings -> tokens: (B, N, D) -> (B, T, D), prefix tokens first.
+
+    `encode(embed(images))` equals timm's `forward_features(images)`.
+    """
+    tokens = encoder.norm_pre(encoder._pos_embed(embeddings))
+    return encoder.norm(encoder.blocks(tokens))
+
+
+def patch_tokens(encoder: VisionTransformer, tokens: Tensor) -> Tensor:
+    """Drop the prefix tokens: (B, T, D) -> (B, N, D)."""
+    return tokens[:, encoder.num_prefix_tokens :]

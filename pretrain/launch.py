@@ -1,0 +1,146 @@
+"""Before the first step: processes, devices, precision, seeds, and each process's share."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+
+from data.index import Manifest, open_manifest
+from data.loader import Share
+from data.settings import UserError, require, setting
+from pretrain.optim import OptimConfig
+
+Result = TypeVar("Result")
+
+_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_RESUME = ("auto", "must", "never")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives, how often it speaks and saves, and on what it runs."""
+
+    dir: str = setting("runs/pretrain", "folder of the run", changes_result=False)
+    seed: int = setting(0, "seed of the weights, the order, the crops and the corruption")
+    resume: str = setting(
+        "auto",
+        "auto (continue if there is a checkpoint), must (or fail), never (fail if there is one)",
+        changes_result=False,
+    )
+    checkpoint_every: int = setting(
+        1000, "steps between checkpoints; 0: only by minutes and at the end", changes_result=False
+    )
+    checkpoint_minutes: float = setting(
+        30.0, "minutes between checkpoints; 0: only by steps", changes_result=False
+    )
+    keep_checkpoints: int = setting(2, "newest checkpoints to keep; 0: all", changes_result=False)
+    log_every: int = setting(50, "steps between records in metrics.jsonl", changes_result=False)
+    eval_every: int = setting(
+        1000, "steps between validations; 0: only at the end", changes_result=False
+    )
+    deterministic: bool = setting(
+        False, "deterministic GPU kernels, for bit-exact resume; slower", changes_result=False
+    )
+    micro_batch_size: int = setting(
+        0,
+        "images a forward pass on each process; 0: its whole share of the batch",
+        changes_result=False,
+    )
+    precision: str = setting("fp32", "fp32, bf16, or fp16 (GPUs only)")
+    threads: int = setting(
+        0, "CPU threads a process when it trains on the CPU; 0: all, shared", changes_result=False
+    )
+
+    def __post_init__(self) -> None:
+        for key in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "eval_every"):
+            value = getattr(self, key)
+            require(value >= 0, f"run.{key}={value} is below 0; 0 turns it off")
+        for key in ("micro_batch_size", "threads"):
+            value = getattr(self, key)
+            require(value >= 0, f"run.{key}={value} is below 0; 0 chooses for you")
+        require(self.log_every > 0, f"run.log_every={self.log_every} must be above 0")
+        require(self.dir != "", "run.dir is empty; name a folder, such as runs/mine")
+        if self.precision not in _PRECISIONS:
+            raise UserError(f"run.precision={self.precision} is not one of fp32, bf16, fp16")
+        if self.resume not in _RESUME:
+            raise UserError(f"run.resume={self.resume} is not one of {', '.join(_RESUME)}")
+
+
+def start(run: RunConfig) -> Accelerator:
+    """Set up processes, devices, precision and seeds.
+
+    Raises:
+        UserError: fp16 is asked for without a GPU.
+    """
+    has_gpu = torch.cuda.is_available()
+    require(
+        run.precision != "fp16" or has_gpu,
+        "run.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU",
+    )
+    if not has_gpu:
+        # torchrun without this would start as many runs of one process
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    accelerator = Accelerator(
+        mixed_precision=_PRECISIONS[run.precision],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise
+        cores = len(os.sched_getaffinity(0))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(run.threads or max(1, cores // local))
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
+    torch.manual_seed(run.seed)
+    return accelerator
+
+
+def share(accelerator: Accelerator, run: RunConfig, optim: OptimConfig) -> Share:
+    """Cut the global batch into this process's micro-batches.
+
+    Raises:
+        UserError: The batch does not divide.
+    """
+    world = accelerator.num_processes
+    size = optim.batch_size
+    require(
+        size % world == 0,
+        f"optim.batch_size={size} is not a multiple of the {world} processes; "
+        f"try {max(world, size // world * world)}",
+    )
+    own = size // world
+    micro = run.micro_batch_size or own
+    fitting = max(d for d in range(1, min(micro, own) + 1) if own % d == 0)
+    require(
+        own % micro == 0,
+        f"run.micro_batch_size={micro} does not divide the {own} images that each of the {world} "
+        f"processes takes of optim.batch_size={size}; try {fitting}",
+    )
+    return Share(accelerator.process_index, world, micro)
+
+
+def main_process_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Run `work` on the main process, then on the others; its `UserError` is raised on all."""
+    result, message = None, None
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except UserError as error:
+            message = str(error)
+    messages = gather_object([message])
+    if messages[0] is not None:
+        raise UserError(messages[0])
+    return cast(Result, result) if accelerator.is_main_process else work()
+
+
+def open_shards(accelerator: Accelerator, spec: object, key: str) -> Manifest:
+    """Open the shards that a configuration key names; the main process makes missing indexes."""
+    return main_process_first(accelerator, lambda: open_manifest(spec, key))

@@ -1,0 +1,69 @@
+"""Pretrain an encoder by masked patch prediction. The story of a run, from top to bottom.
+
+Four ways to start the same run:
+    accelerate launch pretrain/run.py configs/pretrain/cifar10.yaml run.dir=runs/mine
+    torchrun --nproc-per-node 8 pretrain/run.py CONFIG.yaml key.sub=value
+    python pretrain/run.py CONFIG.yaml key.sub=value
+    python pretrain/run.py        (no argument at all: the demo)
+The same command again resumes.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+if not __package__:  # started as a file: search the checkout, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data.demo import ensure_demo_shards
+from data.loader import Samples, TrainingStream, evaluation_batches
+from data.settings import run_entry_point
+from pretrain.config import PretrainConfig, claim, load, resolve, usage
+from pretrain.encoder import image_size, make_encoder
+from pretrain.launch import main_process_first, open_shards, share, start
+from pretrain.loop import Trainer
+from pretrain.model import MaskedPatchModel
+
+DEMO = Path(__file__).resolve().parents[1] / "configs/pretrain/demo.yaml"
+
+
+def main(arguments: list[str]) -> None:
+    """Run `python pretrain/run.py ARGUMENTS`."""
+    if {"-h", "--help"} & set(arguments):
+        print(usage(PretrainConfig, "accelerate launch pretrain/run.py"))
+        return
+
+    # ---- what is asked for
+    config = load(PretrainConfig, arguments or [str(DEMO)])
+    accelerator = start(config.run)
+    part = share(accelerator, config.run, config.optim)
+
+    # ---- the model
+    data = config.data
+    encoder = make_encoder(config.encoder, data.size, data.mean, data.std)
+    model = MaskedPatchModel(encoder, config.corruption, config.target)
+    config = resolve(config, encoder)
+    claim(accelerator, config)
+
+    # ---- the stream
+    main_process_first(accelerator, lambda: ensure_demo_shards(data.shards))
+    shards = open_shards(accelerator, data.shards, "data.shards")
+    size, seed = image_size(encoder), config.run.seed
+    samples = Samples(shards, size, seed, data.crop_area)
+    stream = TrainingStream(samples, config.optim.batch_size, part, data.workers)
+    validation = None
+    if data.val_shards:
+        val_shards = open_shards(accelerator, data.val_shards, "data.val_shards")
+        val_samples = Samples(val_shards, size, seed)
+        validation = partial(evaluation_batches, val_samples, part, data.workers)
+
+    # ---- the steps
+    trainer = Trainer(accelerator, config.run, config.optim, model, stream, validation)
+    trainer.train(trace=data.trace)
+    if accelerator.is_main_process:
+        print(f"finished: {config.optim.steps} steps; the encoder is in {config.run.dir}/encoder")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
