@@ -192,7 +192,7 @@ class Samples(Dataset[Batch]):
     def _read(self, shard: int, place: int) -> tuple[bytes, int]:
         """Return the image's bytes and the label; a label is only asked for where it matters."""
         wanted = IMAGE_EXTENSIONS | {LABEL_EXTENSION} if self.labelled else IMAGE_EXTENSIONS
-        _, members = self.reader.read(shard, place, wanted)
+        members = self.reader.read(shard, place, wanted)
         label = read_label(members) if self.labelled else NO_LABEL
         images = [
             content for extension, content in members.items() if extension in IMAGE_EXTENSIONS

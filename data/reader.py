@@ -6,8 +6,6 @@ from collections import OrderedDict
 from collections.abc import Container
 from typing import NamedTuple
 
-import numpy as np
-
 from data.index import Manifest, Member, ShardIndex
 
 # Shards held open at once. Each takes two descriptors, its own and its mapped index's: half of the
@@ -41,17 +39,8 @@ class ShardReader:
         """Return a sample's key, from the index alone."""
         return self._opened(shard).samples.key(sample)
 
-    def sample(self, number: int) -> "SampleHandle":
-        """Find a sample by its number in the whole manifest, without reading its data.
-
-        Raises:
-            OSError: If the shard or its index cannot be opened.
-        """
-        shard = int(np.searchsorted(self.manifest.starts, number, side="right")) - 1
-        return self._handle(shard, number - int(self.manifest.starts[shard]))
-
-    def read(self, shard: int, sample: int, wanted: Container[str]) -> tuple[str, dict[str, bytes]]:
-        """Read a sample's key and its wanted members.
+    def read(self, shard: int, sample: int, wanted: Container[str]) -> dict[str, bytes]:
+        """Read a sample's wanted members.
 
         Args:
             shard: The shard's place in the manifest.
@@ -59,24 +48,19 @@ class ShardReader:
             wanted: Extensions to read; what the sample lacks is left out.
 
         Returns:
-            The key, and the bytes by extension.
+            The bytes by extension.
 
         Raises:
             BadSample: If the bytes are not those that were indexed.
             OSError: If the shard cannot be read; that may pass, so it says nothing of the sample.
         """
-        handle = self._handle(shard, sample)
-        names = [extension for extension in handle.extensions if extension in wanted]
-        return handle.key, {extension: handle.read(extension) for extension in names}
-
-    def _handle(self, shard: int, sample: int) -> "SampleHandle":
-        samples = self._opened(shard).samples
-        members = samples.members(sample)
-        return SampleHandle(self, shard, samples.key(sample), members)
-
-    def read_member(self, shard: int, extension: str, member: Member) -> bytes:
-        """Read one member of a shard; raises as `read` does."""
-        return _read_member(self._opened(shard).descriptor, extension, member)
+        source = self._opened(shard)
+        members = source.samples.members(sample)
+        return {
+            extension: _read_member(source.descriptor, extension, member)
+            for extension, member in members.items()
+            if extension in wanted
+        }
 
     def close(self) -> None:
         """Close all files; a later read opens them again."""
@@ -105,37 +89,6 @@ class ShardReader:
 
     def __del__(self) -> None:
         self.close()
-
-
-class SampleHandle:
-    """One sample of a manifest: its name is known before any of its bytes is read.
-
-    Attributes:
-        shard: The shard's name in the manifest.
-        key: The sample's key.
-        name: "SHARD/KEY", for traces.
-        extensions: Of its members, in the shard's order.
-    """
-
-    def __init__(
-        self, reader: ShardReader, number: int, key: str, members: dict[str, Member]
-    ) -> None:
-        self.shard = reader.manifest.shards[number].name
-        self.key = key
-        self.name = f"{self.shard}/{key}"
-        self.extensions = tuple(members)
-        self._members = members
-        self._reader = reader
-        self._number = number
-
-    def read(self, extension: str) -> bytes:
-        """Read the member of one of `extensions`.
-
-        Raises:
-            BadSample: If the bytes are not those that were indexed.
-            OSError: If the shard cannot be read; that may pass, so it says nothing of the sample.
-        """
-        return self._reader.read_member(self._number, extension, self._members[extension])
 
 
 def _read_member(descriptor: int, extension: str, member: Member) -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def labels(folder: Path, split: str) -> Counter[int]:
     manifest = open_manifest(f"{folder}/{split}-*.tar", "data.shards")
     reader = ShardReader(manifest)
-    return Counter(int(reader.sample(i).read("cls")) for i in range(manifest.num_samples))
+    return Counter(
+        int(reader.read(number, i, {"cls"})["cls"])
+        for number, shard in enumerate(manifest.shards)
+        for i in range(shard.num_samples)
+    )
 
 
 def test_number_of_tiles_a_class(demo: Path) -> None:
@@ -43,8 +48,8 @@ def test_number_of_tiles_a_class(demo: Path) -> None:
 
 def test_tiles_are_images_of_one_size(demo: Path) -> None:
     reader = ShardReader(open_manifest(demo, "data.shards"))
-    for number in range(0, 4800, 400):
-        image = Image.open(io.BytesIO(reader.sample(number).read("png")))
+    for shard, sample in product(range(5), range(0, 800, 100)):
+        image = Image.open(io.BytesIO(reader.read(shard, sample, {"png"})["png"]))
         assert (image.size, image.mode) == ((TILE, TILE), "RGB")
 
 

@@ -63,10 +63,10 @@ def test_labelled_shards_from_a_folder_a_class(source: Path, made: tuple[Path, s
     manifest = open_manifest(out, "data.shards")
     reader = ShardReader(manifest)
     names = (out / "classes.txt").read_text().splitlines()
-    for i in range(60):
-        sample = reader.sample(i)
-        assert (source / f"{sample.key}.jpg").read_bytes() == sample.read("jpg")
-        assert sample.key.startswith(names[int(sample.read("cls"))] + "/")
+    for shard in range(60):
+        key, members = reader.read(shard, 0, {"jpg", "cls"})
+        assert (source / f"{key}.jpg").read_bytes() == members["jpg"]
+        assert key.startswith(names[int(members["cls"])] + "/")
     num_val = sum(s.num_samples for s in manifest.shards if s.name.startswith("val-"))
     assert 0 < num_val < 30
     for line in (
@@ -124,8 +124,8 @@ def test_another_plan_is_refused_or_overwrites(source: Path, out: Path) -> None:
     ]  # fmt: skip
     assert "labels: none (--unlabelled, or images directly in SOURCE)" in done.stdout
     reader = ShardReader(open_manifest(out, "data.shards"))
-    assert [reader.sample(i).key for i in (0, 59)] == ["cat/00", "dog/29"]
-    assert reader.sample(0).extensions == ("jpg",)
+    assert [reader.key(0, i) for i in (0, 59)] == ["cat/00", "dog/29"]
+    assert set(reader.read(0, 0, {"jpg", "cls"})[1]) == {"jpg"}
 
 
 def test_mistakes_are_one_line_and_status_2(source: Path, tmp_path: Path) -> None:
