@@ -89,11 +89,12 @@ def make_encoder(
     return encoder
 
 
-def load_encoder(path: str | Path) -> VisionTransformer:
+def load_encoder(path: str | Path, keep_head: bool = False) -> VisionTransformer:
     """Load an encoder alone.
 
     Args:
         path: A run's folder, a folder in timm's format, or the name of a pretrained timm model.
+        keep_head: Keep a fine-tuned run's classifier; `encoder(images)` then gives logits.
 
     Returns:
         A timm VisionTransformer: `encoder(images)` gives patch averages (B, D) and
@@ -103,7 +104,7 @@ def load_encoder(path: str | Path) -> VisionTransformer:
     Raises:
         UserError: There is no encoder of that name.
     """
-    return _load(EncoderConfig(init=str(path)))
+    return _load(EncoderConfig(init=str(path)), num_classes=None if keep_head else 0)
 
 
 def _create(config: EncoderConfig, size: tuple[int, int] | None) -> VisionTransformer:
@@ -116,12 +117,13 @@ def _create(config: EncoderConfig, size: tuple[int, int] | None) -> VisionTransf
     default_patch = config.patch_size
     if size is not None and default_patch is not None:
         check_image_size(size, (default_patch, default_patch))
-    arguments = config.overrides | ({"img_size": size} if size is not None else {})
+    arguments = config.overrides | {"img_size": size, "num_classes": 0}
     return _timm_model(name, pretrained=False, arguments=arguments)
 
 
-def _load(config: EncoderConfig) -> VisionTransformer:
-    encoder = _timm_model(_timm_source(config.init), pretrained=True, arguments=config.args)
+def _load(config: EncoderConfig, num_classes: int | None = 0) -> VisionTransformer:
+    arguments = config.args | {"num_classes": num_classes}  # None: as it was saved
+    encoder = _timm_model(_timm_source(config.init), pretrained=True, arguments=arguments)
     held = {
         "patch_size": patch_size(encoder)[0],
         "embed_dim": encoder.embed_dim,
@@ -157,7 +159,6 @@ def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> Visio
         encoder = timm.create_model(
             name,
             pretrained=pretrained,
-            num_classes=0,
             global_pool="avg",
             fc_norm=False,
             **arguments,

@@ -99,6 +99,7 @@ def start(run: RunConfig) -> Accelerator:
         torch.set_num_threads(run.threads or max(1, cores // local))
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s")
+    logging.getLogger("timm").setLevel(logging.WARNING)  # it tells of every local load
     torch.manual_seed(run.seed)
     return accelerator
 

@@ -1,0 +1,86 @@
+"""The main job, end to end, on photographs that scikit-image ships: what `make demo` runs.
+
+    python scripts/demo.py
+
+Makes shards, pretrains, measures few-shot accuracy against an untrained encoder, fine-tunes against
+training from scratch, exports, and writes the report; each step is the command that a user would
+type, and is printed.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RUN = Path("runs/demo")
+LAUNCH = "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no "
+LAUNCH += "--dynamo_backend no"
+FEWSHOT = "python finetune/fewshot.py configs/finetune/demo-fewshot.yaml"
+FINETUNE = f"{LAUNCH} finetune/run.py configs/finetune/demo.yaml"
+
+STEPS = (
+    ("Make the shards if they are missing, and pretrain", f"{LAUNCH} pretrain/run.py"),
+    (
+        "Few-shot accuracy of the pretrained encoder",
+        f"{FEWSHOT} encoder.init={RUN} fewshot.output={RUN}/fewshot.json",
+    ),
+    (
+        "Few-shot accuracy of an untrained encoder",
+        f"{FEWSHOT} encoder.init=none fewshot.output={RUN}/fewshot-untrained.json",
+    ),
+    ("Fine-tune the pretrained encoder", f"{FINETUNE} encoder.init={RUN} run.dir={RUN}/finetune"),
+    ("Train the same from scratch", f"{FINETUNE} encoder.init=none run.dir={RUN}/scratch"),
+    ("Export in timm's format", f"python scripts/export.py {RUN} {RUN}/export"),
+    ("Write the report", f"python scripts/report.py {RUN}"),
+)
+
+
+def main() -> None:
+    """Run all steps; leave with the status of the first that fails."""
+    begin = time.monotonic()
+    print(f"The demo takes {len(STEPS)} steps, 4 to 6 minutes on 2 CPU cores:")
+    for number, (title, _) in enumerate(STEPS, start=1):
+        print(f"  {number}. {title}")
+    for number, (title, command) in enumerate(STEPS, start=1):
+        print(f"\n== {number}/{len(STEPS)} {title}\n$ {command}", flush=True)
+        if title.startswith("Export") and (RUN / "export").exists():
+            print(f"{RUN}/export is there already")
+            continue
+        _run(command)
+    _summarise(time.monotonic() - begin)
+
+
+def _run(command: str) -> None:
+    """Run a command with this interpreter's own programs."""
+    program, *arguments = command.split()
+    done = subprocess.run([Path(sys.executable).with_name(program), *arguments], check=False)
+    if done.returncode:
+        print(f"failed with status {done.returncode}: {command}", file=sys.stderr)
+        sys.exit(done.returncode)
+
+
+def _summarise(seconds: float) -> None:
+    pretrained, untrained = _read("fewshot.json"), _read("fewshot-untrained.json")
+    print(f"\n== Done in {seconds / 60:.1f} minutes. What pretraining without labels gained:")
+    print("  labelled images a class    untrained    pretrained")
+    for shots in (1, 5, 10, 25):
+        key = f"accuracy/{shots}shot"
+        print(f"  {shots:>23}    {untrained[key]:>9.1%}    {pretrained[key]:>10.1%}")
+    scratch, tuned = (_read(f"{name}/result.json") for name in ("scratch", "finetune"))
+    key = "accuracy/top1"
+    print(f"  {'all, fine-tuned':>23}    {scratch[key]:>9.1%}    {tuned[key]:>10.1%}")
+    print("\nWhere it lies:")
+    print(f"  {RUN}/encoder/      the encoder, in timm's format")
+    print(f"  {RUN}/export/       the same as a plain folder, to copy elsewhere")
+    print(f"  {RUN}/finetune/     the fine-tuned classifier and its result.json")
+    print(f"  {RUN}/report.html   curves and reconstructions; open it in a browser")
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RUN / name).read_text())
+
+
+if __name__ == "__main__":
+    main()
