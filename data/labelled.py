@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.index import Manifest
-from data.loader import ImageConfig, read_label
+from data.loader import SHARDS_TYPE, ImageConfig, read_label
 from data.reader import BadSample, ShardReader
 from data.settings import UserError, require, setting
 from data.shards import LABEL_EXTENSION
@@ -18,8 +18,18 @@ from data.shards import LABEL_EXTENSION
 class LabelledDataConfig(ImageConfig):
     """The labelled shards that fine-tuning and probes read."""
 
-    train: Any = setting(None, "labelled training shards: brace pattern, glob, folder, or a list")
-    val: Any = setting(None, "labelled validation shards, in the same forms")
+    train: Any = setting(
+        None,
+        "labelled training shards: brace pattern, glob, folder, or a list of them",
+        changes_result=False,
+        type_name=SHARDS_TYPE,
+    )
+    val: Any = setting(
+        None,
+        "labelled validation shards, in the same forms",
+        changes_result=False,
+        type_name=SHARDS_TYPE,
+    )
 
     def require_splits(self) -> None:
         """Raise `UserError` unless both splits are named."""

@@ -30,6 +30,7 @@ from data.transforms import (
 )
 
 NO_LABEL = -1
+SHARDS_TYPE = "str | list[str]"
 _CROP = 1  # purpose of a sample's random numbers
 _PADDING = -1
 
@@ -38,7 +39,11 @@ _PADDING = -1
 class ImageConfig:
     """What every stream of images states."""
 
-    image_size: Any = setting(None, "pixels a side, or [height, width]; default: the encoder's own")
+    image_size: Any = setting(
+        None,
+        "pixels a side, or [height, width]; default: the encoder's own",
+        type_name="int | [int, int]",
+    )
     mean: tuple[float, float, float] | None = setting(
         None, "channel means of pixels in 0..1; default: the encoder's own"
     )
@@ -90,8 +95,19 @@ def _is_size(value: object) -> bool:
 class DataConfig(ImageConfig):
     """The shards that pretraining reads."""
 
-    shards: Any = setting(None, "training shards: brace pattern, glob, folder, or a list of them")
-    val_shards: Any = setting(None, "validation shards, in the same forms; default: none")
+    # a resume compares what the shards hold, not how they are named
+    shards: Any = setting(
+        None,
+        "training shards: brace pattern, glob, folder, or a list of them",
+        changes_result=False,
+        type_name=SHARDS_TYPE,
+    )
+    val_shards: Any = setting(
+        None,
+        "validation shards, in the same forms; default: none",
+        changes_result=False,
+        type_name=SHARDS_TYPE,
+    )
 
 
 class Request(NamedTuple):

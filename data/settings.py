@@ -18,7 +18,9 @@ class UserError(ValueError):
     """
 
 
-def setting(default: Any, meaning: str, *, changes_result: bool = True) -> Any:
+def setting(
+    default: Any, meaning: str, *, changes_result: bool = True, type_name: str | None = None
+) -> Any:
     """Declare one key of a configuration dataclass.
 
     Args:
@@ -26,8 +28,9 @@ def setting(default: Any, meaning: str, *, changes_result: bool = True) -> Any:
         meaning: One line for `--help`.
         changes_result: False for keys such as worker counts or logging, which may change when a
             run resumes. Every other key is refused by name if it differs.
+        type_name: What `--help` says of a value that Python's types cannot state.
     """
-    metadata = {"meaning": meaning, "changes_result": changes_result}
+    metadata = {"meaning": meaning, "changes_result": changes_result, "type_name": type_name}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -152,12 +152,32 @@ def newest(run: Path) -> Path | None:
     """
     for left_over in (run / "checkpoints").glob(".writing-*"):
         shutil.rmtree(left_over)
+    return find_newest(run)
+
+
+def find_newest(run: Path) -> Path | None:
+    """Do as `newest`, but delete nothing: safe while the run goes on."""
     for checkpoint in _checkpoints(run / "checkpoints"):
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
         logger.warning("%s is damaged (%s); trying the one before it", checkpoint, damage)
     return None
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Load the weights that are evaluated and handed on: the averaged ones where there are any.
+
+    Raises:
+        UserError: The checkpoint is one of another model.
+    """
+    averaged = checkpoint / "ema.safetensors"
+    path = averaged if averaged.is_file() else checkpoint / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} holds another model than the configuration: {reason}") from error
 
 
 def check_constants(checkpoint: Path, constants: dict[str, Any]) -> None:
@@ -171,7 +191,7 @@ def check_constants(checkpoint: Path, constants: dict[str, Any]) -> None:
         require(
             saved[name] == value,
             f"{checkpoint} was trained on another stream: {name} was {saved[name]}, now {value}; "
-            "give it the same shards, or another run.dir",
+            "give it the same data and batches, or another run.dir",
         )
 
 

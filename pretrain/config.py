@@ -1,5 +1,6 @@
 """Configurations: dataclasses <- YAML <- command line, checked before anything runs."""
 
+import copy
 import difflib
 import typing
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def _keys_of(part: type[Any], prefix: str, defaults: Any) -> Iterator[Key]:
         kind = types[field.name]
         type_name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         meta = field.metadata
+        type_name = meta["type_name"] or type_name
         default = _plain(defaults, field.name)
         name = f"{prefix}.{field.name}"
         yield Key(name, type_name, default, meta["meaning"], meta["changes_result"])
@@ -105,12 +107,14 @@ def load(config: type[Config], arguments: list[str]) -> Config:
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            raise UserError(_type_message(config, layer, error)) from error
+            raise UserError(_type_message(config, schema, layer, error)) from error
     try:
         return typing.cast(Config, OmegaConf.to_object(merged))
-    except (UserError, OmegaConfBaseException) as error:
+    except UserError as error:
         # omegaconf adds lines of its own to what a dataclass raises
         raise UserError(str(error).splitlines()[0]) from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
 def resolve(config: Config, encoder: VisionTransformer) -> Config:
@@ -129,7 +133,8 @@ def claim(accelerator: Accelerator, config: Any) -> None:
     """Write `config.yaml` into the run's folder, once it is sure that it is the same run.
 
     Raises:
-        UserError: The folder holds a run of another configuration.
+        UserError: The folder holds a run of another configuration, cannot be made, or does not
+            hold what `run.resume` asks for.
     """
 
     def write() -> None:
@@ -139,7 +144,13 @@ def claim(accelerator: Accelerator, config: Any) -> None:
         path = folder / "config.yaml"
         if path.is_file() and (folder / "checkpoints").is_dir():
             _check_unchanged(config, path)
-        folder.mkdir(parents=True, exist_ok=True)
+        _check_resume(config.run)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"run.dir={folder} cannot be made ({error.strerror}); name another folder"
+            ) from error
         OmegaConf.save(OmegaConf.structured(config), path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
@@ -148,7 +159,7 @@ def claim(accelerator: Accelerator, config: Any) -> None:
 
 def _check_unchanged(config: Any, path: Path) -> None:
     """Refuse to resume a run with keys that would change its result."""
-    saved = OmegaConf.load(path)
+    saved = _read_yaml(str(path))
     asked = OmegaConf.structured(config)
     different = [
         f"{key.name} is {now}, not {before}"
@@ -160,6 +171,18 @@ def _check_unchanged(config: Any, path: Path) -> None:
         not different,
         f"run.dir={path.parent} holds a run of another configuration: {'; '.join(different)}; "
         "give the same keys to resume it, or another run.dir",
+    )
+
+
+def _check_resume(run: RunConfig) -> None:
+    has_checkpoints = any(Path(run.dir).glob("checkpoints/step-*"))
+    require(
+        has_checkpoints or run.resume != "must",
+        f"run.resume=must, but run.dir={run.dir} has no checkpoint; use run.resume=auto",
+    )
+    require(
+        not has_checkpoints or run.resume != "never",
+        f"run.resume=never, but run.dir={run.dir} has checkpoints; use another run.dir",
     )
 
 
@@ -216,10 +239,15 @@ def _leaf_names(layer: DictConfig, known: set[str], prefix: str = "") -> list[st
     return names
 
 
-def _type_message(config: type[Any], layer: DictConfig, error: OmegaConfBaseException) -> str:
-    name = str(error.full_key or "")
+def _type_message(
+    config: type[Any], schema: DictConfig, layer: DictConfig, error: OmegaConfBaseException
+) -> str:
+    """Name the key of a value that does not fit; omegaconf's own errors do not always."""
     types = {key.name: key.type for key in keys(config)}
-    parent = next((key for key in types if name == key or name.startswith(f"{key}[")), "")
-    if not parent:
-        return str(error).splitlines()[0]
-    return f"{parent}={OmegaConf.select(layer, parent)} is no {types[parent]}; see --help"
+    for name in _leaf_names(layer, set(types)):
+        value = OmegaConf.select(layer, name)
+        try:
+            OmegaConf.update(copy.deepcopy(schema), name, value)
+        except OmegaConfBaseException:
+            return f"{name}={value} is no {types[name]}; see --help"
+    return str(error).splitlines()[0]

@@ -124,6 +124,12 @@ def _create(config: EncoderConfig, size: tuple[int, int] | None) -> VisionTransf
 def _load(config: EncoderConfig, num_classes: int | None = 0) -> VisionTransformer:
     arguments = config.args | {"num_classes": num_classes}  # None: as it was saved
     encoder = _timm_model(_timm_source(config.init), pretrained=True, arguments=arguments)
+    architecture = image_data(encoder)["architecture"]
+    require(
+        (config.name or architecture).split(".")[0] == architecture,
+        f"encoder.name={config.name}, but the encoder of encoder.init={config.init} is a "
+        f"{architecture}; leave the key out",
+    )
     held = {
         "patch_size": patch_size(encoder)[0],
         "embed_dim": encoder.embed_dim,
@@ -163,8 +169,9 @@ def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any]) -> Visio
             fc_norm=False,
             **arguments,
         )
-    except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"encoder.name={name} with {arguments}: timm says: {error}") from error
+    except (TypeError, AssertionError, ValueError, LookupError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"encoder.name={name} with {arguments}: timm says: {reason}") from error
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"encoder.init={name} cannot be loaded: {reason}") from error

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
 
 from data.index import Manifest, open_manifest
 from data.loader import Share
@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _RESUME = ("auto", "must", "never")
+_DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ class RunConfig:
     eval_every: int = setting(
         1000, "steps between validations; 0: only at the end", changes_result=False
     )
-    deterministic: bool = setting(
-        False, "deterministic GPU kernels, for bit-exact resume; slower", changes_result=False
-    )
+    deterministic: bool = setting(False, "deterministic GPU kernels, for bit-exact resume; slower")
     micro_batch_size: int = setting(
         0,
         "images a forward pass on each process; 0: its whole share of the batch",
@@ -65,6 +64,10 @@ class RunConfig:
             require(value >= 0, f"run.{key}={value} is below 0; 0 chooses for you")
         require(self.log_every > 0, f"run.log_every={self.log_every} must be above 0")
         require(self.dir != "", "run.dir is empty; name a folder, such as runs/mine")
+        require(
+            0 <= self.seed < 1 << 63,
+            f"run.seed={self.seed} is not in 0..2^63-1, what torch takes; try 0",
+        )
         if self.precision not in _PRECISIONS:
             raise UserError(f"run.precision={self.precision} is not one of fp32, bf16, fp16")
         if self.resume not in _RESUME:
@@ -88,9 +91,15 @@ def start(run: RunConfig) -> Accelerator:
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    _check_launcher(run)
     accelerator = Accelerator(
         mixed_precision=_PRECISIONS[run.precision],
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    require(
+        accelerator.distributed_type in _DISTRIBUTED,
+        f"accelerate is configured for {accelerator.distributed_type}; this trains with DDP: "
+        "leave FSDP and DeepSpeed out of accelerate's configuration",
     )
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise
@@ -102,6 +111,22 @@ def start(run: RunConfig) -> Accelerator:
     logging.getLogger("timm").setLevel(logging.WARNING)  # it tells of every local load
     torch.manual_seed(run.seed)
     return accelerator
+
+
+def _check_launcher(run: RunConfig) -> None:
+    """Refuse what accelerate's own configuration would change behind the run's back."""
+    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    require(
+        accumulation == "1",
+        f"accelerate is configured for gradient_accumulation_steps={accumulation}; "
+        "set run.micro_batch_size instead, and leave it out there",
+    )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    require(
+        precision in ("no", _PRECISIONS[run.precision]),
+        f"accelerate is configured for mixed_precision={precision}, but "
+        f"run.precision={run.precision}; set run.precision={precision}",
+    )
 
 
 def share(accelerator: Accelerator, run: RunConfig, optim: OptimConfig) -> Share:

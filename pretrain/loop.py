@@ -7,8 +7,8 @@ position; so the state of a run is its weights and one integer.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from data.settings import require
 from pretrain import checkpoint
 from pretrain.checkpoint import Training
 from pretrain.launch import RunConfig, main_process_first
-from pretrain.metrics import JsonLines, Progress, cut_back
+from pretrain.metrics import Progress, RunLogs, cut_logs_back
 from pretrain.model import Objective, Output, Sums
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
 
@@ -73,14 +73,14 @@ class Trainer:
         Args:
             trace: Write the keys of each step's samples.
         """
-        first = self._resume()
-        rank = self.accelerator.process_index
-        self._metrics = self._open("metrics.jsonl") if rank == 0 else None
-        self._ledger = self._open("bad_samples.jsonl") if rank == 0 else None
-        self._trace = self._open(f"trace/rank-{rank}.jsonl") if trace else None
+        first, last = self._resume(), self.optim.steps
+        if first == last:
+            return {}
         record: dict[str, float] = {}
-        with Progress(first, self.optim.steps, rank == 0) as progress:
-            for step, batches in enumerate(self.stream.steps(first, self.optim.steps), start=first):
+        rank = self.accelerator.process_index
+        self._logs = RunLogs(self.folder, rank, trace)
+        with closing(self._logs), Progress(first, last, is_shown=rank == 0) as progress:
+            for step, batches in enumerate(self.stream.steps(first, last), start=first):
                 self._speed.data_arrived()
                 sums, norm = self._step(step, batches)
                 done = step + 1
@@ -142,31 +142,28 @@ class Trainer:
         if self.validation is not None and self._is_due(done, self.run.eval_every):
             figures = evaluate(self.accelerator, self.training.best, self.validation())
             record |= {f"val/{name}": value for name, value in figures.items()}
-        if self._metrics is not None:
-            self._metrics.write(record)
+        if self._logs.metrics is not None:
+            self._logs.metrics.write(record)
         self._write_ledger()
         self._speed.restart()
         return record
 
     def _write_trace(self, done: int, batches: list[Batch]) -> None:
-        if self._trace is None:
+        if self._logs.trace is None:
             return
         epoch = (done - 1) // self.stream.steps_per_epoch
         names = [name for batch in batches for name in batch.names]
-        self._trace.write({"step": done, "epoch": epoch, "keys": names})
+        self._logs.trace.write({"step": done, "epoch": epoch, "keys": names})
 
     def _write_ledger(self) -> None:
         """Write the bad samples that any rank has met since the last time."""
         entries: list[tuple[int, LedgerEntry]] = gather_object(self._bad)
         self._bad = []
-        if self._ledger is None:
+        if self._logs.ledger is None:
             return
         for step, entry in sorted(entries):
             logger.warning("bad sample: %s/%s: %s", entry.shard, entry.key, entry.reason)
-            self._ledger.write({"step": step, **entry._asdict()})
-
-    def _open(self, name: str) -> JsonLines:
-        return JsonLines(self.folder / name)
+            self._logs.ledger.write({"step": step, **entry._asdict()})
 
     # ---- checkpoints
 
@@ -198,7 +195,7 @@ class Trainer:
         samples = self.stream.samples
         return {
             "consumed": self.stream.consumed(done),
-            "shards": samples.manifest.fingerprint,
+            "content of the shards (sha256)": samples.manifest.fingerprint,
             "batch_size": self.optim.batch_size,
             **samples.order.constants,
         }
@@ -208,11 +205,8 @@ class Trainer:
         newest = main_process_first(self.accelerator, lambda: checkpoint.newest(self.folder))
         require(
             newest is not None or self.run.resume != "must",
-            f"run.resume=must, but run.dir={self.run.dir} has no checkpoint; use run.resume=auto",
-        )
-        require(
-            newest is None or self.run.resume != "never",
-            f"run.resume=never, but run.dir={self.run.dir} has checkpoints; use another run.dir",
+            f"run.resume=must, but run.dir={self.run.dir} has no whole checkpoint; "
+            "use run.resume=auto to start again from step 0",
         )
         step = 0
         if newest is not None:
@@ -223,9 +217,7 @@ class Trainer:
             if newest is not None:
                 checkpoint.publish(newest)
                 logger.info("resuming %s from step %d of %d", self.folder, step, self.optim.steps)
-            logs = [self.folder / "metrics.jsonl", self.folder / "bad_samples.jsonl"]
-            for path in [*logs, *self.folder.glob("trace/rank-*.jsonl")]:
-                cut_back(path, step)
+            cut_logs_back(self.folder, step)
         self.accelerator.wait_for_everyone()
         return step
 

@@ -34,6 +34,42 @@ class JsonLines:
         self._file.close()
 
 
+class RunLogs:
+    """The files that one rank of a run writes; None where that is another rank's, or not asked for.
+
+    Attributes:
+        metrics: A record each logged step; of the main process.
+        ledger: The samples that could not be used; of the main process.
+        trace: The keys of each step's samples on this rank.
+    """
+
+    def __init__(self, folder: Path, rank: int, has_trace: bool) -> None:
+        self.metrics = JsonLines(folder / "metrics.jsonl") if rank == 0 else None
+        self.ledger = JsonLines(folder / "bad_samples.jsonl") if rank == 0 else None
+        self.trace = JsonLines(folder / f"trace/rank-{rank}.jsonl") if has_trace else None
+
+    @property
+    def _files(self) -> list[JsonLines]:
+        return [file for file in (self.metrics, self.ledger, self.trace) if file is not None]
+
+    def sync(self) -> None:
+        """Wait until all records are on disk."""
+        for file in self._files:
+            file.sync()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+
+def cut_logs_back(folder: Path, step: int) -> None:
+    """Cut all files of a run, of all ranks, back to a step."""
+    logs = [folder / "metrics.jsonl", folder / "bad_samples.jsonl"]
+    for path in [*logs, *folder.glob("trace/rank-*.jsonl")]:
+        cut_back(path, step)
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Read all records of a file; a torn last line is left out."""
     with path.open(encoding="utf-8") as file:

@@ -40,7 +40,7 @@ class OptimConfig:
             require(value > 0, f"optim.{key}={value} must be above 0")
         for key in ("lr", "weight_decay", "warmup_steps", "grad_clip"):
             value = getattr(self, key)
-            require(value >= 0, f"optim.{key}={value} is below 0")
+            require(0 <= value < math.inf, f"optim.{key}={value} is not a number from 0")
         for key in ("ema", "momentum"):
             value = getattr(self, key)
             require(0 <= value < 1, f"optim.{key}={value} is not in [0, 1)")
@@ -58,7 +58,9 @@ class OptimConfig:
             f"try {self.steps // 10}",
         )
         if self.algorithm not in _ALGORITHMS:
-            raise UserError(f"optim.algorithm={self.algorithm} is not one of {_ALGORITHMS}")
+            raise UserError(
+                f"optim.algorithm={self.algorithm} is not one of {', '.join(_ALGORITHMS)}"
+            )
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of step 0 <= `step` < `steps`.

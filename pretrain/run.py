@@ -43,7 +43,6 @@ def main(arguments: list[str]) -> None:
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std)
     model = MaskedPatchModel(encoder, config.corruption, config.target)
     config = resolve(config, encoder)
-    claim(accelerator, config)
 
     # ---- the stream
     main_process_first(accelerator, lambda: ensure_demo_shards(data.shards))
@@ -58,6 +57,7 @@ def main(arguments: list[str]) -> None:
         validation = partial(evaluation_batches, val_samples, part, data.workers)
 
     # ---- the steps
+    claim(accelerator, config)
     trainer = Trainer(accelerator, config.run, config.optim, model, stream, validation)
     trainer.train(trace=data.trace)
     if accelerator.is_main_process:

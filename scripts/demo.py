@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 RUN = Path("runs/demo")
-LAUNCH = "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no "
-LAUNCH += "--dynamo_backend no"
+LAUNCH = (
+    "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+)
 FEWSHOT = "python finetune/fewshot.py configs/finetune/demo-fewshot.yaml"
 FINETUNE = f"{LAUNCH} finetune/run.py configs/finetune/demo.yaml"
 

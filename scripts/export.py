@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,7 +32,9 @@ _NUM_IMAGES = 8
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/export.py ARGUMENTS`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("run", help="a run's folder, or any folder in timm's format")
     parser.add_argument("out", type=Path, help="folder to write; it must be new or empty")
     options = parser.parse_args(arguments)
@@ -72,13 +75,13 @@ def largest_difference(encoder: VisionTransformer, out: Path) -> float:
     The images are drawn at random: smooth ones, so that they are like photographs in scale, and of
     the encoder's size, so that resizing changes nothing.
     """
-    exported = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    transform = create_transform(**resolve_model_data_config(exported))
+    exported: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    transform: Any = create_transform(**resolve_model_data_config(exported))
     images = _random_images(image_size(encoder))
     with torch.no_grad():
         ours = encode(encoder, embed(encoder, Normalise(encoder)(images)))  # (B, T, D)
         prepared = torch.stack([torch.as_tensor(transform(to_pil_image(i))) for i in images])
-        theirs: Tensor = exported.forward_features(prepared)
+        theirs = exported.forward_features(prepared)
         outputs = encoder.forward_head(ours) - exported(prepared)  # patch averages, or logits
     return float(torch.maximum((ours - theirs).abs().max(), outputs.abs().max()))
 

@@ -1,0 +1,125 @@
+"""What a run's records say, in sentences: is it learning, is it fast, what did it cost."""
+
+import math
+import statistics
+
+Record = dict[str, float]
+
+_TOO_LONG_A_WAIT = 0.1  # fraction of the time; above it more workers pay
+
+
+def last_with(records: list[Record], key: str) -> Record:
+    """Return the last record that holds a key; an empty one if none does."""
+    return next((record for record in reversed(records) if key in record), {})
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as a percentage."""
+    return f"{fraction:.1%}".replace("%", " %")
+
+
+def duration(seconds: float) -> str:
+    """Write a length of time in the two units that matter."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+# ---------------------------------------------------------------- is it learning?
+
+
+def learning(records: list[Record]) -> list[str]:
+    """Say how the newest figures stand, on validation images where there are any."""
+    validated = last_with(records, "val/loss")
+    split, name = ("val", "validation") if validated else ("train", "training")
+    record = validated or records[-1]
+    prefix = f"{split}/"
+    figures = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+    if not math.isfinite(figures["loss"]):
+        return [f"The {name} loss is not a finite number: the run has diverged. Lower optim.lr."]
+    if "class_entropy" in figures:
+        return [_against_entropy(name, figures), *_against_copying(name, figures)]
+    return [
+        f"At step {record['step']:.0f} the {name} loss is {figures['loss']:.3f} nats and the "
+        f"accuracy {percent(figures['accuracy'])} (mean over classes "
+        f"{percent(figures['accuracy_balanced'])}, top 5 {percent(figures['accuracy_top5'])})."
+    ]
+
+
+def _against_entropy(name: str, figures: Record) -> str:
+    loss, entropy = figures["loss"], figures["class_entropy"]
+    start = f"The {name} loss is {loss:.3f} nats, {abs(loss - entropy):.3f}"
+    baseline = f"the {entropy:.3f} of a model that knows only how frequent each colour class is"
+    if loss < entropy:
+        return f"{start} below {baseline}."
+    return f"{start} above {baseline}: it has not learnt more than that yet."
+
+
+def _against_copying(name: str, figures: Record) -> list[str]:
+    """Compare masked patches alone: the others can be seen, or show something else."""
+    if "accuracy_mask" not in figures:
+        return []
+    right = figures["accuracy_mask"]
+    majority, neighbour = figures["accuracy_majority"], figures["accuracy_neighbour"]
+    if right <= majority:
+        verdict = "It is not yet better than naming the most frequent class"
+    elif right <= neighbour:
+        verdict = "It is better than the most frequent class, not yet better than copying"
+    else:
+        verdict = "It is better than both"
+    return [
+        f"It names the colour class of {percent(right)} of the masked {name} patches. The most "
+        f"frequent class alone would be right for {percent(majority)}, copying the nearest "
+        f"visible patch for {percent(neighbour)}. {verdict}."
+    ]
+
+
+# ---------------------------------------------------------------- is it fast, what did it cost?
+
+
+def speed(records: list[Record]) -> list[str]:
+    """Say how fast the run was, and whether it waited for data."""
+    rate = statistics.median(record["speed/images_per_second"] for record in records)
+    waiting = statistics.median(record["speed/data_wait_ratio"] for record in records)
+    advice = (
+        "The loader holds the model up: raise data.workers."
+        if waiting > _TOO_LONG_A_WAIT
+        else "The loader keeps up with the model."
+    )
+    return [
+        f"Training took in {rate:,.0f} images a second (median).",
+        f"{percent(waiting)} of the time went into waiting for data (median). {advice}",
+    ]
+
+
+def training_seconds(records: list[Record], batch_size: int) -> float:
+    """Add up the time of all steps, from the speed of each record; saves are not in it."""
+    steps = [0.0, *(record["step"] for record in records)]
+    return sum(
+        (end - start) * batch_size / record["speed/images_per_second"]
+        for start, end, record in zip(steps, steps[1:], records, strict=False)
+    )
+
+
+def cost(records: list[Record], batch_size: int, num_bad: int) -> list[str]:
+    """Say what went into the run.
+
+    Args:
+        records: All records, in order.
+        batch_size: Images a step.
+        num_bad: Entries of bad_samples.jsonl.
+    """
+    last = records[-1]
+    bad = (
+        f"{num_bad} times a sample could not be used; bad_samples.jsonl names them."
+        if num_bad
+        else "Every sample that was read could be used."
+    )
+    return [
+        f"{duration(training_seconds(records, batch_size))} of training, without validation and "
+        "saving.",
+        f"{last['step']:,.0f} steps of {batch_size:,} images: {last['epoch']:.1f} epochs.",
+        bad,
+    ]

@@ -1,0 +1,106 @@
+"""Small shards, a tiny encoder's arguments, and a process that each test leaves as it was."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.shards import ImageFile, write_shard
+
+NUM_CLASSES = 3
+BAD = 22  # the training image that is none: key 022 in train-1.tar
+
+
+def make_png(seed: int, size: tuple[int, int] = (20, 24)) -> bytes:
+    """Make a smooth image of width and height `size`; a class is brighter than the one before."""
+    generator = np.random.default_rng(seed)
+    colours = generator.integers(0, 160, (4, 4, 3)) + 45 * (seed % NUM_CLASSES)
+    small = Image.fromarray(colours.astype(np.uint8))
+    content = io.BytesIO()
+    small.resize(size, Image.Resampling.BICUBIC).save(content, "PNG")
+    return content.getvalue()
+
+
+def make_sample(number: int) -> ImageFile:
+    content = b"no image" if number == BAD else make_png(number)
+    return ImageFile(f"{number:03d}", "png", content, number % NUM_CLASSES)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 36 training images to 3 shards of unequal length, and 10 validation images to one."""
+    folder = tmp_path_factory.mktemp("shards")
+    cuts = {"train-0": (0, 20), "train-1": (20, 27), "train-2": (27, 36), "val-0": (100, 110)}
+    for name, numbers in cuts.items():
+        write_shard(folder / f"{name}.tar", map(make_sample, range(*numbers)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder() -> list[str]:
+    """Name an encoder that trains at once: 16 patches of 4x4 pixels, two blocks of width 32."""
+    return [
+        "data.image_size=16",
+        "encoder.name=vit_tiny_patch16_224",
+        "encoder.patch_size=4",
+        "encoder.embed_dim=32",
+        "encoder.depth=2",
+        "encoder.num_heads=2",
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny(shards: Path, encoder: list[str]) -> list[str]:
+    """Give the arguments of a pretraining run of 8 epochs; 36 images make 5 batches of 8."""
+    return [
+        *encoder,
+        f"data.shards={shards}/train-*.tar",
+        f"data.val_shards={shards}/val-0.tar",
+        "data.trace=true",
+        "data.workers=0",
+        "optim.steps=40",
+        "optim.batch_size=8",
+        "optim.lr=2e-3",
+        "optim.warmup_steps=4",
+        "run.log_every=1",
+        "run.checkpoint_every=7",
+        "run.keep_checkpoints=0",
+        "run.eval_every=20",
+        "run.threads=1",
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_finetune(shards: Path, encoder: list[str]) -> list[str]:
+    """Give the arguments of a fine-tuning run of 20 steps."""
+    return [
+        *encoder,
+        f"data.train={shards}/train-*.tar",
+        f"data.val={shards}/val-0.tar",
+        "data.workers=0",
+        "optim.steps=20",
+        "optim.batch_size=8",
+        "optim.warmup_steps=2",
+        "run.log_every=1",
+        "run.checkpoint_every=4",
+        "run.keep_checkpoints=0",
+        "run.threads=1",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _clean_process() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    """Undo what an entry point's `main` sets for the whole process."""
+    environment = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    if "accelerate" in sys.modules:  # never import it here: it takes seconds
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,344 @@
+"""scripts/report.py, on small runs, and the parts it is made of."""
+
+import io
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from data.settings import UserError
+from data.shards import ImageFile, write_shard
+from pretrain.checkpoint import find_newest
+from pretrain.config import PretrainConfig, load
+from pretrain.model import MaskedPatchModel
+from pretrain.reconstruct import Reconstruction, draw_grid, load_model, panels, reconstruct
+from pretrain.report import findings
+from pretrain.report.charts import charts_for
+from pretrain.report.drawing import draw
+from pretrain.report.history import read_run
+from pretrain.targets import class_colours
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "report.py"
+SIZE, PATCH = 32, 8
+ENCODER = ("name=vit_tiny_patch16_224", "patch_size=8", "embed_dim=32", "depth=1", "num_heads=2")
+COMMON = (
+    *(f"encoder.{setting}" for setting in ENCODER),
+    *("run.log_every=2", "run.eval_every=3", "optim.steps=6", "optim.batch_size=8"),
+    *(f"data.image_size={SIZE}", "data.workers=0", "optim.warmup_steps=2"),
+)
+
+
+def write_images(path: Path, count: int) -> None:
+    """A shard of random colour gradients in 2 classes."""
+    generator = np.random.default_rng(count)
+    ramp = np.linspace(0, 1, SIZE)[:, None, None] * np.ones((1, SIZE, 1))
+    samples: list[ImageFile] = []
+    for number in range(count):
+        start, end = generator.uniform(0, 255, (2, 3))
+        content = io.BytesIO()
+        Image.fromarray((start + (end - start) * ramp).astype(np.uint8)).save(content, "PNG")
+        samples.append(ImageFile(f"{number:04d}", "png", content.getvalue(), number % 2))
+    write_shard(path, samples)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards, the pretraining run `mine` and the fine-tuning run `tuned`."""
+    folder = tmp_path_factory.mktemp("report")
+    write_images(folder / "train.tar", 24)
+    write_images(folder / "val.tar", 6)
+    starts = {
+        "pretrain": ("run.dir=mine", "data.shards=train.tar", "data.val_shards=val.tar"),
+        "finetune": ("run.dir=tuned", "data.train=train.tar", "data.val=val.tar"),
+    }
+    for name, more in starts.items():
+        command = [sys.executable, str(ROOT / name / "run.py"), *COMMON, "optim.ema=0.5", *more]
+        # one after the other: both would make the index of the same shards
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the pretraining run; the working folder is the one it was started in."""
+    monkeypatch.chdir(folder)
+    return shutil.copytree(folder / "mine", tmp_path / "mine", symlinks=True)
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the script in this process: arguments -> what it printed."""
+
+    def start(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return capsys.readouterr().out
+
+    return start
+
+
+@pytest.fixture
+def model(run: Path) -> MaskedPatchModel:
+    config = load(PretrainConfig, [str(run / "config.yaml")])
+    checkpoint = find_newest(run)
+    assert checkpoint is not None
+    return load_model(checkpoint, config.corruption, config.target)
+
+
+def random_images(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (4, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+
+
+def over_pixels(is_corrupted: torch.Tensor) -> torch.Tensor:
+    """bool (B, N) -> (B, 1, H, W)."""
+    grid = is_corrupted.unflatten(1, (SIZE // PATCH, SIZE // PATCH))[:, None]
+    return grid.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_is_whole_and_needs_nothing_else(run: Path, report):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    printed = report(run)
+    page = (run / "report.html").read_text()
+    assert re.fullmatch(rf"report: {run}/report\.html \(\d+ kB\)\n", printed)
+    assert "://" not in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    for heading in ("Is it learning?", "Is it fast?", "What did it cost?", "Last figures"):
+        assert heading in page
+    for chart in ("Loss", "Accuracy on corrupted patches", "Learning rate", "Throughput"):
+        assert f'aria-label="{chart}: ' in page
+    for baseline in ("class frequencies only", "most frequent class", "nearest visible patch"):
+        assert baseline in page
+    assert "6 of 6 (2.0 epochs)" in page
+    assert "6 validation images, predicted by step-00000006" in page
+    assert "embed_dim: 32" in page
+    assert "Few-shot" not in page
+    assert "Fine-tuning" not in page
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_pictures_are_the_same_each_time(run: Path, report):
+    report(run)
+    first = (run / "reconstructions.png").read_bytes()
+    report(run, "--output", run / "other.html")
+    assert (run / "reconstructions.png").read_bytes() == first
+    assert (run / "other.html").read_text() == (run / "report.html").read_text()
+    report(run, "--images", 2)
+    assert (run / "reconstructions.png").read_bytes() != first
+
+
+def test_results_beside_the_run_are_shown(run: Path, report):
+    shots = {"accuracy/5shot": 0.5, "deviation/5shot": 0.02}
+    (run / "fewshot.json").write_text(json.dumps(shots))
+    (run / "fewshot-untrained.json").write_text(json.dumps({"accuracy/5shot": 0.25}))
+    (run / "finetune-long").mkdir()
+    result = {"accuracy/top1": 0.8125, "encoder.init": "<mine>", "steps": 6}
+    (run / "finetune-long" / "result.json").write_text(json.dumps(result))
+    report(run)
+    page = (run / "report.html").read_text()
+    assert '<th scope="row">pretrained</th><td>50.0 ± 2.0 %</td>' in page
+    assert '<th scope="row">untrained</th><td>25.0 ± 0.0 %</td>' in page
+    assert '<th scope="row">finetune-long</th><td>&lt;mine&gt;</td><td>81.2 %</td>' in page
+
+
+def test_training_images_stand_in_for_validation(run: Path, report):
+    config = OmegaConf.load(run / "config.yaml")
+    OmegaConf.update(config, "data.val_shards", None)
+    OmegaConf.save(config, run / "config.yaml")
+    report(run)
+    page = (run / "report.html").read_text()
+    assert "8 training images (the run has no validation shards)" in page
+
+
+def test_missing_shards_and_checkpoints_are_said(
+    run: Path, report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    report(run)
+    assert "val.tar does not exist" in (run / "report.html").read_text()
+    shutil.rmtree(run / "checkpoints")
+    report(run)
+    assert "the run has no whole checkpoint" in (run / "report.html").read_text()
+    assert not (run / "reconstructions.png").exists()
+
+
+def test_a_run_in_progress_is_left_alone(run: Path, report):
+    unfinished = run / "checkpoints" / ".writing-step-00000008"
+    unfinished.mkdir()
+    report(run)
+    assert unfinished.is_dir()
+
+
+def test_a_fine_tuning_run_has_a_report(folder: Path, report, tmp_path: Path):
+    output = tmp_path / "tuned.html"
+    report(folder / "tuned", "--output", output)
+    page = output.read_text()
+    assert "mean over classes" in page
+    assert 'aria-label="Accuracy: ' in page
+    assert "reconstructions" not in page
+    assert not (folder / "tuned" / "reconstructions.png").exists()
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_a_missing_run_is_one_line_and_status_2():
+    command = [sys.executable, str(SCRIPT), "no/run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: RUN=no/run is no folder; name a run's, such as runs/demo\n"
+
+
+def test_a_folder_without_records_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"has no metrics\.jsonl; name a folder that pretrain"):
+        read_run(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"has no record yet; the first comes after run\.log_every"):
+        read_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("no JSON\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: .*; restore or delete it"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--images", 0), "--images=0 must be above 0; the default is 8"),
+        (("--output", "no/folder/x.html"), "x.html cannot be written: No such file or directory"),
+    ],
+)
+def test_wrong_options_are_named(run: Path, report, capsys, arguments, message: str):
+    with pytest.raises(SystemExit) as stop:
+        report(run, *arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_matplotlib_is_named(run: Path, report, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as stop:
+        report(run)
+    assert stop.value.code == 2
+    assert 'pip install "masked-patch-pretraining[report]"' in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- reconstructions
+
+
+def test_no_prediction_sees_its_own_patch(model: MaskedPatchModel):
+    images, keys = random_images(0), torch.arange(4)
+    result = reconstruct(model, images, keys, ratio=0.5)
+    is_hidden = over_pixels(result.is_corrupted)
+    other_hidden = torch.where(is_hidden, random_images(1), images)
+    again = reconstruct(model, other_hidden, keys, ratio=0.5)
+    assert result.num_hidden == 4 * 8
+    assert torch.equal(again.predicted, result.predicted)
+    assert not torch.equal(again.true, result.true)
+
+
+def test_predictions_follow_the_visible_patches(model: MaskedPatchModel):
+    """The control: the test above would pass on a model that sees nothing at all."""
+    torch.nn.init.normal_(model.head.weight)
+    images, keys = random_images(0), torch.arange(4)
+    result = reconstruct(model, images, keys, ratio=0.5)
+    other_visible = torch.where(over_pixels(result.is_corrupted), images, random_images(1))
+    again = reconstruct(model, other_visible, keys, ratio=0.5)
+    assert not torch.equal(again.predicted, result.predicted)
+
+
+def test_panels_show_what_they_say():
+    images = random_images(0)[:1]
+    is_corrupted = torch.zeros(1, 16, dtype=torch.bool)
+    is_corrupted[0, 5] = True
+    predicted = torch.where(is_corrupted, 7, -1)
+    result = Reconstruction(images, is_corrupted, predicted, torch.full((1, 16), 448))
+    shown = panels(result, (PATCH, PATCH), bits=3)[0]
+    is_hidden = over_pixels(is_corrupted)[0].expand(3, -1, -1)
+    hidden = (slice(None), slice(8, 16), slice(8, 16))  # patch 5 is row 1, column 1
+    assert torch.equal(shown[0], images[0])
+    for picture in shown[1:]:
+        assert torch.equal(picture[~is_hidden], images[0][~is_hidden])
+    assert len(shown[1][hidden].unique()) == 2
+    for picture, colour in ((shown[2], 7), (shown[3], 448)):
+        wanted = class_colours(3)[colour][:, None, None].expand(3, 8, 8)
+        assert torch.equal(picture[hidden], wanted)
+
+
+def test_the_picture_keeps_the_pixels():
+    pictures = random_images(0)[None]
+    sheet = Image.open(io.BytesIO(draw_grid(pictures))).convert("RGB")
+    zoom = 160 // SIZE
+    tile = sheet.crop((0, sheet.height - 160, 160, sheet.height))
+    small = np.asarray(tile)[zoom // 2 :: zoom, zoom // 2 :: zoom]
+    assert np.array_equal(small, pictures[0, 0].permute(1, 2, 0).numpy())
+
+
+# ---------------------------------------------------------------- sentences and charts
+
+
+def record(**figures: float) -> dict[str, float]:
+    base = {"loss": 2.0, "class_entropy": 3.0, "accuracy_mask": 0.4, "accuracy_majority": 0.1}
+    values = base | {"accuracy_neighbour": 0.3} | figures
+    return {"step": 10, "epoch": 0.5} | {f"train/{name}": value for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ({}, "It is better than both."),
+        ({"accuracy_mask": 0.2}, "not yet better than copying"),
+        ({"accuracy_mask": 0.1}, "not yet better than naming the most frequent class"),
+        ({"loss": 3.5}, "0.500 above the 3.000"),
+        ({"loss": float("nan")}, "the run has diverged"),
+    ],
+)
+def test_the_verdict_follows_the_baselines(figures: dict[str, float], text: str):
+    assert text in " ".join(findings.learning([record(**figures)]))
+
+
+def test_the_cost_adds_up_all_steps():
+    records: list[dict[str, float]] = [
+        {"step": 10, "epoch": 1.0, "speed/images_per_second": 8.0},
+        {"step": 40, "epoch": 4.0, "speed/images_per_second": 16.0},
+    ]
+    assert findings.training_seconds(records, 8) == 10 + 15
+    assert findings.cost(records, 8, 0)[:2] == [
+        "25 s of training, without validation and saving.",
+        "40 steps of 8 images: 4.0 epochs.",
+    ]
+    assert "2 times a sample could not be used" in findings.cost(records, 8, 2)[2]
+
+
+def test_durations_have_two_units():
+    texts = [findings.duration(seconds) for seconds in (59.6, 61, 3600, 86_400 + 120)]
+    assert texts == ["1 min 00 s", "1 min 01 s", "1 h 00 min", "24 h 02 min"]
+
+
+def test_charts_are_drawn_alike_and_without_addresses():
+    records = [record() | {"step": step, "optim/lr": 1e-5} for step in (10, 20, 30)]
+    chart = charts_for(records)[0]
+    svg = draw(chart, records)
+    assert [c.title for c in charts_for(records)] == ["Loss", chart_title(), "Learning rate"]
+    assert svg == draw(chart, records)
+    assert "://" not in svg
+    assert "var(--blue)" in svg
+
+
+def chart_title() -> str:
+    return "Accuracy on corrupted patches"
