@@ -7,8 +7,8 @@ position; so the state of a run is its weights and one integer.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -179,9 +179,7 @@ class Trainer:
     def _commit(self, done: int) -> None:
         """Commit a checkpoint, after all that was logged up to it is on disk."""
         self._write_ledger()
-        for log in (self._metrics, self._ledger, self._trace):
-            if log is not None:
-                log.sync()
+        self._logs.sync()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             temporary = checkpoint.begin(self.folder, done)

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from data.index import open_manifest
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 from pretrain.checkpoint import find_newest
@@ -26,6 +28,9 @@ from pretrain.report.charts import charts_for
 from pretrain.report.drawing import draw
 from pretrain.report.history import read_run
 from pretrain.targets import class_colours
+
+Report = Callable[..., str]
+Printed = pytest.CaptureFixture[str]
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "report.py"
@@ -61,11 +66,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pretrain": ("run.dir=mine", "data.shards=train.tar", "data.val_shards=val.tar"),
         "finetune": ("run.dir=tuned", "data.train=train.tar", "data.val=val.tar"),
     }
-    for name, more in starts.items():
-        command = [sys.executable, str(ROOT / name / "run.py"), *COMMON, "optim.ema=0.5", *more]
-        # one after the other: both would make the index of the same shards
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    open_manifest(folder, "data")  # once: below both runs would index the same shards
+    runs = [
+        subprocess.Popen(
+            [sys.executable, ROOT / name / "run.py", *COMMON, "optim.ema=0.5", *more],
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, more in starts.items()
+    ]
+    for run in runs:
+        errors = run.communicate()[1]
+        assert run.returncode == 0, errors
     return folder
 
 
@@ -77,7 +90,7 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def report(monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> Report:
     """Run the script in this process: arguments -> what it printed."""
 
     def start(*arguments: object) -> str:
@@ -111,7 +124,7 @@ def over_pixels(is_corrupted: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- the page
 
 
-def test_the_page_is_whole_and_needs_nothing_else(run: Path, report):
+def test_the_page_is_whole_and_needs_nothing_else(run: Path, report: Report):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     printed = report(run)
     page = (run / "report.html").read_text()
@@ -132,7 +145,7 @@ def test_the_page_is_whole_and_needs_nothing_else(run: Path, report):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_the_pictures_are_the_same_each_time(run: Path, report):
+def test_the_pictures_are_the_same_each_time(run: Path, report: Report):
     report(run)
     first = (run / "reconstructions.png").read_bytes()
     report(run, "--output", run / "other.html")
@@ -142,7 +155,7 @@ def test_the_pictures_are_the_same_each_time(run: Path, report):
     assert (run / "reconstructions.png").read_bytes() != first
 
 
-def test_results_beside_the_run_are_shown(run: Path, report):
+def test_results_beside_the_run_are_shown(run: Path, report: Report):
     shots = {"accuracy/5shot": 0.5, "deviation/5shot": 0.02}
     (run / "fewshot.json").write_text(json.dumps(shots))
     (run / "fewshot-untrained.json").write_text(json.dumps({"accuracy/5shot": 0.25}))
@@ -156,7 +169,7 @@ def test_results_beside_the_run_are_shown(run: Path, report):
     assert '<th scope="row">finetune-long</th><td>&lt;mine&gt;</td><td>81.2 %</td>' in page
 
 
-def test_training_images_stand_in_for_validation(run: Path, report):
+def test_training_images_stand_in_for_validation(run: Path, report: Report):
     config = OmegaConf.load(run / "config.yaml")
     OmegaConf.update(config, "data.val_shards", None)
     OmegaConf.save(config, run / "config.yaml")
@@ -166,7 +179,7 @@ def test_training_images_stand_in_for_validation(run: Path, report):
 
 
 def test_missing_shards_and_checkpoints_are_said(
-    run: Path, report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     report(run)
@@ -177,14 +190,14 @@ def test_missing_shards_and_checkpoints_are_said(
     assert not (run / "reconstructions.png").exists()
 
 
-def test_a_run_in_progress_is_left_alone(run: Path, report):
+def test_a_run_in_progress_is_left_alone(run: Path, report: Report):
     unfinished = run / "checkpoints" / ".writing-step-00000008"
     unfinished.mkdir()
     report(run)
     assert unfinished.is_dir()
 
 
-def test_a_fine_tuning_run_has_a_report(folder: Path, report, tmp_path: Path):
+def test_a_fine_tuning_run_has_a_report(folder: Path, report: Report, tmp_path: Path):
     output = tmp_path / "tuned.html"
     report(folder / "tuned", "--output", output)
     page = output.read_text()
@@ -223,14 +236,18 @@ def test_a_folder_without_records_is_refused(tmp_path: Path):
         (("--output", "no/folder/x.html"), "x.html cannot be written: No such file or directory"),
     ],
 )
-def test_wrong_options_are_named(run: Path, report, capsys, arguments, message: str):
+def test_wrong_options_are_named(
+    run: Path, report: Report, capsys: Printed, arguments: tuple[object, ...], message: str
+):
     with pytest.raises(SystemExit) as stop:
         report(run, *arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_missing_matplotlib_is_named(run: Path, report, capsys, monkeypatch):
+def test_missing_matplotlib_is_named(
+    run: Path, report: Report, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit) as stop:
         report(run)
@@ -334,11 +351,8 @@ def test_charts_are_drawn_alike_and_without_addresses():
     records = [record() | {"step": step, "optim/lr": 1e-5} for step in (10, 20, 30)]
     chart = charts_for(records)[0]
     svg = draw(chart, records)
-    assert [c.title for c in charts_for(records)] == ["Loss", chart_title(), "Learning rate"]
+    titles = ["Loss", "Accuracy on corrupted patches", "Learning rate"]
+    assert [c.title for c in charts_for(records)] == titles
     assert svg == draw(chart, records)
     assert "://" not in svg
     assert "var(--blue)" in svg
-
-
-def chart_title() -> str:
-    return "Accuracy on corrupted patches"
