@@ -187,8 +187,10 @@ def _check_resume(run: RunConfig) -> None:
 
 
 def _plain(config: Any, name: str) -> Any:
+    """Return a value as YAML would give it: without omegaconf's types, sequences as lists."""
     value = OmegaConf.select(config, name)
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return list(plain) if isinstance(plain, tuple) else plain
 
 
 def _read_yaml(path: str) -> DictConfig:
