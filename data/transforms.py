@@ -38,9 +38,11 @@ def decode(content: bytes) -> Tensor:
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             return _decode_jpeg(content)
         return _decode_with_pillow(image)
+    except UnreadableImage:
+        raise
     except UnidentifiedImageError as error:
         raise UnreadableImage("no image format that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on damaged bytes Pillow raises nearly anything, MemoryError too
         raise UnreadableImage(f"cannot be decoded: {_one_line(error)}") from error
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -92,6 +93,8 @@ def start(run: RunConfig) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     _check_launcher(run)
+    # torch 2.15 renames what torch 2.9 and accelerate know by this name only
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
         mixed_precision=_PRECISIONS[run.precision],
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
