@@ -90,7 +90,7 @@ def _photographs() -> list[Image.Image]:
     if package is None or package.origin is None:
         raise UserError(
             "the demo's photographs come with scikit-image, which is not installed; "
-            'run pip install "masked-patch-pretraining[demo]" or name your own data.shards'
+            "run pip install -e '.[demo]' here, or name your own data.shards"
         )
     data = Path(package.origin).parent / "data"
     return [Image.open(data / name).convert("RGB") for name in PHOTOGRAPHS]

@@ -177,7 +177,9 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} holds another model than the configuration: {reason}") from error
+        raise UserError(
+            f"{path} holds another model than the configuration: {reason}; give its own"
+        ) from error
 
 
 def check_constants(checkpoint: Path, constants: dict[str, Any]) -> None:

@@ -93,8 +93,7 @@ def start(run: RunConfig) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     _check_launcher(run)
-    # torch 2.15 renames what torch 2.9 and accelerate know by this name only
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    _silence_ddp()
     accelerator = Accelerator(
         mixed_precision=_PRECISIONS[run.precision],
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -114,6 +113,14 @@ def start(run: RunConfig) -> Accelerator:
     logging.getLogger("timm").setLevel(logging.WARNING)  # it tells of every local load
     torch.manual_seed(run.seed)
     return accelerator
+
+
+def _silence_ddp() -> None:
+    """Silence what torch's DDP says on every rank, and no user can act upon."""
+    # torch 2.15 renames what torch 2.9 and accelerate know by this name only
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    # the class token's gradient (1, 1, D): strides of sides of length 1 mean nothing
+    warnings.filterwarnings("ignore", r"(?s)Grad strides do not match.*sizes\(\) = \[1, 1, ")
 
 
 def _check_launcher(run: RunConfig) -> None:

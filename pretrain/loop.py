@@ -192,10 +192,10 @@ class Trainer:
     def _constants(self, done: int) -> dict[str, Any]:
         samples = self.stream.samples
         return {
-            "consumed": self.stream.consumed(done),
             "content of the shards (sha256)": samples.manifest.fingerprint,
             "batch_size": self.optim.batch_size,
             **samples.order.constants,
+            "consumed": self.stream.consumed(done),  # last: it follows from the others
         }
 
     def _resume(self) -> int:

@@ -107,7 +107,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 def test_without_scikit_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # pyright: ignore
-    with pytest.raises(UserError, match=r'run pip install "masked-patch-pretraining\[demo\]"'):
+    with pytest.raises(UserError, match=r"run pip install -e '\.\[demo\]' here"):
         make_demo_shards(tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
 

@@ -69,7 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("run.seed=99999999999999999999", "is not in 0..2^63-1"),
         ("run.log_every=0", "run.log_every=0 must be above 0"),
         ("run.precision=fp8", "run.precision=fp8 is not one of fp32, bf16, fp16"),
-        ("run.resume=no", "run.resume=no is not one of auto, must, never"),
+        ("run.resume=maybe", "run.resume=maybe is not one of auto, must, never"),
         ("data.crop_area=[0.4,2]", "data.crop_area=[0.4, 2.0] is no range within (0, 1]"),
         ("data.std=[0,1,1]", "data.std=(0.0, 1.0, 1.0) must be above 0 in each channel"),
         ("data.workers=-1", "data.workers=-1 is below 0; 0 needs no process"),
@@ -78,8 +78,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("corruption.random_ratio=0.3", "corruption.random_ratio = 1.1 is over 1"),
         ("target.bits=6", "target.bits=6 is not in 1..5; the paper has 3"),
         # sizes
-        ("data.image_size=225", "data.image_size=225 is not a multiple of encoder.patch_size=4; try 224"),
-        ("data.image_size=[16,18]", "data.image_size=18 is not a multiple of encoder.patch_size=4; try 16"),
+        ("data.image_size=225", "225 is not a multiple of encoder.patch_size=4; try 224"),
+        ("data.image_size=[16,18]", "18 is not a multiple of encoder.patch_size=4; try 16"),
         ("data.image_size=big", "data.image_size=big is no size; give pixels, or [height, width]"),
         ("run.micro_batch_size=3", "run.micro_batch_size=3 does not divide the 8 images that each"),
         # the encoder
@@ -88,11 +88,11 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("encoder.num_heads=3", "timm says: dim should be divisible by num_heads"),
         ("encoder.args.foo=3", "got an unexpected keyword argument 'foo'"),
         ("encoder.args.norm_layer=foo", "timm says: 'foo'"),
-        ("encoder.args.num_classes=3", "encoder.args.num_classes is set by this project; leave it out"),
+        ("encoder.args.num_classes=3", "num_classes is set by this project; leave it out"),
         ("encoder.init=nothing", "encoder.init=nothing is no run or folder with an encoder"),
         # shards
         ("data.shards=null", "data.shards is missing; name the training shards, such as"),
-        ("data.shards=nothing/*.tar", "data.shards=nothing/*.tar matches no file; correct the pattern"),
+        ("data.shards=nothing/*.tar", "nothing/*.tar matches no file; correct the pattern"),
         ("data.shards=nothing.tar", "nothing.tar does not exist; correct the path or the pattern"),
         ("data.val_shards=nothing.tar", "data.val_shards: "),
         ("data.shards=3", "data.shards=3: give a pattern such as"),
@@ -201,8 +201,8 @@ def test_other_shards_are_refused_by_their_content(
     before = contents(finished)
     arguments = [*tiny, "optim.steps=8", f"run.dir={finished}"]
     text = refusal(pretrain.run.main, [*arguments, f"data.shards={shards}/train-[01].tar"])
-    assert "was trained on another stream" in text
-    assert "give it the same shards, or another run.dir" in text
+    assert "was trained on another stream: content of the shards" in text
+    assert text.endswith("or another run.dir")
     after = contents(finished)
     assert {name for name in before if after[name] != before[name]} <= {"config.yaml"}
 
@@ -322,8 +322,8 @@ def test_two_ranks_say_it_once(tmp_path: Path, tiny: list[str]) -> None:
     assert status != 0
     text = "error: optim.batch_size=9 is not a multiple of the 2 processes; try 8"
     assert [line for line in lines if line.startswith("error")] == [text]
-    launchers = [i for i, line in enumerate(lines) if "torch/distributed/" in line]
-    assert lines.index(text) < min(launchers)  # what follows is the launcher's
+    ours = lines[: lines.index(text)]  # what follows is the launcher's
+    assert not [line for line in ours if "Traceback" in line]
     assert not (tmp_path / "run").exists()
 
 

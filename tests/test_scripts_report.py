@@ -226,4 +226,4 @@ def test_missing_matplotlib_is_named(
     with pytest.raises(SystemExit) as stop:
         report(run)
     assert stop.value.code == 2
-    assert 'pip install "masked-patch-pretraining[report]"' in capsys.readouterr().err
+    assert "pip install -e '.[report]'" in capsys.readouterr().err

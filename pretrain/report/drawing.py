@@ -33,8 +33,7 @@ def require_matplotlib() -> None:
     """Raise `UserError` unless matplotlib is installed."""
     require(
         importlib.util.find_spec("matplotlib") is not None,
-        "the charts need matplotlib, which is not installed; "
-        'run pip install "masked-patch-pretraining[report]"',
+        "the charts need matplotlib, which is not installed; run pip install -e '.[report]' here",
     )
 
 
