@@ -33,6 +33,7 @@ NO_LABEL = -1
 SHARDS_TYPE = "str | list[str]"
 _CROP = 1  # purpose of a sample's random numbers
 _PADDING = -1
+_MAX_LABEL = 10  # bytes of a `cls` member: beyond, it is no class number
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def read_label(members: dict[str, bytes]) -> int:
     text = members.get(LABEL_EXTENSION)
     if text is None:
         raise BadSample(f"no .{LABEL_EXTENSION} member")
-    if not text.strip().isdigit():
+    if not text.strip().isdigit() or len(text) > _MAX_LABEL:
         raise BadSample(f".{LABEL_EXTENSION} holds {text[:20]!r}, not a class number")
     return int(text)
 

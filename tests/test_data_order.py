@@ -99,9 +99,7 @@ def large_epoch(epoch: int) -> np.ndarray:
 
 
 @given(st.lists(st.integers(0, 99_999), max_size=50), st.integers(0, 5))
-def test_a_position_depends_on_nothing_but_seed_and_epoch(
-    positions: list[int], epoch: int
-) -> None:
+def test_a_position_depends_on_nothing_but_seed_and_epoch(positions: list[int], epoch: int) -> None:
     order = make_order(LARGE)
     order.samples(epoch + 1, np.arange(10))  # other look-ups leave no trace
     found = order.samples(epoch, np.array(positions, np.int64))

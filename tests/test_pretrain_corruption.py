@@ -112,8 +112,8 @@ def test_every_patch_is_chosen_about_equally_often() -> None:
 def test_the_choice_is_pinned() -> None:
     """Another choice would make a resumed run another run."""
     corruption = draw(torch.tensor([5]), 8, Counts(2, 1, 1))
-    assert corruption.patches.tolist() == [[]]
-    assert corruption.source.tolist() == [[]]
+    assert corruption.patches.tolist() == [[7, 4, 3, 5]]
+    assert corruption.source.tolist() == [[5]]
 
 
 # ---------------------------------------------------------------- what becomes of them

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,8 @@ def test_each_good_sample_is_in_one_batch_an_epoch(
     good = sorted(f"train-{shard_of[n]}.tar/{n:03d}" for n in range(36) if n != 22)
     steps = batches(request.getfixturevalue(name))
     epochs = [steps[i : i + STEPS_PER_EPOCH] for i in range(0, 40, STEPS_PER_EPOCH)]
-    assert [sorted(sum(epoch, [])) for epoch in epochs] == [good] * 8
-    assert len({tuple(sum(epoch, [])) for epoch in epochs}) == 8  # each in an order of its own
+    assert [sorted(chain(*epoch)) for epoch in epochs] == [good] * 8
+    assert len({tuple(chain(*epoch)) for epoch in epochs}) == 8  # each in an order of its own
     assert all(len(epoch[-1]) <= 4 for epoch in epochs)  # 36 = 4 * 8 + 4: the last one is padded
 
 

@@ -107,9 +107,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_fp16_needs_a_gpu(
-    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fp16_needs_a_gpu(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     arguments = [*tiny, f"run.dir={tmp_path}/run", "run.precision=fp16"]
     text = refusal(pretrain.run.main, arguments)
@@ -289,9 +287,7 @@ def test_a_class_that_training_lacks_is_named(tmp_path: Path, tiny_finetune: lis
         ("head.lr=1", "head.lr is no key"),
     ],
 )
-def test_few_shot_mistakes(
-    shards: Path, encoder: list[str], argument: str, text: str
-) -> None:
+def test_few_shot_mistakes(shards: Path, encoder: list[str], argument: str, text: str) -> None:
     data = [f"data.train={shards}/train-*.tar", f"data.val={shards}/val-0.tar", "data.workers=0"]
     assert text in refusal(finetune.fewshot.main, [*encoder, *data, argument])
 

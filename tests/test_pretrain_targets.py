@@ -75,7 +75,8 @@ def reference(image: Tensor, patch: tuple[int, int], bits: int) -> list[int]:
 
 @pytest.mark.parametrize("bits", [1, 3, 5])
 @pytest.mark.parametrize(
-    ("size", "patch"), [((16, 16), (4, 4)), ((8, 24), (8, 4)), ((32, 16), (2, 16)), ((5, 5), (1, 1))]
+    ("size", "patch"),
+    [((16, 16), (4, 4)), ((8, 24), (8, 4)), ((32, 16), (2, 16)), ((5, 5), (1, 1))],
 )
 def test_classes_against_a_loop(size: tuple[int, int], patch: tuple[int, int], bits: int) -> None:
     generator = torch.Generator().manual_seed(0)

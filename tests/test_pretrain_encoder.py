@@ -1,0 +1,192 @@
+"""The encoder in two halves, saved, loaded and resized."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from data.settings import UserError
+from pretrain.encoder import (
+    EncoderConfig,
+    Normalise,
+    embed,
+    encode,
+    grid_size,
+    image_data,
+    image_size,
+    load_encoder,
+    make_encoder,
+    patch_size,
+    patch_tokens,
+    save_encoder,
+)
+
+SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def small(
+    size: tuple[int, int] = (16, 16), name: str = "vit_tiny_patch16_224", **args: Any
+) -> VisionTransformer:
+    torch.manual_seed(0)
+    config = EncoderConfig(name=name, patch_size=4, args=args, **SMALL)
+    encoder = make_encoder(config, size).eval()
+    for parameter in encoder.parameters():  # also what timm starts at zero matters
+        torch.nn.init.normal_(parameter, std=0.2)
+    return encoder
+
+
+def images(size: tuple[int, int] = (16, 16)) -> torch.Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+# ---------------------------------------------------------------- two halves
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "num_prefix"),
+    [
+        ("vit_tiny_patch16_224", {}, 1),
+        ("vit_tiny_patch16_224", {"class_token": False}, 0),
+        ("vit_tiny_patch16_224", {"reg_tokens": 3}, 4),
+        ("vit_tiny_patch16_224", {"pre_norm": True, "qkv_bias": False}, 1),
+        ("vit_tiny_patch16_224", {"init_values": 0.1, "qk_norm": True}, 1),
+        ("vit_tiny_patch16_224", {"pos_embed": "none"}, 1),
+        ("vit_small_patch16_18x2_224", {}, 1),
+        ("vit_small_patch14_reg4_dinov2", {}, 5),
+        ("vit_base_patch16_clip_224", {}, 1),
+        ("vit_medium_patch16_gap_256", {}, 0),
+    ],
+)
+def test_both_halves_together_are_timms_forward_features(
+    name: str, args: dict[str, Any], num_prefix: int
+) -> None:
+    encoder = small(name=name, **args)
+    with torch.no_grad():
+        tokens = encode(encoder, embed(encoder, images()))
+        assert torch.equal(tokens, encoder.forward_features(images()))
+        assert tokens.shape == (2, num_prefix + 16, 32)
+        patches = patch_tokens(encoder, tokens)
+        assert patches.shape == (2, 16, 32)
+        torch.testing.assert_close(encoder(images()), patches.mean(1))
+
+
+def test_rectangles_are_encoded() -> None:
+    encoder = small((8, 24))
+    assert (image_size(encoder), grid_size(encoder), patch_size(encoder)) == (
+        (8, 24),
+        (2, 6),
+        (4, 4),
+    )
+    with torch.no_grad():
+        tokens = encode(encoder, embed(encoder, images((8, 24))))
+        assert torch.equal(tokens, encoder.forward_features(images((8, 24))))
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_relpos_small_patch16_224"])
+def test_other_architectures_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"encoder.name={name} is no VisionTransformer"):
+        make_encoder(EncoderConfig(name=name))
+
+
+def test_the_default_is_vit_base() -> None:
+    with torch.device("meta"):
+        encoder = make_encoder(EncoderConfig())
+    assert (image_size(encoder), patch_size(encoder)) == ((224, 224), (16, 16))
+    assert (encoder.embed_dim, len(encoder.blocks)) == (768, 12)
+
+
+# ---------------------------------------------------------------- saved and loaded
+
+
+@pytest.mark.parametrize("args", [{}, {"class_token": False}, {"reg_tokens": 2}])
+@pytest.mark.parametrize("size", [(16, 16), (8, 24)])
+def test_a_saved_encoder_is_loaded_as_it_was(
+    tmp_path: Path, size: tuple[int, int], args: dict[str, Any]
+) -> None:
+    encoder = small(size, **args)
+    image_data(encoder).update(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    save_encoder(encoder, tmp_path / "encoder")
+    by_timm: Any = timm.create_model(f"local-dir:{tmp_path}/encoder", pretrained=True)
+    for loaded in (load_encoder(tmp_path / "encoder"), load_encoder(tmp_path), by_timm):
+        assert image_size(loaded) == size
+        assert tuple(image_data(loaded)["mean"]) == (0.1, 0.2, 0.3)
+        assert tuple(image_data(loaded)["std"]) == (0.4, 0.5, 0.6)
+        for name, weight in encoder.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], weight), name
+        with torch.no_grad():
+            assert torch.equal(loaded.eval()(images(size)), encoder(images(size)))
+
+
+def test_what_is_given_replaces_what_was_saved(tmp_path: Path) -> None:
+    save_encoder(small(), tmp_path)
+    config = EncoderConfig(init=str(tmp_path), embed_dim=32, name="vit_tiny_patch16_224.any_tag")
+    mean, std = (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)
+    encoder = make_encoder(config, (24, 24), mean, std)
+    assert image_data(encoder)["input_size"] == (3, 24, 24)
+    assert (image_data(encoder)["mean"], image_data(encoder)["std"]) == (mean, std)
+
+
+# ---------------------------------------------------------------- another size
+
+
+def resized(encoder: VisionTransformer, folder: Path, size: tuple[int, int]) -> VisionTransformer:
+    save_encoder(encoder, folder)
+    return make_encoder(EncoderConfig(init=str(folder)), size).eval()
+
+
+def test_the_same_size_changes_nothing(tmp_path: Path) -> None:
+    encoder = small()
+    same = resized(encoder, tmp_path, (16, 16))
+    assert torch.equal(same.pos_embed, encoder.pos_embed)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (8, 8), (16, 32)])
+def test_position_embeddings_are_interpolated_by_place(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    encoder = small()
+    # a plane over the grid: what bicubic interpolation keeps, but for the borders
+    row, column = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    plane = torch.stack([row, column], dim=-1).view(1, 16, 2)
+    with torch.no_grad():
+        encoder.pos_embed[:, 1:, :2] = plane
+    larger = resized(encoder, tmp_path, size)
+    rows, columns = size[0] // 4, size[1] // 4
+    assert larger.pos_embed.shape == (1, 1 + rows * columns, 32)
+    assert torch.equal(larger.pos_embed[:, 0], encoder.pos_embed[:, 0])  # the class token's
+    places = larger.pos_embed[0, 1:, :2].detach().view(rows, columns, 2)
+    for axis, length in ((0, rows), (1, columns)):
+        along = places[..., axis].mean(1 - axis)
+        expected = (torch.arange(length) + 0.5) * 4 / length - 0.5
+        assert torch.all(along.diff() > 0)
+        assert (along - expected).abs().max() < 0.3
+        across = places[..., axis].std(1 - axis, correction=0)
+        assert across.max() < 1e-4
+    with torch.no_grad():
+        assert larger(images(size)).shape == (2, 32)
+
+
+def test_a_size_between_patches_is_refused(tmp_path: Path) -> None:
+    save_encoder(small(), tmp_path)
+    with pytest.raises(UserError, match=r"data.image_size=18 is not a multiple of .*=4; try 16"):
+        make_encoder(EncoderConfig(init=str(tmp_path)), (16, 18))
+    with pytest.raises(UserError, match=r"image_size=225 is not a multiple of .*=16; try 224"):
+        make_encoder(EncoderConfig(**SMALL), (225, 225))
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def test_normalise_is_torchvisions() -> None:
+    encoder = small()
+    image_data(encoder).update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    pixels = torch.randint(0, 256, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (pixels / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    normalise = Normalise(encoder)
+    torch.testing.assert_close(normalise(pixels.to(torch.uint8)), expected)
+    assert normalise.state_dict() == {}  # config.json holds them
+    assert normalise.to("meta").mean.device.type == "meta"  # they follow the module
