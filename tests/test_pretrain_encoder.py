@@ -24,7 +24,7 @@ from pretrain.encoder import (
     save_encoder,
 )
 
-SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+SMALL: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
 def small(
@@ -36,6 +36,11 @@ def small(
     for parameter in encoder.parameters():  # also what timm starts at zero matters
         torch.nn.init.normal_(parameter, std=0.2)
     return encoder
+
+
+def positions(encoder: VisionTransformer) -> torch.Tensor:
+    assert encoder.pos_embed is not None
+    return encoder.pos_embed
 
 
 def images(size: tuple[int, int] = (16, 16)) -> torch.Tensor:
@@ -140,7 +145,7 @@ def resized(encoder: VisionTransformer, folder: Path, size: tuple[int, int]) -> 
 def test_the_same_size_changes_nothing(tmp_path: Path) -> None:
     encoder = small()
     same = resized(encoder, tmp_path, (16, 16))
-    assert torch.equal(same.pos_embed, encoder.pos_embed)
+    assert torch.equal(positions(same), positions(encoder))
 
 
 @pytest.mark.parametrize("size", [(24, 24), (8, 8), (16, 32)])
@@ -152,12 +157,12 @@ def test_position_embeddings_are_interpolated_by_place(
     row, column = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
     plane = torch.stack([row, column], dim=-1).view(1, 16, 2)
     with torch.no_grad():
-        encoder.pos_embed[:, 1:, :2] = plane
+        positions(encoder)[:, 1:, :2] = plane
     larger = resized(encoder, tmp_path, size)
     rows, columns = size[0] // 4, size[1] // 4
-    assert larger.pos_embed.shape == (1, 1 + rows * columns, 32)
-    assert torch.equal(larger.pos_embed[:, 0], encoder.pos_embed[:, 0])  # the class token's
-    places = larger.pos_embed[0, 1:, :2].detach().view(rows, columns, 2)
+    assert positions(larger).shape == (1, 1 + rows * columns, 32)
+    assert torch.equal(positions(larger)[:, 0], positions(encoder)[:, 0])  # the class token's
+    places = positions(larger)[0, 1:, :2].detach().view(rows, columns, 2)
     for axis, length in ((0, rows), (1, columns)):
         along = places[..., axis].mean(1 - axis)
         expected = (torch.arange(length) + 0.5) * 4 / length - 0.5
