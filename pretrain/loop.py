@@ -23,6 +23,7 @@ from data.randomness import derive
 from data.settings import require
 from pretrain import checkpoint
 from pretrain.checkpoint import Training
+from pretrain.encoder import choose_attention
 from pretrain.launch import RunConfig, main_process_first
 from pretrain.metrics import Progress, RunLogs, cut_logs_back
 from pretrain.model import Objective, Output, Sums
@@ -58,6 +59,7 @@ class Trainer:
         self.stream = stream
         self.validation = validation
         self.folder = Path(run.dir)
+        choose_attention(model.encoder, accelerator.device, accelerator.mixed_precision)
         optimizer = make_optimizer(model, model.encoder, optim)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         ema = ModelEmaV3(model, decay=optim.ema) if optim.ema else None

@@ -28,13 +28,13 @@ from data.shards import atomic_write
 from pretrain.config import PretrainConfig, load
 from pretrain.encoder import image_size, patch_size
 from pretrain.reconstruct import Reconstruction, draw_grid, load_model, panels, pick, reconstruct
-from pretrain.report import findings
-from pretrain.report.charts import charts_for
-from pretrain.report.drawing import require_matplotlib, smoothing
-from pretrain.report.findings import percent
-from pretrain.report.history import Run, describe, read_run
-from pretrain.report.page import bullets, chart_figure, definitions, section, table
-from pretrain.report.results import few_shot, fine_tuning
+from scripts.report_page import findings
+from scripts.report_page.charts import charts_for
+from scripts.report_page.drawing import require_matplotlib, smoothing
+from scripts.report_page.findings import percent
+from scripts.report_page.history import Run, describe, read_run
+from scripts.report_page.page import bullets, chart_figure, definitions, section, table
+from scripts.report_page.results import few_shot, fine_tuning
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _PICTURES = "reconstructions.png"

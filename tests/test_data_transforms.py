@@ -27,7 +27,6 @@ from data.transforms import (
 )
 
 # torchvision 0.29 says so of decode_jpeg; outside of tests Python hides it
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities")
 
 JPEG_TOLERANCE = 6  # levels, at quality 95 on a smooth image
 

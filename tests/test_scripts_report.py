@@ -18,7 +18,7 @@ from PIL import Image
 from data.index import open_manifest
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
-from pretrain.report.history import read_run
+from scripts.report_page.history import read_run
 
 Report = Callable[..., str]
 Printed = pytest.CaptureFixture[str]

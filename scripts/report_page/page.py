@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from pretrain.report.charts import Chart, Record, Series
-from pretrain.report.drawing import draw
+from scripts.report_page.charts import Chart, Record, Series
+from scripts.report_page.drawing import draw
 
 _MARKERS = {
     "o": '<circle cx="14" cy="6" r="4"/>',

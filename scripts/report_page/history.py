@@ -16,7 +16,7 @@ from yaml import YAMLError
 from data.settings import UserError, require
 from pretrain.checkpoint import find_newest
 from pretrain.metrics import read_records
-from pretrain.report.findings import last_with, percent
+from scripts.report_page.findings import last_with, percent
 
 Content = TypeVar("Content")
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pretrain.report import findings
-from pretrain.report.charts import charts_for
-from pretrain.report.drawing import draw
+from scripts.report_page import findings
+from scripts.report_page.charts import charts_for
+from scripts.report_page.drawing import draw
 
 
 def record(**figures: float) -> dict[str, float]:

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pretrain.report.findings import percent
-from pretrain.report.history import read_json
-from pretrain.report.page import section, table
+from scripts.report_page.findings import percent
+from scripts.report_page.history import read_json
+from scripts.report_page.page import section, table
 
 _FEW_SHOT = {"pretrained": "fewshot.json", "untrained": "fewshot-untrained.json"}
 _FINE_TUNING = ("finetune", "scratch")  # how their folders' names begin

@@ -11,7 +11,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from data.settings import require
-from pretrain.report.charts import Chart, Record, Series
+from scripts.report_page.charts import Chart, Record, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
