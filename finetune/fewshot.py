@@ -24,6 +24,7 @@ from finetune.config import FewshotConfig
 from pretrain.config import load, usage
 from pretrain.encoder import image_size, make_encoder
 from pretrain.evaluate import Features, check_features, extract, ridge_accuracy
+from pretrain.launch import start_logging
 
 
 def main(arguments: list[str]) -> None:
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> None:
         print(usage(FewshotConfig, "python finetune/fewshot.py"))
         return
     config = load(FewshotConfig, arguments)
+    start_logging(is_main_process=True)
     torch.manual_seed(0)  # the weights of an untrained encoder
     data = config.data
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std)

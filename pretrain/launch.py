@@ -108,11 +108,17 @@ def start(run: RunConfig) -> Accelerator:
         cores = len(os.sched_getaffinity(0))
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(run.threads or max(1, cores // local))
-    level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s")
-    logging.getLogger("timm").setLevel(logging.WARNING)  # it tells of every local load
+    start_logging(accelerator.is_main_process)
     torch.manual_seed(run.seed)
     return accelerator
+
+
+def start_logging(is_main_process: bool) -> None:
+    """Let the main process say what it does; the others only what goes wrong."""
+    logging.basicConfig(
+        level=logging.INFO if is_main_process else logging.ERROR, format="%(message)s"
+    )
+    logging.getLogger("timm").setLevel(logging.WARNING)  # it tells of every local load
 
 
 def _silence_ddp() -> None:

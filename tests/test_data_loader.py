@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_png
 
+from data import loader
 from data.index import Manifest, open_manifest
 from data.loader import (
     NO_LABEL,
@@ -16,6 +17,7 @@ from data.loader import (
     Samples,
     Share,
     TrainingStream,
+    _blank_images,
     evaluation_batches,
     read_label,
 )
@@ -52,6 +54,16 @@ def steps(samples: Samples, share: Share, first: int, last: int, workers: int = 
 
 
 # ---------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("is_worker", [False, True])
+def test_a_worker_makes_its_images_in_shared_memory(
+    monkeypatch: pytest.MonkeyPatch, is_worker: bool
+) -> None:
+    monkeypatch.setattr(loader, "get_worker_info", lambda: object() if is_worker else None)
+    images = _blank_images((2, 3, 4, 5))
+    assert images.is_shared() == is_worker
+    assert torch.equal(images, torch.zeros(2, 3, 4, 5, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

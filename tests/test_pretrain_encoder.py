@@ -12,6 +12,7 @@ from data.settings import UserError
 from pretrain.encoder import (
     EncoderConfig,
     Normalise,
+    choose_attention,
     embed,
     encode,
     grid_size,
@@ -195,3 +196,35 @@ def test_normalise_is_torchvisions() -> None:
     torch.testing.assert_close(normalise(pixels.to(torch.uint8)), expected)
     assert normalise.state_dict() == {}  # config.json holds them
     assert normalise.to("meta").mean.device.type == "meta"  # they follow the module
+
+
+# ---------------------------------------------------------------- attention
+
+
+def attention_kinds(encoder: VisionTransformer) -> set[bool]:
+    modules = encoder.modules()
+    return {bool(module.fused_attn) for module in modules if hasattr(module, "fused_attn")}
+
+
+def test_plain_attention_is_taken_for_bf16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    encoder = small()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        fused = encoder.forward_features(images())
+        choose_attention(encoder, torch.device("cpu"), "bf16")
+        plain = encoder.forward_features(images())
+    assert attention_kinds(encoder) == {False}
+    torch.testing.assert_close(plain, fused, rtol=0.05, atol=0.05 * float(fused.std()))
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "has_amx"),
+    [("cpu", "no", False), ("cuda", "bf16", False), ("cpu", "bf16", True)],
+)
+def test_fused_attention_stays_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, has_amx: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    encoder = small()
+    choose_attention(encoder, torch.device(device), precision)
+    assert attention_kinds(encoder) == {True}
