@@ -7,6 +7,9 @@
 encoder, and run_vs_step, a run from shards with loader processes against that step alone.
 `loader` gives loader_vs_pil, one loader process against the usual pipeline of Pillow and
 torchvision. Above 1 ours is the faster. Without SHARDS, scikit-image's photographs are read.
+
+Where other programs keep a core busy, give `step --threads 1`: threads that share a step wait for
+the one that was held up, some hundreds of times a step, and the ratio is no longer ours.
 """
 
 import argparse
