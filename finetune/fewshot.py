@@ -18,8 +18,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from data.index import open_manifest
 from data.labelled import k_shot
-from data.loader import Samples, Share, evaluation_batches
+from data.loader import Samples
 from data.settings import run_entry_point
+from data.stream import Share, evaluation_batches
 from finetune.config import FewshotConfig
 from pretrain.config import load, usage
 from pretrain.encoder import image_size, make_encoder

@@ -15,8 +15,9 @@ if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.labelled import count_classes, read_labels
-from data.loader import Samples, TrainingStream, evaluation_batches
+from data.loader import Samples
 from data.settings import run_entry_point
+from data.stream import TrainingStream, evaluation_batches
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
 from pretrain.config import claim, load, resolve, usage

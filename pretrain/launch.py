@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
 
 from data.index import Manifest, open_manifest
-from data.loader import Share
 from data.settings import UserError, require, setting
+from data.stream import Share
 from pretrain.optim import OptimConfig
 
 Result = TypeVar("Result")

@@ -18,9 +18,10 @@ from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
-from data.loader import Batch, LedgerEntry, TrainingStream
+from data.loader import Batch, LedgerEntry
 from data.randomness import derive
 from data.settings import require
+from data.stream import TrainingStream
 from pretrain import checkpoint
 from pretrain.checkpoint import Training
 from pretrain.encoder import choose_attention

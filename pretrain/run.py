@@ -16,8 +16,9 @@ if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.demo import ensure_demo_shards
-from data.loader import Samples, TrainingStream, evaluation_batches
+from data.loader import Samples
 from data.settings import run_entry_point
+from data.stream import TrainingStream, evaluation_batches
 from pretrain.config import PretrainConfig, claim, load, resolve, usage
 from pretrain.encoder import image_size, make_encoder
 from pretrain.launch import main_process_first, open_shards, share, start

@@ -10,19 +10,10 @@ from conftest import make_png
 
 from data import loader
 from data.index import Manifest, open_manifest
-from data.loader import (
-    NO_LABEL,
-    Batch,
-    Request,
-    Samples,
-    Share,
-    TrainingStream,
-    _blank_images,
-    evaluation_batches,
-    read_label,
-)
+from data.loader import NO_LABEL, Batch, Request, Samples, _blank_images, read_label
 from data.reader import BadSample
 from data.shards import ImageFile, write_shard
+from data.stream import Share, TrainingStream, evaluation_batches
 
 AREA = (0.2, 1.0)
 NUM_SAMPLES = 36

@@ -15,11 +15,12 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from data.index import Manifest, open_manifest
-from data.loader import ImageConfig, Samples, Share, TrainingStream
+from data.loader import ImageConfig, Samples
 from data.order import Order
 from data.reader import ShardReader
 from data.settings import require
 from data.shards import IMAGE_EXTENSIONS
+from data.stream import Share, TrainingStream
 from data.transforms import UnreadableImage, decode
 from scripts.speed.rounds import Speeds, images_per_second
 

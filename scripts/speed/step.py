@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
 from data.index import open_manifest
-from data.loader import Batch, DataConfig, Request, Samples, Share, TrainingStream
+from data.loader import Batch, DataConfig, Request, Samples
+from data.stream import Share, TrainingStream
 from pretrain.corruption import CorruptionConfig
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.launch import RunConfig, start

@@ -1,0 +1,106 @@
+"""Positions -> a rank's batches, in order: what training and evaluation iterate over.
+
+A resume reads nothing twice, and the whole state of the stream is one integer, the step.
+"""
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader
+
+from data.loader import Batch, Request, Samples
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's part of the work: `rank` of `world_size`, in micro-batches of `micro_batch_size`."""
+
+    rank: int
+    world_size: int
+    micro_batch_size: int
+
+
+class TrainingStream:
+    """The training samples, step by step, for one rank.
+
+    Global batch `k` of an epoch holds positions `kB` to `(k + 1)B`, whatever the number of ranks;
+    this rank takes its equal share of them. The last batch of an epoch is padded with weight 0.
+
+    Args:
+        samples: What the requests are answered from.
+        batch_size: Global batch size `B`; a multiple of world size times micro-batch size.
+        share: This rank's part.
+        workers: Loader processes.
+    """
+
+    def __init__(self, samples: Samples, batch_size: int, share: Share, workers: int) -> None:
+        assert batch_size % (share.world_size * share.micro_batch_size) == 0
+        self.samples = samples
+        self.batch_size = batch_size
+        self.share = share
+        self.workers = workers
+        self.steps_per_epoch = -(-samples.manifest.num_samples // batch_size)
+
+    def consumed(self, step: int) -> int:
+        """Return the number of samples that the first `step` steps take."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        num_samples = self.samples.manifest.num_samples
+        return epoch * num_samples + min(batch * self.batch_size, num_samples)
+
+    def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """Yield this rank's micro-batches of each step in [first, last)."""
+        requests = _Requests(lambda: self._requests(first, last))
+        batches = iter(_loader(self.samples, requests, self.workers))
+        num_micro_batches = self._rank_size // self.share.micro_batch_size
+        for _ in range(first, last):
+            yield [next(batches) for _ in range(num_micro_batches)]
+
+    @property
+    def _rank_size(self) -> int:
+        return self.batch_size // self.share.world_size
+
+    def _requests(self, first: int, last: int) -> Iterator[Request]:
+        for step in range(first, last):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            start = batch * self.batch_size + self.share.rank * self._rank_size
+            for offset in range(0, self._rank_size, self.share.micro_batch_size):
+                begin = start + offset
+                yield Request(epoch, begin, begin + self.share.micro_batch_size)
+
+
+def evaluation_batches(samples: Samples, share: Share, workers: int) -> Iterable[Batch]:
+    """Return this rank's batches of one pass in listed order; as many for each rank."""
+    size = share.micro_batch_size
+    stride = size * share.world_size
+    starts = range(share.rank * size, -(-samples.manifest.num_samples // stride) * stride, stride)
+    return _loader(samples, [Request(0, start, start + size) for start in starts], workers)
+
+
+class _Requests:
+    """An iterable over what a function yields, for `DataLoader(sampler=...)`."""
+
+    def __init__(self, make: Callable[[], Iterator[Request]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Request]:
+        return self._make()
+
+
+def _loader(samples: Samples, requests: Iterable[Request], workers: int) -> DataLoader[Batch]:
+    return DataLoader(
+        samples,
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        # a generator of its own: iter(DataLoader) would draw from the global one
+        generator=torch.Generator(),
+    )
+
+
+def _start_worker(_: int) -> None:
+    """Leave Ctrl-C to the training process, which ends its workers without tracebacks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
