@@ -82,6 +82,7 @@ def make_demo_shards(folder: Path) -> None:
         _write(work, photographs)
         shutil.rmtree(folder, ignore_errors=True)  # empty, or it was refused above
         work.rename(folder)
+    open_manifest(folder, "demo")
 
 
 def _photographs() -> list[Image.Image]:
@@ -109,7 +110,6 @@ def _write(folder: Path, photographs: list[Image.Image]) -> None:
             progress.update(write_shard(folder / name, _samples(photographs, tiles)))
     names = [f"{Path(name).stem}\n" for name in PHOTOGRAPHS]
     (folder / "classes.txt").write_text("".join(names))
-    open_manifest(folder, "demo")
 
 
 def strip(width: int, *, is_val: bool) -> tuple[int, int]:
