@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from data.demo import PHOTOGRAPHS, TILE, demo_shards_exist, make_demo_shards, st
 from data.index import open_manifest
 from data.reader import ShardReader
 from data.settings import UserError
+from data.shards import ImageFile, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +91,12 @@ def test_what_exists_is_kept(demo: Path) -> None:
 
 @pytest.mark.usefixtures("fewer_tiles")
 def test_it_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise KeyboardInterrupt
+    def fail_at_the_last(path: Path, samples: Iterable[ImageFile]) -> int:
+        if path.name.startswith("val-"):
+            raise KeyboardInterrupt
+        return write_shard(path, samples)
 
-    monkeypatch.setattr(data.demo, "open_manifest", fail)
+    monkeypatch.setattr(data.demo, "write_shard", fail_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         make_demo_shards(tmp_path / "demo")
     assert list(tmp_path.iterdir()) == []
