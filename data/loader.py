@@ -5,7 +5,9 @@ depends on nothing else. So any number of workers gives the same batches.
 """
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from data.randomness import combine, derive, uniform
 from data.reader import BadSample, ShardReader
 from data.settings import require, setting
 from data.shards import IMAGE_EXTENSIONS, LABEL_EXTENSION
+from data.storage import Storage
 from data.transforms import (
     NUM_UNIFORM,
     UnreadableImage,
@@ -58,6 +61,27 @@ class ImageConfig:
     trace: bool = setting(
         False, "write the keys of each step's samples to trace/", changes_result=False
     )
+    max_bad_ratio: float = setting(
+        0.05, "stop when more of the samples than this cannot be used", changes_result=False
+    )
+    cache_dir: str | None = setting(
+        None,
+        "folder for remote shards read ahead; default: ~/.cache/masked-patch-pretraining/shards",
+        changes_result=False,
+    )
+    cache_gb: float = setting(
+        20.0,
+        "that folder's largest size, in 1e9 bytes; 0 reads nothing ahead",
+        changes_result=False,
+    )
+    timeout_seconds: float = setting(
+        30.0, "silence after which a request to a server is given up", changes_result=False
+    )
+    retry_minutes: float = setting(
+        10.0,
+        "how long a failing request is tried again, before the run stops",
+        changes_result=False,
+    )
 
     def __post_init__(self) -> None:
         require(
@@ -74,6 +98,30 @@ class ImageConfig:
             f"data.std={self.std} must be above 0 in each channel; try [0.5, 0.5, 0.5]",
         )
         require(self.workers >= 0, f"data.workers={self.workers} is below 0; 0 needs no process")
+        require(
+            0 <= self.max_bad_ratio <= 1,
+            f"data.max_bad_ratio={self.max_bad_ratio} is not in [0, 1]; 1 never stops",
+        )
+        require(self.cache_gb >= 0, f"data.cache_gb={self.cache_gb} is below 0; 0 is no cache")
+        require(
+            self.timeout_seconds > 0,
+            f"data.timeout_seconds={self.timeout_seconds} must be above 0; try 30",
+        )
+        require(
+            self.retry_minutes >= 0,
+            f"data.retry_minutes={self.retry_minutes} is below 0; 0 tries once",
+        )
+
+    @property
+    def storage(self) -> Storage:
+        """How remote shards are read."""
+        cache_dir = Path(self.cache_dir or _default_cache()).expanduser()
+        return Storage(
+            timeout_seconds=self.timeout_seconds,
+            retry_seconds=60 * self.retry_minutes,
+            cache_dir=cache_dir if self.cache_gb else None,
+            cache_bytes=int(self.cache_gb * 1e9),
+        )
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -85,6 +133,11 @@ class ImageConfig:
         return (self.image_size[0], self.image_size[1])
 
 
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "masked-patch-pretraining", "shards")
+
+
 def _is_size(value: object) -> bool:
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     return len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
@@ -93,6 +146,16 @@ def _is_size(value: object) -> bool:
 @dataclass(frozen=True)
 class DataConfig(ImageConfig):
     """The shards that pretraining reads."""
+
+    read: str = setting(
+        "random",
+        "random (by index: each sample once an epoch, exact resume), or sequential (streams that "
+        "only go forwards, such as pipe: and standard input: samples may repeat or be missed when "
+        "a run stops, and the order depends on ranks and workers)",
+    )
+    allow_pipe: bool = setting(
+        False, "let data.shards name pipe: commands, which run in a shell", changes_result=False
+    )
 
     # a resume compares what the shards hold, not how they are named
     shards: Any = setting(
@@ -117,13 +180,30 @@ class Request(NamedTuple):
     stop: int
 
 
-class LedgerEntry(NamedTuple):
-    """A sample that could not be used, as bad_samples.jsonl names it."""
+class Place(NamedTuple):
+    """A sample, and where an epoch has it."""
 
     epoch: int
     position: int
     shard: str
     key: str
+
+    @property
+    def name(self) -> str:
+        """SHARD/KEY, as traces have it."""
+        return f"{self.shard}/{self.key}"
+
+
+class LedgerEntry(NamedTuple):
+    """What was not used, as bad_samples.jsonl names it.
+
+    A damaged shard is named whole, with neither position nor key.
+    """
+
+    epoch: int
+    position: int | None
+    shard: str
+    key: str | None
     reason: str
 
 
@@ -133,12 +213,12 @@ class Batch(NamedTuple):
     Attributes:
         tensors: `image` uint8 (B, 3, H, W); `weight` float32 (B,), 0 for padding and bad samples;
             `key` int64 (B,), each sample's random key in this epoch; `label` int64 (B,).
-        names: SHARD/KEY of the samples with weight 1, in order.
+        places: The samples with weight 1, in order.
         bad: The samples that could not be used.
     """
 
     tensors: dict[str, Tensor]
-    names: list[str]
+    places: list[Place]
     bad: list[LedgerEntry]
 
 
@@ -177,22 +257,23 @@ class Samples(Dataset[Batch]):
         image = _blank_images((ids.size, 3, *self.size))
         weight = torch.zeros(ids.size)
         label = torch.full((ids.size,), NO_LABEL)
-        names: list[str] = []
+        places: list[Place] = []
         bad: list[LedgerEntry] = []
         for slot in np.flatnonzero(ids != _PADDING):
             shard, place = self.order.locate(int(ids[slot]))
+            position = request.start + int(slot)
             name, key = self.manifest.shards[shard].name, self.reader.key(shard, place)
+            sample = Place(request.epoch, position, name, key)
             try:
                 content, label[slot] = self._read(shard, place)
                 image[slot] = self._crop(decode(content), numbers[slot])
             except (BadSample, UnreadableImage) as error:
-                position = request.start + int(slot)
-                bad.append(LedgerEntry(request.epoch, position, name, key, str(error)))
+                bad.append(LedgerEntry(*sample, str(error)))
                 continue
             weight[slot] = 1
-            names.append(f"{name}/{key}")
+            places.append(sample)
         tensors = {"image": image, "weight": weight, "key": torch.from_numpy(keys), "label": label}
-        return Batch(tensors, names, bad)
+        return Batch(tensors, places, bad)
 
     def _ids(self, request: Request) -> np.ndarray:
         """Return the sample ids of a request's slots; padding has the id -1."""

@@ -11,6 +11,21 @@ from dataclasses import field
 from typing import Any
 
 
+class RunStopped(Exception):  # noqa: N818 - not always an error of the program
+    """A run that cannot go on, through no mistake in what was typed; one line says why.
+
+    What was committed is intact. Entry points print it without a traceback and leave with `status`.
+    On several ranks it may be raised on one of them alone, which then prints it.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message, status)  # both, so that it can be pickled
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class UserError(ValueError):
     """A mistake in the user's input: one line that names the key, the value, the rule, the remedy.
 
@@ -45,7 +60,8 @@ def require(is_right: bool, message: str) -> None:
 def run_entry_point(main: Callable[[list[str]], None]) -> None:
     """Run `main(arguments)` and leave the process with its status.
 
-    A user's mistake is one line from the main process and status 2; Ctrl-C is status 130.
+    A user's mistake is one line from the main process and status 2; a run that stopped is one line
+    from the process that stopped it, and its status; Ctrl-C is status 130.
     """
     try:
         main(sys.argv[1:])
@@ -53,5 +69,8 @@ def run_entry_point(main: Callable[[list[str]], None]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,6 +6,7 @@ A resume reads nothing twice, and the whole state of the stream is one integer, 
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -48,6 +49,19 @@ class TrainingStream:
         epoch, batch = divmod(step, self.steps_per_epoch)
         num_samples = self.samples.manifest.num_samples
         return epoch * num_samples + min(batch * self.batch_size, num_samples)
+
+    def epoch(self, step: int) -> int:
+        """Return the epoch of step `step`, from 0."""
+        return step // self.steps_per_epoch
+
+    def constants(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint after `step` steps holds of the stream; checked on a resume."""
+        return {
+            "content of the shards (sha256)": self.samples.manifest.fingerprint,
+            "batch_size": self.batch_size,
+            **self.samples.order.constants,
+            "consumed": self.consumed(step),  # last: it follows from the others
+        }
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of each step in [first, last)."""

@@ -154,8 +154,8 @@ class Trainer:
     def _write_trace(self, done: int, batches: list[Batch]) -> None:
         if self._logs.trace is None:
             return
-        epoch = (done - 1) // self.stream.steps_per_epoch
-        names = [name for batch in batches for name in batch.names]
+        epoch = self.stream.epoch(done - 1)
+        names = [place.name for batch in batches for place in batch.places]
         self._logs.trace.write({"step": done, "epoch": epoch, "keys": names})
 
     def _write_ledger(self) -> None:
@@ -186,20 +186,11 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             temporary = checkpoint.begin(self.folder, done)
-            self.training.save(temporary, {"step": done, **self._constants(done)})
+            self.training.save(temporary, {"step": done, **self.stream.constants(done)})
             checkpoint.commit(temporary, self.run.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self._last_commit = time.monotonic()
         self._speed.restart()
-
-    def _constants(self, done: int) -> dict[str, Any]:
-        samples = self.stream.samples
-        return {
-            "content of the shards (sha256)": samples.manifest.fingerprint,
-            "batch_size": self.optim.batch_size,
-            **samples.order.constants,
-            "consumed": self.stream.consumed(done),  # last: it follows from the others
-        }
 
     def _resume(self) -> int:
         """Load the newest checkpoint, cut the logs back to it, and return its step."""
@@ -212,7 +203,7 @@ class Trainer:
         step = 0
         if newest is not None:
             step = checkpoint.read_state(newest)["step"]
-            checkpoint.check_constants(newest, self._constants(step))
+            checkpoint.check_constants(newest, self.stream.constants(step))
             self.training.load(newest)
         if self.accelerator.is_main_process:
             if newest is not None:

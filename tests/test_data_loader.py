@@ -30,10 +30,14 @@ def samples(manifest: Manifest) -> Samples:
     return Samples(manifest, (16, 24), seed=3, crop_area=AREA)
 
 
+def names_of(batch: Batch) -> list[str]:
+    return [place.name for place in batch.places]
+
+
 def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        assert (one.names, one.bad) == (other.names, other.bad)
+        assert (names_of(one), one.bad) == (names_of(other), other.bad)
         assert one.tensors.keys() == other.tensors.keys()
         for name, value in one.tensors.items():
             assert torch.equal(value, other.tensors[name]), name
@@ -77,7 +81,7 @@ def test_the_ranks_together_take_the_global_batch(
     per_step = BATCH // world_size // micro
     for step, expected in enumerate(whole):
         parts = [b for rank in shares for b in rank[step * per_step : (step + 1) * per_step]]
-        assert [name for part in parts for name in part.names] == expected.names
+        assert [name for part in parts for name in names_of(part)] == names_of(expected)
         for name, value in expected.tensors.items():
             assert torch.equal(torch.cat([part.tensors[name] for part in parts]), value), name
 
@@ -85,7 +89,7 @@ def test_the_ranks_together_take_the_global_batch(
 def test_each_sample_is_taken_once_an_epoch(samples: Samples) -> None:
     for epoch in (0, 1):
         batches = steps(samples, Share(0, 1, BATCH), 5 * epoch, 5 * epoch + 5)
-        names = [name for batch in batches for name in batch.names]
+        names = [name for batch in batches for name in names_of(batch)]
         bad = [f"{e.shard}/{e.key}" for batch in batches for e in batch.bad]
         assert bad == ["train-1.tar/022"]
         assert len(set(names)) == len(names) == NUM_SAMPLES - 1
@@ -113,7 +117,7 @@ def test_a_bad_sample_is_named_and_keeps_its_slot(samples: Samples) -> None:
     batch = samples[Request(1, position - 1, position + 1)]
     assert batch.tensors["weight"].tolist() == [1, 0]
     assert not batch.tensors["image"][1].any()
-    assert len(batch.names) == 1
+    assert len(names_of(batch)) == 1
     assert batch.bad == [
         (1, position, "train-1.tar", "022", "no image format that Pillow knows"),
     ]
@@ -127,9 +131,9 @@ def test_a_sample_has_one_crop_an_epoch(samples: Samples) -> None:
         assert torch.equal(torch.cat([batch.tensors[name] for batch in alone]), value), name
     again = samples[Request(1, 0, NUM_SAMPLES)]
     epoch = samples[Request(0, 0, NUM_SAMPLES)]
-    for name in set(again.names) & set(epoch.names[:5]):
+    for name in set(names_of(again)) & set(names_of(epoch)[:5]):
         crops = [
-            b.tensors["image"][b.tensors["weight"] > 0][b.names.index(name)] for b in (epoch, again)
+            b.tensors["image"][b.tensors["weight"] > 0][names_of(b).index(name)] for b in (epoch, again)
         ]
         assert not torch.equal(*crops)
     assert len(set(epoch.tensors["key"].tolist()) | set(again.tensors["key"].tolist())) == 72
@@ -173,7 +177,7 @@ def test_evaluation_takes_each_sample_once_in_as_many_batches_a_rank(
     ranks = [list(evaluation_batches(samples, share, workers=0)) for share in shares]
     assert len({len(rank) for rank in ranks}) == 1
     in_turn = [batch for batches in zip(*ranks, strict=True) for batch in batches]
-    names = [name for batch in in_turn for name in batch.names]
+    names = [name for batch in in_turn for name in names_of(batch)]
     listed = [
         f"{shard.name}/{number:03d}"
         for shard, (start, end) in zip(manifest.shards, pairwise(manifest.starts), strict=True)
