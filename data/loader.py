@@ -253,7 +253,7 @@ class Samples(Dataset[Batch]):
         """Read, decode and crop one request's samples."""
         ids = self._ids(request)
         keys = combine(np.full(ids.size, derive(self.order.seed, request.epoch)), ids)
-        numbers = uniform(combine(keys, _CROP), NUM_UNIFORM)
+        numbers = crop_numbers(keys)
         image = _blank_images((ids.size, 3, *self.size))
         weight = torch.zeros(ids.size)
         label = torch.full((ids.size,), NO_LABEL)
@@ -290,17 +290,29 @@ class Samples(Dataset[Batch]):
         wanted = IMAGE_EXTENSIONS | {LABEL_EXTENSION} if self.labelled else IMAGE_EXTENSIONS
         members = self.reader.read(shard, place, wanted)
         label = read_label(members) if self.labelled else NO_LABEL
-        images = [
-            content for extension, content in members.items() if extension in IMAGE_EXTENSIONS
-        ]
-        if not images:
-            raise BadSample("no image among its members")
-        return images[0], label
+        return pick_image(members), label
 
     def _crop(self, image: Tensor, numbers: np.ndarray) -> Tensor:
         if self.crop_area is None:
             return evaluation_crop(image, self.size)
         return training_crop(image, numbers, self.size, self.crop_area)
+
+
+def crop_numbers(keys: np.ndarray) -> np.ndarray:
+    """Draw the random numbers of training crops: (n,) keys -> (n, NUM_UNIFORM)."""
+    return uniform(combine(keys, _CROP), NUM_UNIFORM)
+
+
+def pick_image(members: dict[str, bytes]) -> bytes:
+    """Return the first image among a sample's members, given by extension.
+
+    Raises:
+        BadSample: There is none.
+    """
+    for extension, content in members.items():
+        if extension in IMAGE_EXTENSIONS:
+            return content
+    raise BadSample("no image among its members")
 
 
 def read_label(members: dict[str, bytes]) -> int:

@@ -15,12 +15,17 @@ class RunStopped(Exception):  # noqa: N818 - not always an error of the program
     """A run that cannot go on, through no mistake in what was typed; one line says why.
 
     What was committed is intact. Entry points print it without a traceback and leave with `status`.
-    On several ranks it may be raised on one of them alone, which then prints it.
+
+    Args:
+        message: What the user reads.
+        status: The process's exit status.
+        is_agreed: All ranks raise it alike, so that one need print it. Else each that does prints.
     """
 
-    def __init__(self, message: str, status: int = 1) -> None:
-        super().__init__(message, status)  # both, so that it can be pickled
+    def __init__(self, message: str, status: int = 1, is_agreed: bool = False) -> None:
+        super().__init__(message, status, is_agreed)  # all, so that it can be pickled
         self.status = status
+        self.is_agreed = is_agreed
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -63,14 +68,17 @@ def run_entry_point(main: Callable[[list[str]], None]) -> None:
     A user's mistake is one line from the main process and status 2; a run that stopped is one line
     from the process that stopped it, and its status; Ctrl-C is status 130.
     """
+    rank = os.environ.get("RANK", "0")
     try:
         main(sys.argv[1:])
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if rank == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RunStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        if rank == "0" or not error.is_agreed:
+            where = "" if rank == "0" else f" on rank {rank}"
+            print(f"stopped{where}: {error}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)

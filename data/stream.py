@@ -4,14 +4,16 @@ A resume reads nothing twice, and the whole state of the stream is one integer, 
 """
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from data.loader import Batch, Request, Samples
+from data.loader import Batch, LedgerEntry, Request, Samples
+from data.settings import RunStopped, UserError
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,19 @@ class TrainingStream:
             "consumed": self.consumed(step),  # last: it follows from the others
         }
 
+    def damage(self, step: int) -> list[LedgerEntry]:
+        """Name the shards that are damaged, for a run that goes on at `step`."""
+        epoch = self.epoch(step)
+        return [
+            LedgerEntry(epoch, None, shard.name, None, shard.damage)
+            for shard in self.samples.manifest.shards
+            if shard.damage is not None
+        ]
+
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of each step in [first, last)."""
         requests = _Requests(lambda: self._requests(first, last))
-        batches = iter(_loader(self.samples, requests, self.workers))
+        batches = _batches(self.samples, requests, self.workers)
         num_micro_batches = self._rank_size // self.share.micro_batch_size
         for _ in range(first, last):
             yield [next(batches) for _ in range(num_micro_batches)]
@@ -84,12 +95,24 @@ class TrainingStream:
                 yield Request(epoch, begin, begin + self.share.micro_batch_size)
 
 
-def evaluation_batches(samples: Samples, share: Share, workers: int) -> Iterable[Batch]:
+def evaluation_batches(samples: Samples, share: Share, workers: int) -> Iterator[Batch]:
     """Return this rank's batches of one pass in listed order; as many for each rank."""
     size = share.micro_batch_size
     stride = size * share.world_size
     starts = range(share.rank * size, -(-samples.manifest.num_samples // stride) * stride, stride)
-    return _loader(samples, [Request(0, start, start + size) for start in starts], workers)
+    return _batches(samples, [Request(0, start, start + size) for start in starts], workers)
+
+
+@contextmanager
+def loader_deaths() -> Generator[None]:
+    """Turn the death of a loader process, which torch raises anywhere, into `RunStopped`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RunStopped(f"{reason}; the same command resumes") from error
 
 
 class _Requests:
@@ -102,9 +125,24 @@ class _Requests:
         return self._make()
 
 
-def _loader(samples: Samples, requests: Iterable[Request], workers: int) -> DataLoader[Batch]:
-    return DataLoader(
-        samples,
+class _Answers(Dataset[Batch | RunStopped]):
+    """Requests -> batches, or why there is none: torch would wrap an error in a traceback."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __getitem__(self, request: Request) -> Batch | RunStopped:
+        try:
+            return self._samples[request]
+        except RunStopped as error:
+            return error
+        except (OSError, UserError) as error:
+            return RunStopped(f"the shards cannot be read: {error}; the same command resumes")
+
+
+def _batches(samples: Samples, requests: Iterable[Request], workers: int) -> Iterator[Batch]:
+    loader: DataLoader[Batch | RunStopped] = DataLoader(
+        _Answers(samples),
         batch_size=None,
         sampler=requests,
         num_workers=workers,
@@ -113,8 +151,13 @@ def _loader(samples: Samples, requests: Iterable[Request], workers: int) -> Data
         # a generator of its own: iter(DataLoader) would draw from the global one
         generator=torch.Generator(),
     )
+    for answer in loader:
+        if isinstance(answer, RunStopped):
+            raise answer
+        yield answer
 
 
 def _start_worker(_: int) -> None:
-    """Leave Ctrl-C to the training process, which ends its workers without tracebacks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave signals to the training process, which ends its workers when it leaves."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

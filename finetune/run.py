@@ -20,11 +20,13 @@ from data.settings import run_entry_point
 from data.stream import TrainingStream, evaluation_batches
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
-from pretrain.config import claim, load, resolve, usage
+from pretrain.claim import claim
+from pretrain.config import load, resolve, usage
 from pretrain.encoder import image_size, make_encoder
-from pretrain.launch import main_process_first, open_shards, share, start
+from pretrain.launch import open_shards, share, start
 from pretrain.loop import Trainer
 from pretrain.metrics import read_records
+from pretrain.ranks import main_process_first
 
 
 def main(arguments: list[str]) -> None:
@@ -51,7 +53,6 @@ def main(arguments: list[str]) -> None:
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std)
     model = Classifier(encoder, num_classes, config.head)
     config = resolve(config, encoder)
-    claim(accelerator, config)
 
     # ---- the stream
     size, seed = image_size(encoder), config.run.seed
@@ -61,8 +62,9 @@ def main(arguments: list[str]) -> None:
     validation = partial(evaluation_batches, val_samples, part, data.workers)
 
     # ---- the steps
-    trainer = Trainer(accelerator, config.run, config.optim, model, stream, validation)
-    trainer.train(trace=data.trace)
+    with claim(accelerator, config):
+        trainer = Trainer(accelerator, config.run, config.optim, model, stream, validation)
+        trainer.train(data.trace, data.max_bad_ratio)
     if accelerator.is_main_process:
         _report(Path(config.run.dir), config.encoder.init)
     accelerator.end_training()

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,35 +24,61 @@ from torch.amp.grad_scaler import GradScaler
 
 from data.settings import UserError, require
 from pretrain.encoder import save_encoder
+from pretrain.parallel import cut_like, whole
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_UNFINISHED = ".writing-"
+_PARTS = frozenset({"model.safetensors", "optimizer.safetensors", "state.json"})
 
 
 @dataclass(frozen=True)
 class Training:
-    """What changes while a run trains, and what a checkpoint therefore holds."""
+    """What changes while a run trains, and what a checkpoint therefore holds.
+
+    Attributes:
+        model: As it trains: whole, or cut over the ranks.
+        optimizer: Over the model's parameters.
+        ema: Averages the weights, or None.
+        scaler: Scales fp16's gradients, or None.
+        plain: Where the model is cut, a whole one of the same shape that the encoder is saved from;
+            on the main process.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3 | None
     scaler: GradScaler | None
+    plain: nn.Module | None = None
 
     @property
     def best(self) -> nn.Module:
         """The weights that are evaluated and handed on: the averaged ones where there are any."""
         return self.model if self.ema is None else self.ema.module
 
-    def save(self, folder: Path, constants: dict[str, Any]) -> None:
-        """Write weights, optimizer and `constants` into a folder."""
-        save_file(self.model.state_dict(), folder / "model.safetensors")
-        save_file(_flatten(self.optimizer), folder / "optimizer.safetensors")
+    def collect(self) -> dict[str, dict[str, Tensor]]:
+        """Return all tensors by file, whole; where the model is cut, all ranks have to ask."""
+        tensors = {
+            "model": {name: whole(value) for name, value in self.model.state_dict().items()},
+            "optimizer": _flatten(self.optimizer),
+        }
         if self.ema is not None:
-            save_file(self.ema.module.state_dict(), folder / "ema.safetensors")
+            tensors["ema"] = self.ema.module.state_dict()
+        return tensors
+
+    def save(
+        self, folder: Path, constants: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
+    ) -> None:
+        """Write what `collect` gave, and `constants`, into a folder."""
+        for name, values in tensors.items():
+            save_file(values, folder / f"{name}.safetensors")
         scaler = self.scaler.state_dict() if self.scaler else None
         (folder / "state.json").write_text(json.dumps(constants | {"scaler": scaler}, indent=1))
         model: Any = self.best
+        if self.plain is not None:
+            self.plain.load_state_dict(tensors["model"])
+            model = self.plain
         save_encoder(model.encoder, folder / "encoder")
 
     def load(self, folder: Path) -> None:
@@ -60,7 +88,7 @@ class Training:
             UserError: The checkpoint is one of another model.
         """
         try:
-            self.model.load_state_dict(load_file(folder / "model.safetensors"))
+            _restore_weights(self.model, load_file(folder / "model.safetensors"))
             _restore(self.optimizer, load_file(folder / "optimizer.safetensors"))
             if self.ema is not None:
                 self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
@@ -74,11 +102,17 @@ class Training:
             self.scaler.load_state_dict(read_state(folder)["scaler"])
 
 
+def _restore_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = model.state_dict()
+    known = {name: cut_like(value, own[name]) for name, value in tensors.items() if name in own}
+    model.load_state_dict({name: known.get(name, value) for name, value in tensors.items()})
+
+
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return an optimizer's tensors as `PARAMETER.NAME`, parameters numbered in group order."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{number}.{name}": torch.as_tensor(value)
+        f"{number}.{name}": whole(torch.as_tensor(value))
         for number, values in state.items()
         for name, value in values.items()
         if value is not None
@@ -86,10 +120,13 @@ def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = tensor
+        own = parameters[int(number)]
+        is_alike = tensor.shape == own.shape  # adam's step count is a number, and never cut
+        state.setdefault(int(number), {})[name] = cut_like(tensor, own) if is_alike else tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -102,19 +139,23 @@ def read_state(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- committing
 
 
-def begin(run: Path, step: int) -> Path:
-    """Make the temporary folder in which a checkpoint is written."""
-    folder = run / "checkpoints" / f".writing-step-{step:08d}"
+@contextmanager
+def writing(run: Path, step: int) -> Generator[Path]:
+    """Make the temporary folder in which a checkpoint is written; a failure takes it away again."""
+    folder = run / "checkpoints" / f"{_UNFINISHED}step-{step:08d}"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit(temporary: Path, keep: int) -> Path:
     """Make a written folder the newest checkpoint, point `RUN/encoder` at it, prune the oldest.
 
     Args:
-        temporary: What `begin` gave, filled.
+        temporary: What `writing` gave, filled.
         keep: Number of checkpoints to keep; 0 keeps all.
 
     Returns:
@@ -124,7 +165,7 @@ def commit(temporary: Path, keep: int) -> Path:
     (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
     for path in [*_files(temporary), *_folders(temporary)]:
         _sync(path)
-    final = temporary.with_name(temporary.name.removeprefix(".writing-"))
+    final = temporary.with_name(temporary.name.removeprefix(_UNFINISHED))
     if final.exists():  # incomplete, or `newest` would have found it
         shutil.rmtree(final)
     temporary.rename(final)
@@ -150,7 +191,7 @@ def newest(run: Path) -> Path | None:
 
     What a killed commit left behind is deleted; a damaged checkpoint is named and passed over.
     """
-    for left_over in (run / "checkpoints").glob(".writing-*"):
+    for left_over in (run / "checkpoints").glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left_over)
     return find_newest(run)
 
@@ -163,6 +204,11 @@ def find_newest(run: Path) -> Path | None:
             return checkpoint
         logger.warning("%s is damaged (%s); trying the one before it", checkpoint, damage)
     return None
+
+
+def latest(run: Path) -> Path | None:
+    """Return the newest checkpoint by its name alone, or None."""
+    return next(iter(_checkpoints(run / "checkpoints")), None)
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
@@ -203,9 +249,11 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _damage(checkpoint: Path) -> str | None:
     try:
-        hashes = json.loads((checkpoint / MANIFEST).read_text())
+        hashes: dict[str, str] = json.loads((checkpoint / MANIFEST).read_text())
+        if missing := sorted(_PARTS - hashes.keys()):
+            return f"{MANIFEST} does not list {missing[0]}"
         wrong = [name for name, value in hashes.items() if _hash(checkpoint / name) != value]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         return str(error)
     return f"{wrong[0]} has changed" if wrong else None
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from timm.models.vision_transformer import VisionTransformer
@@ -18,7 +17,7 @@ from data.loader import DataConfig
 from data.settings import UserError, require, setting
 from pretrain.corruption import CorruptionConfig
 from pretrain.encoder import EncoderConfig, image_data, image_size
-from pretrain.launch import RunConfig, main_process_first
+from pretrain.launch import RunConfig
 from pretrain.optim import OptimConfig
 from pretrain.targets import TargetConfig
 
@@ -71,7 +70,7 @@ def _keys_of(part: type[Any], prefix: str, defaults: Any) -> Iterator[Key]:
         type_name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         meta = field.metadata
         type_name = meta["type_name"] or type_name
-        default = _plain(defaults, field.name)
+        default = plain_value(defaults, field.name)
         name = f"{prefix}.{field.name}"
         yield Key(name, type_name, default, meta["meaning"], meta["changes_result"])
 
@@ -98,7 +97,7 @@ def load(config: type[Config], arguments: list[str]) -> Config:
     OmegaConf.set_readonly(schema, False)  # frozen dataclasses give read-only schemas
     layers: list[DictConfig] = []
     if arguments and "=" not in arguments[0]:
-        layers.append(_read_yaml(arguments[0]))
+        layers.append(read_yaml(arguments[0]))
         arguments = arguments[1:]
     layers += [_parse_override(argument) for argument in arguments]
     merged = schema
@@ -129,71 +128,19 @@ def resolve(config: Config, encoder: VisionTransformer) -> Config:
     return replace(whole, data=data)
 
 
-def claim(accelerator: Accelerator, config: Any) -> None:
-    """Write `config.yaml` into the run's folder, once it is sure that it is the same run.
-
-    Raises:
-        UserError: The folder holds a run of another configuration, cannot be made, or does not
-            hold what `run.resume` asks for.
-    """
-
-    def write() -> None:
-        if not accelerator.is_main_process:
-            return
-        folder = Path(config.run.dir)
-        path = folder / "config.yaml"
-        if path.is_file() and (folder / "checkpoints").is_dir():
-            _check_unchanged(config, path)
-        _check_resume(config.run)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"run.dir={folder} cannot be made ({error.strerror}); name another folder"
-            ) from error
-        OmegaConf.save(OmegaConf.structured(config), path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
-
-    main_process_first(accelerator, write)
-
-
-def _check_unchanged(config: Any, path: Path) -> None:
-    """Refuse to resume a run with keys that would change its result."""
-    saved = _read_yaml(str(path))
-    asked = OmegaConf.structured(config)
-    different = [
-        f"{key.name} is {now}, not {before}"
-        for key in keys(type(config))
-        if key.changes_result
-        and (now := _plain(asked, key.name)) != (before := _plain(saved, key.name))
-    ]
-    require(
-        not different,
-        f"run.dir={path.parent} holds a run of another configuration: {'; '.join(different)}; "
-        "give the same keys to resume it, or another run.dir",
-    )
-
-
-def _check_resume(run: RunConfig) -> None:
-    has_checkpoints = any(Path(run.dir).glob("checkpoints/step-*"))
-    require(
-        has_checkpoints or run.resume != "must",
-        f"run.resume=must, but run.dir={run.dir} has no checkpoint; use run.resume=auto",
-    )
-    require(
-        not has_checkpoints or run.resume != "never",
-        f"run.resume=never, but run.dir={run.dir} has checkpoints; use another run.dir",
-    )
-
-
-def _plain(config: Any, name: str) -> Any:
+def plain_value(config: Any, name: str) -> Any:
     """Return a value as YAML would give it: without omegaconf's types, sequences as lists."""
     value = OmegaConf.select(config, name)
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     return list(plain) if isinstance(plain, tuple) else plain
 
 
-def _read_yaml(path: str) -> DictConfig:
+def read_yaml(path: str) -> DictConfig:
+    """Read a configuration file.
+
+    Raises:
+        UserError: It is none.
+    """
     require(
         path.endswith((".yaml", ".yml")),
         f"{path} is neither a CONFIG.yaml nor key.sub=value; see --help",

@@ -3,22 +3,20 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from data.index import Manifest, open_manifest
 from data.settings import UserError, require, setting
 from data.stream import Share
 from pretrain.optim import OptimConfig
-
-Result = TypeVar("Result")
+from pretrain.ranks import main_process_first
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_PARALLEL = ("ddp", "fsdp")
 _RESUME = ("auto", "must", "never")
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -51,13 +49,35 @@ class RunConfig:
         "images a forward pass on each process; 0: its whole share of the batch",
         changes_result=False,
     )
+    parallel: str = setting(
+        "ddp",
+        "ddp (each process holds the model) or fsdp (each holds a piece of it, for large models)",
+        changes_result=False,
+    )
+    compile: bool = setting(False, "compile the model with torch.compile: slow to start, then fast")
+    max_bad_steps: int = setting(
+        10,
+        "stop after so many steps in a row whose loss is not finite; each is skipped; 0: never",
+        changes_result=False,
+    )
+    requeue_status: int = setting(
+        75,
+        "exit status after SIGTERM or SIGUSR1, when a checkpoint was committed",
+        changes_result=False,
+    )
     precision: str = setting("fp32", "fp32, bf16, or fp16 (GPUs only)")
     threads: int = setting(
         0, "CPU threads a process when it trains on the CPU; 0: all, shared", changes_result=False
     )
 
     def __post_init__(self) -> None:
-        for key in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "eval_every"):
+        for key in (
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "eval_every",
+            "max_bad_steps",
+        ):
             value = getattr(self, key)
             require(value >= 0, f"run.{key}={value} is below 0; 0 turns it off")
         for key in ("micro_batch_size", "threads"):
@@ -71,6 +91,13 @@ class RunConfig:
         )
         if self.precision not in _PRECISIONS:
             raise UserError(f"run.precision={self.precision} is not one of fp32, bf16, fp16")
+        if self.parallel not in _PARALLEL:
+            raise UserError(f"run.parallel={self.parallel} is not one of {', '.join(_PARALLEL)}")
+        require(
+            self.requeue_status in range(3, 126),
+            f"run.requeue_status={self.requeue_status} is not in 3..125, the statuses that nothing "
+            "else uses; try 75",
+        )
         if self.resume not in _RESUME:
             raise UserError(f"run.resume={self.resume} is not one of {', '.join(_RESUME)}")
 
@@ -100,8 +127,12 @@ def start(run: RunConfig) -> Accelerator:
     )
     require(
         accelerator.distributed_type in _DISTRIBUTED,
-        f"accelerate is configured for {accelerator.distributed_type}; this trains with DDP: "
-        "leave FSDP and DeepSpeed out of accelerate's configuration",
+        f"accelerate is configured for {accelerator.distributed_type}; leave FSDP and DeepSpeed "
+        "out of its configuration, and set run.parallel=fsdp to cut the model over the processes",
+    )
+    require(
+        run.parallel != "fsdp" or accelerator.num_processes > 1,
+        "run.parallel=fsdp needs several processes, and there is one; use run.parallel=ddp",
     )
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise
@@ -131,6 +162,11 @@ def _silence_ddp() -> None:
 
 def _check_launcher(run: RunConfig) -> None:
     """Refuse what accelerate's own configuration would change behind the run's back."""
+    require(
+        os.environ.get("ACCELERATE_USE_FSDP", "false") != "true",
+        "accelerate is configured for FSDP, which it replaces by DDP on CPUs without a word; take "
+        "FSDP out of its configuration and set run.parallel=fsdp",
+    )
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     require(
         accumulation == "1",
@@ -167,20 +203,6 @@ def share(accelerator: Accelerator, run: RunConfig, optim: OptimConfig) -> Share
         f"processes takes of optim.batch_size={size}; try {fitting}",
     )
     return Share(accelerator.process_index, world, micro)
-
-
-def main_process_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Run `work` on the main process, then on the others; its `UserError` is raised on all."""
-    result, message = None, None
-    if accelerator.is_main_process:
-        try:
-            result = work()
-        except UserError as error:
-            message = str(error)
-    messages = gather_object([message])
-    if messages[0] is not None:
-        raise UserError(messages[0])
-    return cast(Result, result) if accelerator.is_main_process else work()
 
 
 def open_shards(accelerator: Accelerator, spec: object, key: str) -> Manifest:

@@ -5,12 +5,14 @@ random is a function of (seed, step, rank), the learning rate of the step, the b
 position; so the state of a run is its weights and one integer.
 """
 
+import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from accelerate import Accelerator
@@ -20,17 +22,31 @@ from torch import Tensor
 
 from data.loader import Batch, LedgerEntry
 from data.randomness import derive
-from data.settings import require
-from data.stream import TrainingStream
+from data.settings import RunStopped, require
+from data.stream import TrainingStream, loader_deaths
 from pretrain import checkpoint
 from pretrain.checkpoint import Training
 from pretrain.encoder import choose_attention
-from pretrain.launch import RunConfig, main_process_first
-from pretrain.metrics import Progress, RunLogs, cut_logs_back
+from pretrain.interrupt import Interrupt
+from pretrain.launch import RunConfig
+from pretrain.metrics import Progress, RunLogs, Speedometer, cut_logs_back, read_records
 from pretrain.model import Objective, Output, Sums
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
+from pretrain.parallel import Late, backward_of, cut, whole
+from pretrain.ranks import first_problem, on_main, reduce, reduce_sums
 
 logger = logging.getLogger(__name__)
+
+SKIPPED = "step skipped: its loss or gradient is not finite"
+_MIN_JUDGED = 1_000  # samples, before data.max_bad_ratio is applied
+
+
+class _Flag(NamedTuple):
+    """Whether a step was bad, not read yet, and which of its samples this rank had."""
+
+    done: int
+    is_bad: Late
+    batches: list[Batch]
 
 
 class Trainer:
@@ -60,86 +76,206 @@ class Trainer:
         self.stream = stream
         self.validation = validation
         self.folder = Path(run.dir)
-        choose_attention(model.encoder, accelerator.device, accelerator.mixed_precision)
-        optimizer = make_optimizer(model, model.encoder, optim)
-        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
-        ema = ModelEmaV3(model, decay=optim.ema) if optim.ema else None
-        self.training = Training(model, self.optimizer.optimizer, ema, accelerator.scaler)
+        self.training = self._spread(model)
         self.objective: Objective = model
+        self._interrupt = Interrupt()
+        self._flags: list[_Flag] = []
+        self._num_bad_steps = 0  # in a row
         self._bad: list[tuple[int, LedgerEntry]] = []
+        self._num_bad = 0  # of the whole run, over all ranks
         self._last_commit = time.monotonic()
-        self._speed = _Speedometer(optim.batch_size)
+        self._speed = Speedometer(optim.batch_size)
 
-    def train(self, trace: bool) -> dict[str, float]:
+    def _spread(self, model: Any) -> Training:
+        """Put the model on the ranks, with its optimizer."""
+        accelerator, optim = self.accelerator, self.optim
+        choose_attention(model.encoder, accelerator.device, accelerator.mixed_precision)
+        is_cut = self.run.parallel == "fsdp"
+        require(
+            not (is_cut and optim.ema),
+            f"optim.ema={optim.ema} cannot be had with run.parallel=fsdp; set one of them to its "
+            "default",
+        )
+        ema = ModelEmaV3(model, decay=optim.ema) if optim.ema else None
+        plain = copy.deepcopy(model) if is_cut and accelerator.is_main_process else None
+        if self.run.compile:
+            model.compile()
+        if is_cut:
+            cut(model, accelerator)
+            self.wrapped = model
+        else:
+            self.wrapped = accelerator.prepare(model)
+        if ema is not None:
+            ema.to(accelerator.device)
+        self.optimizer = accelerator.prepare(make_optimizer(model, model.encoder, optim))
+        return Training(model, self.optimizer.optimizer, ema, accelerator.scaler, plain)
+
+    def train(self, has_trace: bool, max_bad_ratio: float) -> dict[str, float]:
         """Train to the last step; return the last record's figures.
 
         Args:
-            trace: Write the keys of each step's samples.
+            has_trace: Write the keys of each step's samples.
+            max_bad_ratio: Stop when more of the samples than this cannot be used.
+
+        Raises:
+            RunStopped: A signal came, steps or data are too bad, or the last checkpoint could not
+                be written. What was committed is intact.
         """
         first, last = self._resume(), self.optim.steps
         if first == last:
             return {}
         record: dict[str, float] = {}
         rank = self.accelerator.process_index
-        self._logs = RunLogs(self.folder, rank, trace)
-        with closing(self._logs), Progress(first, last, is_shown=rank == 0) as progress:
+        self._max_bad_ratio = max_bad_ratio
+        self._logs = RunLogs(self.folder, rank, has_trace)
+        with (
+            closing(self._logs),
+            Progress(first, last, is_shown=rank == 0) as progress,
+            self._interrupt,
+            loader_deaths(),
+        ):
+            self._name_damage(first)
             for step, batches in enumerate(self.stream.steps(first, last), start=first):
+                if step == first:
+                    self._warm_up(batches[0])
                 self._speed.data_arrived()
-                sums, norm = self._step(step, batches)
+                sums, norm, is_asked_to_leave = self._step(step, batches)
                 done = step + 1
                 self._write_trace(done, batches)
                 self._speed.step_done()
+                self._settle(done - 1)
                 if self._is_due(done, self.run.eval_every) or done % self.run.log_every == 0:
                     record = self._log(done, sums, norm)
                     progress.show(record)
-                if self._is_commit_due(done):
-                    self._commit(done)
+                is_leaving = is_asked_to_leave.read() > 0
+                if is_leaving or self._is_commit_due(done):
+                    self._commit(done, is_last=is_leaving or done == last)
+                if is_leaving and done < last:
+                    self._leave(done)
                 progress.advance()
         return record
 
-    def _step(self, step: int, batches: list[Batch]) -> tuple[Sums, Tensor | None]:
-        """Take one optimizer step over this rank's micro-batches; return its sums and norm."""
+    def _warm_up(self, batch: Batch) -> None:
+        """Pass forwards and backwards twice, changing nothing, where DDP adds over several ranks.
+
+        DDP sorts its gradients into other buckets after the first backward pass. On three ranks and
+        more, that changes the order of a sum: a resumed run would not be exact.
+        """
+        if self.accelerator.num_processes < 3 or self.run.parallel == "fsdp":
+            return
+        self.wrapped.train()
+        for _ in range(2):
+            self.accelerator.backward(self._forward(batch).loss)
+        self.optimizer.zero_grad()
+
+    def _forward(self, batch: Batch) -> Output:
+        with self.accelerator.autocast():
+            return self.wrapped(to_device(batch.tensors, self.accelerator.device))
+
+    def _step(self, step: int, batches: list[Batch]) -> tuple[Sums, Tensor, Late]:
+        """Take one optimizer step over this rank's micro-batches.
+
+        Returns:
+            This rank's sums, the gradient's norm, and how many ranks were asked to leave.
+        """
         accelerator = self.accelerator
         weight = sum((batch.tensors["weight"].sum() for batch in batches), torch.zeros(()))
+        is_asked = torch.tensor(float(self._interrupt.name is not None))
+        # one transfer; on the device the two stay apart from what the host waits for
+        total, num_asked = reduce(
+            accelerator, torch.stack([weight, is_asked]).to(accelerator.device)
+        ).unbind()
+        is_asked_to_leave = Late(num_asked)
         # the loss is divided by the global weight; DDP averages over ranks, hence the factor
-        total = reduce(accelerator, weight.to(accelerator.device)).clamp(min=1)
-        scale = accelerator.num_processes / total
+        scale = accelerator.num_processes / total.clamp(min=1)
         set_lr(self.optimizer, self.optim.lr_at(step))
         self.wrapped.train()
         sums: Sums = {}
+        is_finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
         for number, batch in enumerate(batches):
             # drop-path and dropout draw from the global generator
             torch.manual_seed(derive(self.run.seed, step, number, accelerator.process_index))
-            is_last = number == len(batches) - 1
-            with nullcontext() if is_last else accelerator.no_sync(self.wrapped):
-                output: Output = self.wrapped(to_device(batch.tensors, accelerator.device))
-                accelerator.backward(output.loss * scale)
+            with backward_of(accelerator, self.wrapped, is_last=number == len(batches) - 1):
+                output = self._forward(batch)
+                # an infinite loss can have a finite gradient: make it one that all ranks see
+                is_finite_here = output.loss.detach().isfinite()
+                accelerator.backward(output.loss * scale.where(is_finite_here, math.nan))
+            is_finite &= is_finite_here
             sums = add_sums(sums, output.sums)
             self._bad += [(step + 1, entry) for entry in batch.bad]
-        norm = None
-        if self.optim.grad_clip:
-            norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), self.optim.grad_clip)
+        limit = self.optim.grad_clip or math.inf
+        norm = whole(cast(Tensor, accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)))
+        self._flags.append(_Flag(step + 1, self._skip_if_bad(norm, is_finite), batches))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.training.ema is not None:
             self.training.ema.update(self.training.model)
-        return sums, norm
+        return sums, norm, is_asked_to_leave
+
+    # ---- what is bad
+
+    def _skip_if_bad(self, norm: Tensor, is_finite: Tensor) -> Late:
+        """Tell the optimizer, on the device, to skip a bad step; the same on all ranks.
+
+        With fp16 the scaler tells it, and for gradients out of range too: those skips are its own
+        business, and only a loss that is not finite is ours.
+        """
+        if self.accelerator.scaler is not None:
+            num_bad = reduce(self.accelerator, (~is_finite).float())
+            return Late(num_bad)
+        is_bad = (~norm.isfinite()).float()
+        optimizer: Any = self.training.optimizer
+        optimizer.found_inf = is_bad
+        return Late(is_bad)
+
+    def _settle(self, done: int) -> None:
+        """Read which steps up to `done` were bad, name their samples, and stop after too many."""
+        while self._flags and self._flags[0].done <= done:
+            flag = self._flags.pop(0)
+            if flag.is_bad.read() == 0:
+                self._num_bad_steps = 0
+                continue
+            self._num_bad_steps += 1
+            places = [place for batch in flag.batches for place in batch.places]
+            self._bad += [(flag.done, LedgerEntry(*place, SKIPPED)) for place in places]
+            if self._num_bad_steps == self.run.max_bad_steps:
+                self._write_ledger()
+                raise RunStopped(
+                    f"the loss or its gradient was not finite in {self._num_bad_steps} steps in a "
+                    f"row (run.max_bad_steps), up to step {flag.done}; {self._what_is_kept()}; try "
+                    "a lower optim.lr, a longer optim.warmup_steps, or run.precision=fp32",
+                    is_agreed=True,
+                )
+
+    def _what_is_kept(self) -> str:
+        newest = checkpoint.latest(self.folder)
+        return f"{newest} is intact" if newest else "there is no checkpoint yet"
+
+    def _name_damage(self, step: int) -> None:
+        """Name the shards that are damaged in the ledger, once."""
+        ledger = self._logs.ledger
+        if ledger is None:
+            return
+        known = {(line["shard"], line["reason"]) for line in read_records(ledger.path)}
+        for entry in self.stream.damage(step):
+            if (entry.shard, entry.reason) not in known:
+                ledger.write({"step": step, **entry._asdict()})
 
     # ---- writing down
 
     def _is_due(self, done: int, every: int) -> bool:
         return done == self.optim.steps or (every > 0 and done % every == 0)
 
-    def _log(self, done: int, sums: Sums, norm: Tensor | None) -> dict[str, float]:
+    def _log(self, done: int, sums: Sums, norm: Tensor) -> dict[str, float]:
         """Write a step's record; the step's own values over all ranks, in full precision."""
+        self._settle(done)
         figures = self.objective.summarise(reduce_sums(self.accelerator, sums))
-        step = done - 1
         record: dict[str, float] = {
             "step": done,
             "epoch": done / self.stream.steps_per_epoch,
             **{f"train/{name}": value for name, value in figures.items()},
-            "optim/lr": self.optim.lr_at(step),
-            **({"optim/grad_norm": float(norm)} if norm is not None else {}),
+            "optim/lr": self.optim.lr_at(done - 1),
+            "optim/grad_norm": float(norm),
             **self._speed.read(),
         }
         if self.validation is not None and self._is_due(done, self.run.eval_every):
@@ -148,6 +284,7 @@ class Trainer:
         if self._logs.metrics is not None:
             self._logs.metrics.write(record)
         self._write_ledger()
+        self._judge_data(done)
         self._speed.restart()
         return record
 
@@ -159,14 +296,28 @@ class Trainer:
         self._logs.trace.write({"step": done, "epoch": epoch, "keys": names})
 
     def _write_ledger(self) -> None:
-        """Write the bad samples that any rank has met since the last time."""
+        """Write what no rank could use since the last time."""
         entries: list[tuple[int, LedgerEntry]] = gather_object(self._bad)
         self._bad = []
+        self._num_bad += sum(entry.reason != SKIPPED for _, entry in entries)
         if self._logs.ledger is None:
             return
-        for step, entry in sorted(entries):
-            logger.warning("bad sample: %s/%s: %s", entry.shard, entry.key, entry.reason)
+        for step, entry in sorted(entries, key=_by_place):
+            logger.warning("not used: %s/%s: %s", entry.shard, entry.key, entry.reason)
             self._logs.ledger.write({"step": step, **entry._asdict()})
+
+    def _judge_data(self, done: int) -> None:
+        """Stop a run whose data is worse than it was told to bear."""
+        num_seen = done * self.optim.batch_size
+        has_seen_enough = num_seen >= _MIN_JUDGED or done >= self.stream.steps_per_epoch
+        ratio = self._num_bad / num_seen
+        if has_seen_enough and ratio > self._max_bad_ratio:
+            raise RunStopped(
+                f"{ratio:.1%} of the samples cannot be used ({self._num_bad} of {num_seen}), more "
+                f"than data.max_bad_ratio={self._max_bad_ratio}; {self.folder}/bad_samples.jsonl "
+                "names them: mend the shards, or raise the key",
+                is_agreed=True,
+            )
 
     # ---- checkpoints
 
@@ -179,22 +330,46 @@ class Trainer:
         # one clock decides for all ranks
         return bool(gather_object([minutes >= self.run.checkpoint_minutes])[0])
 
-    def _commit(self, done: int) -> None:
-        """Commit a checkpoint, after all that was logged up to it is on disk."""
+    def _commit(self, done: int, *, is_last: bool) -> None:
+        """Commit a checkpoint, after all that was logged up to it is on disk.
+
+        Where one rank cannot write, none commits: the checkpoint before stays the newest.
+        """
+        self._settle(done)
         self._write_ledger()
-        self._logs.sync()
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            temporary = checkpoint.begin(self.folder, done)
-            self.training.save(temporary, {"step": done, **self.stream.constants(done)})
-            checkpoint.commit(temporary, self.run.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+        problem = first_problem(self._logs.sync)
+        if problem is None:
+            tensors = self.training.collect()
+            problem = first_problem(lambda: self._save(done, tensors))
+        if problem is not None:
+            what = f"no checkpoint at step {done}: {problem}; {self._what_is_kept()}"
+            if is_last:
+                text = f"{what}; make room, and the same command goes on from it"
+                raise RunStopped(text, is_agreed=True)
+            logger.warning("%s; trying again at the next one", what)
         self._last_commit = time.monotonic()
         self._speed.restart()
 
+    def _save(self, done: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {"step": done, "num_bad": self._num_bad, **self.stream.constants(done)}
+        with checkpoint.writing(self.folder, done) as temporary:
+            self.training.save(temporary, state, tensors)
+            checkpoint.commit(temporary, self.run.keep_checkpoints)
+
+    def _leave(self, done: int) -> NoReturn:
+        names: list[str | None] = gather_object([self._interrupt.name])
+        name = next(name for name in names if name is not None)
+        raise RunStopped(
+            f"{name} came; step {done} is committed, and the same command resumes from it",
+            status=self.run.requeue_status,
+            is_agreed=True,
+        )
+
     def _resume(self) -> int:
         """Load the newest checkpoint, cut the logs back to it, and return its step."""
-        newest = main_process_first(self.accelerator, lambda: checkpoint.newest(self.folder))
+        newest = on_main(self.accelerator, lambda: checkpoint.newest(self.folder))
         require(
             newest is not None or self.run.resume != "must",
             f"run.resume=must, but run.dir={self.run.dir} has no whole checkpoint; "
@@ -202,7 +377,8 @@ class Trainer:
         )
         step = 0
         if newest is not None:
-            step = checkpoint.read_state(newest)["step"]
+            state = checkpoint.read_state(newest)
+            step, self._num_bad = state["step"], state.get("num_bad", 0)
             checkpoint.check_constants(newest, self.stream.constants(step))
             self.training.load(newest)
         if self.accelerator.is_main_process:
@@ -214,38 +390,12 @@ class Trainer:
         return step
 
 
-class _Speedometer:
-    """Images a second since the last record, validations and checkpoints left out."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self.restart()
-
-    def restart(self) -> None:
-        """Start counting anew."""
-        self._begin = self._mark = time.perf_counter()
-        self._waited = 0.0
-        self._num_steps = 0
-
-    def data_arrived(self) -> None:
-        """Count the time since the last step's end as waiting for data."""
-        self._waited += time.perf_counter() - self._mark
-
-    def step_done(self) -> None:
-        """Count one step."""
-        self._num_steps += 1
-        self._mark = time.perf_counter()
-
-    def read(self) -> dict[str, float]:
-        """Return the speed, and the fraction of the time spent waiting for data."""
-        elapsed = time.perf_counter() - self._begin
-        return {
-            "speed/images_per_second": self._num_steps * self._batch_size / elapsed,
-            "speed/data_wait_ratio": self._waited / elapsed,
-        }
+def _by_place(line: tuple[int, LedgerEntry]) -> tuple[int, int, str]:
+    step, entry = line
+    return step, -1 if entry.position is None else entry.position, entry.shard
 
 
-# ---------------------------------------------------------------- sums over batches and ranks
+# ---------------------------------------------------------------- a model over batches
 
 
 def to_device(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -256,21 +406,6 @@ def to_device(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Ten
 def add_sums(left: Sums, right: Sums) -> Sums:
     """Add two batches' sums; an empty left side counts as zero."""
     return {name: left[name] + value if left else value for name, value in right.items()}
-
-
-def reduce(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """Add a tensor over all ranks."""
-    return cast(Tensor, accelerator.reduce(tensor, "sum"))
-
-
-def reduce_sums(accelerator: Accelerator, sums: Sums) -> Sums:
-    """Add sums over all ranks, in one transfer."""
-    flat = torch.cat([value.flatten() for value in sums.values()])
-    parts = reduce(accelerator, flat).cpu().split([v.numel() for v in sums.values()])
-    return {
-        name: part.view(value.shape)
-        for (name, value), part in zip(sums.items(), parts, strict=True)
-    }
 
 
 @torch.no_grad()

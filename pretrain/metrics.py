@@ -2,8 +2,11 @@
 
 import json
 import logging
+import math
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,24 +17,44 @@ logger = logging.getLogger(__name__)
 
 
 class JsonLines:
-    """A file of JSON records, one a line, each with its `step`, appended in order."""
+    """A file of JSON records, one a line, each with its `step`, appended in order.
+
+    Where the disk is full, lines wait in memory: `sync` tells.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = bytearray()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; it is in the system's hands when this returns."""
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Append one record; a number that is not finite becomes null: JSON has no name for it."""
+        values = {name: None if _is_odd(value) else value for name, value in record.items()}
+        self._waiting += json.dumps(values, ensure_ascii=False).encode() + b"\n"
+        with suppress(OSError):
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        while self._waiting:
+            del self._waiting[: self._file.write(self._waiting)]
 
     def sync(self) -> None:
-        """Wait until all records are on disk."""
+        """Wait until all records are on disk.
+
+        Raises:
+            OSError: They cannot be written; they are kept for another try.
+        """
+        self._hand_over()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _is_odd(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class RunLogs:
@@ -131,3 +154,34 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
+
+
+class Speedometer:
+    """Images a second since the last record, validations and checkpoints left out."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Start counting anew."""
+        self._begin = self._mark = time.perf_counter()
+        self._waited = 0.0
+        self._num_steps = 0
+
+    def data_arrived(self) -> None:
+        """Count the time since the last step's end as waiting for data."""
+        self._waited += time.perf_counter() - self._mark
+
+    def step_done(self) -> None:
+        """Count one step."""
+        self._num_steps += 1
+        self._mark = time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Return the speed, and the fraction of the time spent waiting for data."""
+        elapsed = time.perf_counter() - self._begin
+        return {
+            "speed/images_per_second": self._num_steps * self._batch_size / elapsed,
+            "speed/data_wait_ratio": self._waited / elapsed,
+        }

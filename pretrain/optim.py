@@ -83,7 +83,12 @@ def make_optimizer(
     """
     groups = _parameter_groups(model, encoder, config)
     if config.algorithm == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        if config.momentum:
+            # torch's fused kernel leaves them uninitialised where the first step is skipped
+            for parameter in model.parameters():
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 

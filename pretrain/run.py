@@ -19,11 +19,13 @@ from data.demo import ensure_demo_shards
 from data.loader import Samples
 from data.settings import run_entry_point
 from data.stream import TrainingStream, evaluation_batches
-from pretrain.config import PretrainConfig, claim, load, resolve, usage
+from pretrain.claim import claim
+from pretrain.config import PretrainConfig, load, resolve, usage
 from pretrain.encoder import image_size, make_encoder
-from pretrain.launch import main_process_first, open_shards, share, start
+from pretrain.launch import open_shards, share, start
 from pretrain.loop import Trainer
 from pretrain.model import MaskedPatchModel
+from pretrain.ranks import main_process_first
 
 DEMO = Path(__file__).resolve().parents[1] / "configs/pretrain/demo.yaml"
 
@@ -58,9 +60,9 @@ def main(arguments: list[str]) -> None:
         validation = partial(evaluation_batches, val_samples, part, data.workers)
 
     # ---- the steps
-    claim(accelerator, config)
-    trainer = Trainer(accelerator, config.run, config.optim, model, stream, validation)
-    trainer.train(trace=data.trace)
+    with claim(accelerator, config):
+        trainer = Trainer(accelerator, config.run, config.optim, model, stream, validation)
+        trainer.train(data.trace, data.max_bad_ratio)
     if accelerator.is_main_process:
         print(f"finished: {config.optim.steps} steps; the encoder is in {config.run.dir}/encoder")
     accelerator.end_training()

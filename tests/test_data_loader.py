@@ -133,7 +133,8 @@ def test_a_sample_has_one_crop_an_epoch(samples: Samples) -> None:
     epoch = samples[Request(0, 0, NUM_SAMPLES)]
     for name in set(names_of(again)) & set(names_of(epoch)[:5]):
         crops = [
-            b.tensors["image"][b.tensors["weight"] > 0][names_of(b).index(name)] for b in (epoch, again)
+            b.tensors["image"][b.tensors["weight"] > 0][names_of(b).index(name)]
+            for b in (epoch, again)
         ]
         assert not torch.equal(*crops)
     assert len(set(epoch.tensors["key"].tolist()) | set(again.tensors["key"].tolist())) == 72

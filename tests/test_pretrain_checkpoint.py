@@ -46,9 +46,10 @@ def train(training: Training, first: int, last: int) -> None:
 
 
 def commit(run: Path, step: int, training: Training | None = None, keep: int = 0) -> Path:
-    temporary = checkpoint.begin(run, step)
-    (training or make()).save(temporary, {"step": step, "shards": "abc"})
-    return checkpoint.commit(temporary, keep)
+    training = training or make()
+    with checkpoint.writing(run, step) as temporary:
+        training.save(temporary, {"step": step, "shards": "abc"}, training.collect())
+        return checkpoint.commit(temporary, keep)
 
 
 def tensors(training: Training) -> dict[str, Tensor]:
@@ -201,7 +202,8 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
 
 def test_what_a_kill_leaves_behind_is_removed(tmp_path: Path) -> None:
     committed = commit(tmp_path, 1)
-    left_over = checkpoint.begin(tmp_path, 2)
+    left_over = tmp_path / "checkpoints/.writing-step-00000002"
+    left_over.mkdir()
     (left_over / "model.safetensors").write_bytes(b"half")
     assert checkpoint.find_newest(tmp_path) == committed
     assert left_over.exists()
@@ -209,9 +211,19 @@ def test_what_a_kill_leaves_behind_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path / "checkpoints") == ["step-00000001"]
 
 
-def test_begin_starts_from_an_empty_folder(tmp_path: Path) -> None:
-    (checkpoint.begin(tmp_path, 2) / "old").write_text("x")
-    assert names(checkpoint.begin(tmp_path, 2)) == []
+def test_writing_starts_from_an_empty_folder_and_a_failure_leaves_none(tmp_path: Path) -> None:
+    left_over = tmp_path / "checkpoints/.writing-step-00000002"
+    left_over.mkdir(parents=True)
+    (left_over / "old").write_text("x")
+    with checkpoint.writing(tmp_path, 2) as folder:
+        assert names(folder) == []
+        (folder / "new").write_text("x")
+    assert names(tmp_path / "checkpoints") == []
+
+
+def test_a_manifest_that_lists_nothing_is_no_checkpoint(tmp_path: Path) -> None:
+    (commit(tmp_path, 3) / "manifest.json").write_text("{}")
+    assert checkpoint.newest(tmp_path) is None
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""How a model is spread over the ranks: a copy each (DDP), or cut into pieces (FSDP2).
+
+FSDP2 is torch's own `fully_shard`, and not accelerate's plugin: that silently gives DDP on CPU
+ranks, so it could not be tested where this is.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def cut(model: nn.Module, accelerator: Accelerator) -> None:
+    """Cut the parameters of a model over all ranks: each block by itself, then the rest.
+
+    Args:
+        model: Holds the blocks in `model.encoder.blocks`; changed in place.
+        accelerator: What `start` gave.
+    """
+    model.to(accelerator.device)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for block in cast(Any, model).encoder.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def backward_of(
+    accelerator: Accelerator, wrapped: nn.Module, *, is_last: bool
+) -> AbstractContextManager[Any]:
+    """Return the context of a micro-batch's passes: ranks add gradients up in the last one only."""
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(is_last)
+        return nullcontext()
+    return nullcontext() if is_last else accelerator.no_sync(wrapped)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with the pieces of all ranks; all of them have to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """Cut a whole tensor, which every rank holds, as `model` is cut."""
+    if not isinstance(model, DTensor):
+        return tensor
+    return distribute_tensor(
+        tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None
+    )
+
+
+class Late:
+    """A number that is on its way from the device, read without waiting for what came after it."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value, self._event = value.detach(), None
+        if value.is_cuda:
+            host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value = host.copy_(value.detach(), non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> float:
+        """Return the number, once it is there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._value)

@@ -1,0 +1,65 @@
+"""What the ranks of a run do together: add up, agree, and let one go first."""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from torch import Tensor
+
+from data.settings import UserError
+
+Result = TypeVar("Result")
+
+
+def reduce(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Add a tensor over all ranks."""
+    return cast(Tensor, accelerator.reduce(tensor, "sum"))
+
+
+def reduce_sums(accelerator: Accelerator, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add sums over all ranks, in one transfer."""
+    flat = torch.cat([value.flatten() for value in sums.values()])
+    parts = reduce(accelerator, flat).cpu().split([v.numel() for v in sums.values()])
+    return {
+        name: part.view(value.shape)
+        for (name, value), part in zip(sums.items(), parts, strict=True)
+    }
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Run `work` on the main process alone; its result or its `UserError` is everyone's."""
+    outcome: list[Result | UserError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except UserError as error:
+            outcome[0] = error
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return cast(Result, outcome[0])
+
+
+def main_process_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Run `work` on the main process, then on the others; its `UserError` is raised on all."""
+    results: list[Result] = []
+    on_main(accelerator, lambda: results.append(work()))
+    return results[0] if results else work()
+
+
+def first_problem(work: Callable[[], object]) -> str | None:
+    """Run `work` on all ranks, and tell all of them what the first one met that could not write.
+
+    Returns:
+        What the system said, or None if all ranks are through.
+    """
+    problem = None
+    try:
+        work()
+    except (OSError, SafetensorError) as error:
+        problem = " ".join(str(error).split())
+    problems: list[str | None] = gather_object([problem])
+    return next((problem for problem in problems if problem is not None), None)
