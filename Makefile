@@ -3,12 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-faults lint format clean
 
 help:
 	@echo "make install   set up .venv (about 2 minutes, 6 GB)"
 	@echo "make demo      the whole job on 8 photographs, 4 to 6 minutes on 2 CPU cores"
 	@echo "make test      the test suite, under 15 minutes on 2 CPU cores"
+	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
 	@echo "make lint      ruff and pyright (strict)"
 	@echo "make format    apply ruff's formatting and fixes"
 	@echo "make clean     delete runs/demo and shards/demo"
@@ -28,6 +29,9 @@ demo: install
 
 test: install
 	$(BIN)/pytest
+
+test-faults: install
+	$(BIN)/pytest -m faults
 
 lint: install
 	$(BIN)/ruff check

@@ -62,6 +62,9 @@ class Order:
         self.seed = seed
         self._shards_of_epoch = lru_cache(maxsize=2)(self._permuted_shards)
 
+    def __reduce__(self) -> tuple[type["Order"], tuple[np.ndarray, int]]:
+        return Order, (self.starts, self.seed)
+
     @property
     def constants(self) -> dict[str, int]:
         """The numbers on which the order depends besides the shards; checked when a run resumes."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ class Training:
             _restore(self.optimizer, load_file(folder / "optimizer.safetensors"))
             if self.ema is not None:
                 self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{folder} holds another encoder or head than the configuration: {reason}; "
@@ -132,8 +133,17 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint's numbers."""
-    return json.loads((folder / "state.json").read_text())
+    """Read a checkpoint's numbers.
+
+    Raises:
+        UserError: The file is not what `save` wrote.
+    """
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
+        require(isinstance(state["step"], int), f"{folder}/state.json has no step")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/state.json cannot be read ({error}); delete {folder}") from error
+    return state
 
 
 # ---------------------------------------------------------------- committing
@@ -161,7 +171,7 @@ def commit(temporary: Path, keep: int) -> Path:
     Returns:
         The checkpoint's folder.
     """
-    hashes = {str(file.relative_to(temporary)): _hash(file) for file in _files(temporary)}
+    hashes = {str(file.relative_to(temporary)): hash_file(file) for file in _files(temporary)}
     (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1))
     for path in [*_files(temporary), *_folders(temporary)]:
         _sync(path)
@@ -252,7 +262,7 @@ def _damage(checkpoint: Path) -> str | None:
         hashes: dict[str, str] = json.loads((checkpoint / MANIFEST).read_text())
         if missing := sorted(_PARTS - hashes.keys()):
             return f"{MANIFEST} does not list {missing[0]}"
-        wrong = [name for name, value in hashes.items() if _hash(checkpoint / name) != value]
+        wrong = [name for name, value in hashes.items() if hash_file(checkpoint / name) != value]
     except (OSError, ValueError, AttributeError) as error:
         return str(error)
     return f"{wrong[0]} has changed" if wrong else None
@@ -266,7 +276,8 @@ def _folders(folder: Path) -> list[Path]:
     return [*(path for path in folder.rglob("*") if path.is_dir()), folder]
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return a file's sha256, in hex."""
     digest = sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):

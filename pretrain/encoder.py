@@ -150,6 +150,11 @@ def _timm_source(init: str) -> str:
     """Return the name under which timm finds an encoder."""
     for folder in (Path(init, "encoder"), Path(init)):
         if (folder / "config.json").is_file():
+            require(
+                (folder / "model.safetensors").is_file(),
+                f"encoder.init={init}: the encoder in {folder} has no model.safetensors; pickled "
+                "weights are not read, since reading them can run code",
+            )
             return f"local-dir:{folder}"
     is_name = timm.is_model(init.split(".")[0]) or init.startswith("hf-hub:")
     require(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from data.loader import Batch, LedgerEntry
 from data.randomness import derive
+from data.sequential import SequentialStream
 from data.settings import RunStopped, require
 from data.stream import TrainingStream, loader_deaths
 from pretrain import checkpoint
@@ -38,6 +39,7 @@ from pretrain.ranks import first_problem, on_main, reduce, reduce_sums
 logger = logging.getLogger(__name__)
 
 SKIPPED = "step skipped: its loss or gradient is not finite"
+_MAX_SAID = 5  # bad samples at a time that the log names; the ledger names all
 _MIN_JUDGED = 1_000  # samples, before data.max_bad_ratio is applied
 
 
@@ -67,7 +69,7 @@ class Trainer:
         run: RunConfig,
         optim: OptimConfig,
         model: Any,
-        stream: TrainingStream,
+        stream: TrainingStream | SequentialStream,
         validation: Callable[[], Iterable[Batch]] | None,
     ) -> None:
         self.accelerator = accelerator
@@ -302,9 +304,13 @@ class Trainer:
         self._num_bad += sum(entry.reason != SKIPPED for _, entry in entries)
         if self._logs.ledger is None:
             return
-        for step, entry in sorted(entries, key=_by_place):
-            logger.warning("not used: %s/%s: %s", entry.shard, entry.key, entry.reason)
+        for number, (step, entry) in enumerate(sorted(entries, key=_by_place)):
+            if number < _MAX_SAID:
+                logger.warning("not used: %s/%s: %s", entry.shard, entry.key, entry.reason)
             self._logs.ledger.write({"step": step, **entry._asdict()})
+        if len(entries) > _MAX_SAID:
+            more = len(entries) - _MAX_SAID
+            logger.warning("and %d more, named in %s", more, self._logs.ledger.path)
 
     def _judge_data(self, done: int) -> None:
         """Stop a run whose data is worse than it was told to bear."""

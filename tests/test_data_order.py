@@ -1,5 +1,6 @@
 """The order of an epoch: a bijection for any number of samples and any cut into shards."""
 
+import pickle
 from collections.abc import Sequence
 from functools import cache
 from itertools import permutations
@@ -158,3 +159,10 @@ def test_the_order_is_pinned() -> None:
     first, later = (large.samples(epoch, positions).tolist() for epoch in (0, 7))
     assert first == [300744, 304360, 309044, 696906, 300361, 26760, 249923]
     assert later == [813, 4317, 8522, 297037, 476, 627195, 149322]
+
+
+def test_an_order_goes_to_another_process() -> None:
+    order = Order(np.arange(5) * 9, seed=3)
+    again = pickle.loads(pickle.dumps(order))
+    positions = np.arange(36)
+    assert np.array_equal(again.samples(2, positions), order.samples(2, positions))

@@ -1,0 +1,155 @@
+"""Runs in processes of their own, forked from a server that has torch imported; and their deaths.
+
+A rank is a session of its own, with its loader processes and its prefetcher. As a launcher would,
+`Ranks.wait` ends all of them when one dies.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from data.settings import run_entry_point
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "accelerate", "timm", "pretrain.run", "finetune.run"])
+
+_GRACE = 5  # seconds that a launcher gives the other ranks to end by themselves
+Prepare = Callable[[], None]
+
+
+def _be_rank(
+    script: str, arguments: list[str], environment: dict[str, str], log: Path, prepare: Prepare
+) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # loader processes as users have them
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    sys.argv = [script, *arguments]
+    prepare()
+    run_entry_point(importlib.import_module(script).main)
+
+
+def nothing() -> None:
+    """Prepare nothing."""
+
+
+class Ranks:
+    """The ranks of one started run."""
+
+    def __init__(
+        self,
+        arguments: list[str],
+        world: int,
+        folder: Path,
+        *,
+        script: str = "pretrain.run",
+        prepare: Prepare = nothing,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logs = [folder / f"rank-{rank}.log" for rank in range(world)]
+        self.processes: list[ForkServerProcess] = []
+        port = free_port()
+        for rank, log in enumerate(self.logs):
+            log.write_bytes(b"")
+            names = {"OMP_NUM_THREADS": "1", **(environment or {})}
+            if world > 1:
+                names |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+                names |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+                names |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+            process = SERVER.Process(target=_be_rank, args=(script, arguments, names, log, prepare))
+            process.start()
+            self.processes.append(process)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether all ranks live."""
+        return all(process.is_alive() for process in self.processes)
+
+    @property
+    def output(self) -> str:
+        """What all ranks have said."""
+        return "".join(log.read_text(errors="replace") for log in self.logs)
+
+    def members(self) -> list[list[int]]:
+        """List each rank's processes, the rank itself first."""
+        return [[int(process.pid or 0), *descendants(process.pid)] for process in self.processes]
+
+    def kill(self) -> None:
+        """Kill all that is left of the run."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(process.pid or 0), signal.SIGKILL)
+            process.kill()  # it may not lead a session yet
+        for process in self.processes:
+            process.join()
+
+    def wait(self, timeout: float = 120.0) -> list[int | None]:
+        """Wait until all ranks have ended, or one has died, which ends the others.
+
+        Returns:
+            The exit statuses; a signal's number is negative.
+        """
+        deadline, is_dying = time.monotonic() + timeout, False
+        while any(process.is_alive() for process in self.processes):
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"hangs after {timeout} s: {self.output[-4000:]}")
+            if any(process.exitcode for process in self.processes) and not is_dying:
+                is_dying, deadline = True, time.monotonic() + _GRACE
+            if is_dying and time.monotonic() > deadline - 0.1:
+                break
+            time.sleep(0.005)
+        codes = [process.exitcode for process in self.processes]
+        self.kill()
+        return codes
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def run_ranks(arguments: list[str], world: int, folder: Path, **options: Any) -> str:
+    """Run to the end, which must be good; return what all ranks said."""
+    with Ranks(arguments, world, folder, **options) as ranks:
+        assert ranks.wait() == [0] * world, ranks.output[-4000:]
+        return ranks.output
+
+
+def free_port() -> int:
+    """Find a port of loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def descendants(pid: int | None) -> list[int]:
+    """List the processes below one, by /proc."""
+    children: dict[int, list[int]] = {}
+    for number, parent in _parents():
+        children.setdefault(parent, []).append(number)
+    found = list(children.get(pid or 0, []))
+    for number in found:  # grows
+        found += children.get(number, [])
+    return found
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with contextlib.suppress(OSError):
+                after_name = (path / "stat").read_text().rpartition(")")[2].split()
+                yield int(path.name), int(after_name[1])
