@@ -12,6 +12,7 @@ from data.loader import SHARDS_TYPE, ImageConfig, read_label
 from data.reader import BadSample, ShardReader
 from data.settings import UserError, require, setting
 from data.shards import LABEL_EXTENSION
+from data.storage import is_remote
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,11 @@ def count_classes(train: np.ndarray, val: np.ndarray) -> int:
 
 
 def class_names(manifest: Manifest, num_classes: int) -> list[str]:
-    """Return the names in `classes.txt` beside the shards, else the numbers."""
-    path = Path(manifest.shards[0].path).parent / "classes.txt"
-    names = path.read_text().split("\n")[:num_classes] if path.is_file() else []
+    """Return the names in `classes.txt` beside local shards, else the numbers."""
+    location = manifest.shards[0].location
+    path = Path(location).parent / "classes.txt"
+    has_names = not is_remote(location) and path.is_file()
+    names = path.read_text().split("\n")[:num_classes] if has_names else []
     return names if len(names) == num_classes else [str(n) for n in range(num_classes)]
 
 

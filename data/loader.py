@@ -171,6 +171,13 @@ class DataConfig(ImageConfig):
         type_name=SHARDS_TYPE,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.read in ("random", "sequential"),
+            f"data.read={self.read} is neither random nor sequential",
+        )
+
 
 class Request(NamedTuple):
     """Positions `start` to `stop` of an epoch; those past its last sample are padding."""

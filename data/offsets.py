@@ -1,11 +1,13 @@
 """The index of one shard: where each member lies, and its checksum.
 
 Each shard has one file `NAME.tar.index` in safetensors format (no pickle). It is read through a
-memory map, so that an index costs no Python object a sample and workers share its pages.
+memory map, so that an index costs no Python object a sample and workers share its pages. It states
+which tar it is of, and a checksum of itself.
 """
 
 import json
 import mmap
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -17,6 +19,15 @@ from safetensors.numpy import save as to_safetensors
 from data.settings import UserError
 from data.shards import atomic_write
 
+_ARRAYS = (
+    "member_ends",
+    "offsets",
+    "sizes",
+    "crc32s",
+    "extension_ids",
+    "key_ends",
+    "keys",
+)
 _DTYPES = {"I64": np.int64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8}
 
 
@@ -41,6 +52,7 @@ class ShardIndex:
         key_ends: (S,) int64, where each key ends in `keys`.
         keys: uint8, all keys in UTF-8, one after the other.
         extensions: The distinct extensions.
+        sha256: Of the tar that was indexed, in hex; None in an index that an older version wrote.
     """
 
     member_ends: npt.NDArray[np.int64]
@@ -51,6 +63,7 @@ class ShardIndex:
     key_ends: npt.NDArray[np.int64]
     keys: npt.NDArray[np.uint8]
     extensions: tuple[str, ...]
+    sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.member_ends)
@@ -71,37 +84,76 @@ class ShardIndex:
             for i in range(start, int(self.member_ends[sample]))
         }
 
+    def has_layout_of(self, other: "ShardIndex") -> bool:
+        """Tell whether another index has the same members at the same places."""
+        return self.is_start_of(other) and len(self) == len(other)
+
+    def is_start_of(self, other: "ShardIndex") -> bool:
+        """Tell whether another index begins with this one's samples, at the same places."""
+        if len(self) > len(other) or len(self.offsets) > len(other.offsets):
+            return False
+        names = [index.extensions for index in (self, other)]
+        ids = [index.extension_ids[: len(self.offsets)] for index in (self, other)]
+        extensions = [[name[i] for i in each] for name, each in zip(names, ids, strict=True)]
+        return extensions[0] == extensions[1] and all(
+            np.array_equal(values, getattr(other, name)[: len(values)])
+            for name in ("member_ends", "offsets", "sizes", "key_ends", "keys")
+            for values in [getattr(self, name)]
+        )
+
     def save(self, path: Path) -> None:
         """Write the index, whole or not at all."""
-        arrays = {name: value for name, value in vars(self).items() if name != "extensions"}
-        metadata = {"format": "1", "extensions": json.dumps(self.extensions)}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        metadata = {
+            "format": "1",
+            "extensions": json.dumps(self.extensions),
+            "sha256": self.sha256 or "",
+            "crc32": str(self._crc32()),
+        }
         with atomic_write(path) as file:
             file.write(to_safetensors(arrays, metadata))
+
+    def _crc32(self) -> int:
+        crc = zlib.crc32(json.dumps([self.extensions, self.sha256]).encode())
+        for name in _ARRAYS:
+            crc = zlib.crc32(getattr(self, name), crc)
+        return crc
 
     @classmethod
     def load(cls, path: Path) -> "ShardIndex":
         """Map an index that `save` wrote.
 
         Raises:
-            UserError: If the file is not such an index, or is cut short.
+            UserError: If the file is not such an index, is cut short, or has changed.
         """
         with path.open("rb") as file:
             try:
-                return cls(**_mapped_arrays(file))
-            except (KeyError, TypeError, ValueError) as error:
+                fields, crc32 = _mapped_arrays(file)
+                index = cls(**fields)
+                if crc32 not in (None, index._crc32()):
+                    raise ValueError("checksum")
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 message = f"{path} is not an index; delete it and it will be made again"
                 raise UserError(message) from error
+        return index
 
 
-def _mapped_arrays(file: BinaryIO) -> dict[str, Any]:
-    """Read a safetensors file without copying: safetensors' own numpy reader copies each array."""
+def _mapped_arrays(file: BinaryIO) -> tuple[dict[str, Any], int | None]:
+    """Read a safetensors file without copying: safetensors' own numpy reader copies each array.
+
+    Returns:
+        The fields of `ShardIndex`, and their checksum; older versions wrote none.
+    """
     length = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(min(length, 1 << 24)))
     pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    metadata = header["__metadata__"]
     fields: dict[str, Any] = {
-        "extensions": tuple(json.loads(header.pop("__metadata__")["extensions"]))
+        "extensions": tuple(json.loads(metadata["extensions"])),
+        "sha256": metadata.get("sha256") or None,
     }
-    for name, entry in header.items():
+    for name in _ARRAYS:
+        entry = header[name]
         start, count = 8 + length + entry["data_offsets"][0], entry["shape"][0]
         fields[name] = np.frombuffer(pages, _DTYPES[entry["dtype"]], count, start)
-    return fields
+    return fields, int(metadata["crc32"]) if "crc32" in metadata else None

@@ -3,14 +3,21 @@
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
-from data.index import Manifest, Member, ShardIndex
+from data.cache import CachedFile
+from data.index import Manifest, Member, ShardIndex, load_index
+from data.storage import RangeFile, Storage, Version, is_remote, open_file
 
+# No image is as large, but a header may claim any size, and what is read is held in memory.
+MAX_MEMBER_BYTES = 256 << 20
 # Shards held open at once. Each takes two descriptors, its own and its mapped index's: half of the
 # usual limit of 1,024 for a process.
 _MAX_OPEN = 256
+# Members of a remote sample that lie as near are read in one request: a round trip costs more.
+_MAX_GAP = 64 << 10
+_DEFAULT = Storage()
 
 
 class BadSample(Exception):  # noqa: N818 - a finding about the data, which the loader counts
@@ -18,19 +25,34 @@ class BadSample(Exception):  # noqa: N818 - a finding about the data, which the 
 
 
 class _OpenShard(NamedTuple):
-    descriptor: int
+    file: RangeFile
     samples: ShardIndex
+    is_remote: bool
+    cached: CachedFile | None
 
 
 class ShardReader:
-    """Reads samples of local shards, whose files it opens when they are first needed.
+    """Reads samples of shards, whose files it opens when they are first needed.
 
     It is cheap to pickle, and safe to use after a fork: a process opens its own files. Within one
     process it is for one thread.
+
+    Args:
+        manifest: The shards.
+        storage: How remote ones are read.
+        max_open: Shards held open at once.
+
+    Attributes:
+        num_hits: Reads of remote shards that the cache answered, in this process.
+        num_misses: Those that asked the server.
     """
 
-    def __init__(self, manifest: Manifest, max_open: int = _MAX_OPEN) -> None:
+    def __init__(
+        self, manifest: Manifest, storage: Storage = _DEFAULT, max_open: int = _MAX_OPEN
+    ) -> None:
         self.manifest = manifest
+        self.storage = storage
+        self.num_hits = self.num_misses = 0
         self._max_open = max_open
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._process = os.getpid()
@@ -51,21 +73,56 @@ class ShardReader:
             The bytes by extension.
 
         Raises:
-            BadSample: If the bytes are not those that were indexed.
-            OSError: If the shard cannot be read; that may pass, so it says nothing of the sample.
+            BadSample: If the bytes are not those that were indexed, or a member is larger than
+                `MAX_MEMBER_BYTES`.
+            OSError: If a local shard cannot be read; that may pass, so it says nothing of the
+                sample.
+            RunStopped: If a remote one cannot, also after retries, or is no longer the one indexed.
         """
         source = self._opened(shard)
-        members = source.samples.members(sample)
-        return {
-            extension: _read_member(source.descriptor, extension, member)
-            for extension, member in members.items()
+        members = {
+            extension: member
+            for extension, member in source.samples.members(sample).items()
             if extension in wanted
+        }
+        for extension, member in members.items():
+            if member.size > MAX_MEMBER_BYTES:
+                limit = f"more than the {MAX_MEMBER_BYTES} that are read"
+                raise BadSample(f"{extension}: {member.size} bytes, {limit}")
+        if source.is_remote:
+            return self._read_remote(source, members)
+        return {
+            extension: _check(extension, member, source.file.read(member.offset, member.size))
+            for extension, member in members.items()
         }
 
     def close(self) -> None:
         """Close all files; a later read opens them again."""
         while self._open:
-            os.close(self._open.popitem()[1].descriptor)
+            self._open.popitem()[1].file.close()
+
+    def _read_remote(self, source: _OpenShard, members: Mapping[str, Member]) -> dict[str, bytes]:
+        """Read from the cache, else from the server; what does not match is asked for once more.
+
+        So a torn part, or a proxy that spoils bytes, makes no sample bad; a shard that was
+        replaced is refused by its version.
+        """
+        runs = _runs(members)
+        try:
+            return _cut(members, {run: self._read_run(source, run) for run in runs})
+        except BadSample:
+            if source.cached is not None:
+                for run in runs:
+                    source.cached.drop(run.start, len(run))
+            return _cut(members, {run: source.file.read(run.start, len(run)) for run in runs})
+
+    def _read_run(self, source: _OpenShard, run: range) -> bytes:
+        found = source.cached.read(run.start, len(run)) if source.cached and len(run) else None
+        if found is not None:
+            self.num_hits += 1
+            return found
+        self.num_misses += 1
+        return source.file.read(run.start, len(run))
 
     def _opened(self, shard: int) -> _OpenShard:
         """Return an open shard, closing the one unused for longest if there are too many."""
@@ -74,25 +131,57 @@ class ShardReader:
             self._process = os.getpid()
         if shard not in self._open:
             if len(self._open) >= self._max_open:
-                os.close(self._open.popitem(last=False)[1].descriptor)
-            row = self.manifest.shards[shard]
-            index = ShardIndex.load(row.index_path)
-            self._open[shard] = _OpenShard(os.open(row.path, os.O_RDONLY | os.O_CLOEXEC), index)
+                self._open.popitem(last=False)[1].file.close()
+            self._open[shard] = self._open_shard(shard)
         self._open.move_to_end(shard)
         return self._open[shard]
 
-    def __getstate__(self) -> tuple[Manifest, int]:
-        return self.manifest, self._max_open
+    def _open_shard(self, shard: int) -> _OpenShard:
+        row, cached = self.manifest.shards[shard], None
+        version = Version(row.num_bytes, row.etag)
+        if is_remote(row.location) and self.storage.cache_dir is not None:
+            cached = CachedFile(self.storage.cache_dir, row.location, version)
+        samples = load_index(row, self.storage)
+        file = open_file(row.location, self.storage, version)
+        return _OpenShard(file, samples, is_remote(row.location), cached)
 
-    def __setstate__(self, state: tuple[Manifest, int]) -> None:
+    def __getstate__(self) -> tuple[Manifest, Storage, int]:
+        return self.manifest, self.storage, self._max_open
+
+    def __setstate__(self, state: tuple[Manifest, Storage, int]) -> None:
         self.__init__(*state)
 
     def __del__(self) -> None:
         self.close()
 
 
-def _read_member(descriptor: int, extension: str, member: Member) -> bytes:
-    data = os.pread(descriptor, member.size, member.offset)
+def _runs(members: Mapping[str, Member]) -> list[range]:
+    """Join members that lie near each other into ranges of offsets, each for one read."""
+    runs: list[range] = []
+    for member in sorted(members.values()):
+        start, stop = member.offset, member.offset + member.size
+        last = runs[-1] if runs else None
+        is_near = last is not None and start - last.stop <= _MAX_GAP
+        if last is not None and is_near and stop - last.start <= MAX_MEMBER_BYTES:
+            runs[-1] = range(last.start, max(last.stop, stop))
+        else:
+            runs.append(range(start, stop))
+    return runs
+
+
+def _cut(members: Mapping[str, Member], contents: Mapping[range, bytes]) -> dict[str, bytes]:
+    """Cut members out of the runs that hold them, and check each."""
+    found: dict[str, bytes] = {}
+    for extension, member in members.items():
+        for run, content in contents.items():
+            start = member.offset - run.start
+            if start >= 0 and member.offset + member.size <= run.stop:
+                found[extension] = _check(extension, member, content[start : start + member.size])
+                break
+    return found
+
+
+def _check(extension: str, member: Member, data: bytes) -> bytes:
     if len(data) < member.size:
         raise BadSample(f"{extension}: {len(data)} of {member.size} bytes at {member.offset}")
     if zlib.crc32(data) != member.crc32:

@@ -1,26 +1,55 @@
-"""One sequential reading of a shard: its members, their checksums, its sha256, and its damage."""
+"""One reading of a shard, forwards: its members, their checksums, its sha256, and its damage.
 
-import io
-import os
+Nothing in a shard is believed: names stay names and are never written or opened, sizes are held
+against the file's, and a header that no reader could follow is damage with an offset.
+"""
+
 import tarfile
 import zlib
 from array import array
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 
 from data.offsets import Member, ShardIndex
-from data.settings import UserError, require
+from data.settings import UserError
 from data.shards import split_name
+from data.storage import RangeFile
 
 _BLOCK = tarfile.BLOCKSIZE
-_CHUNK = 1 << 20  # bytes read at once
+_CHUNK = 8 << 20  # bytes read at once: a request each where the shard is remote
+_MAX_HEADER = 1 << 20  # bytes: an extended header may claim any size, and is held in memory
+_MAX_END = 1 << 20  # bytes of zeros that end a tar; writers fill up to 10,240
 _MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _COMPRESSED_NAMES = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
+_USTAR = slice(257, 262)
+_PLAIN_FILES = "write the shard again with plain files (scripts/make_shards.py does)"
+_UNIQUE_KEYS = (
+    "so samples would be mixed up; write the shard again with unique keys, each sample's members "
+    "side by side"
+)
+
+
+class UnusableShard(UserError):  # noqa: N818 - a finding about the data
+    """A shard of which no sample can be read by its place.
+
+    Attributes:
+        finding: What is wrong, in a line.
+        members: The members that are to blame, each with what is wrong; empty if it is the file.
+    """
+
+    def __init__(self, name: str, finding: str, remedy: str, members: Sequence[str] = ()) -> None:
+        super().__init__(name, finding, remedy, members)  # all, so that it can be pickled
+        self.finding = finding
+        self.members = members
+        separator = ": " if members else " "
+        self._line = f"shard {name}{separator}{finding}{remedy}"
+
+    def __str__(self) -> str:
+        return self._line
 
 
 @dataclass(frozen=True)
@@ -40,146 +69,207 @@ class ScanResult:
     damage: str | None
 
 
-def scan(path: Path, name: str) -> ScanResult:
+def scan(file: RangeFile, name: str) -> ScanResult:
     """Read a shard once from start to end: its members, their checksums, its sha256.
 
     A damaged shard is indexed up to the damage; `tarfile` alone would stop there in silence.
 
     Args:
-        path: A plain tar.
+        file: A plain tar.
         name: The shard's name in error texts.
 
     Raises:
-        UserError: If the file is empty, compressed or no tar, or holds links, sparse members or
-            two samples of one key.
+        UnusableShard: If the file is empty, compressed or no tar, or holds links, sparse members
+            or two samples of one key. For the latter two it is read to its end, to name them all.
     """
-    with path.open("rb", buffering=0) as file:
-        num_bytes = os.fstat(file.fileno()).st_size
-        _refuse_other_formats(name, os.pread(file.fileno(), _BLOCK, 0))
-        source = _HashingFile(file)
-        stream = io.BufferedReader(source, _CHUNK)
-        builder = _IndexBuilder(name)
-        damage = _read_members(stream, builder, file)
-        rest = _drain(stream)
-        damage = damage or rest
-        index = builder.finish(is_damaged=damage is not None)
-        if damage is not None:
-            damage = f"{damage}; {len(index)} samples before it"
-        return ScanResult(index, source.sha256.hexdigest(), num_bytes, damage)
+    stream = _ForwardReader(file)
+    _refuse_other_formats(name, stream.peek())
+    builder = _IndexBuilder()
+    damage = _read_members(stream, builder, file)
+    rest = _drain(stream)
+    builder.raise_refused(name)
+    damage = damage or rest
+    index = builder.finish(stream.sha256.hexdigest(), is_damaged=damage is not None)
+    if damage is not None:
+        damage = f"{damage}; {len(index)} samples before it"
+    return ScanResult(index, stream.sha256.hexdigest(), stream.num_bytes, damage)
+
+
+def printable(name: str) -> str:
+    """Return a member's name as it may stand in a line of text, whatever it holds."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def _refuse_other_formats(name: str, block: bytes) -> None:
     """Refuse what is no plain tar, from the file's first block."""
-    require(len(block) > 0, f"shard {name} has 0 bytes; write or copy it again")
+    if not block:
+        raise UnusableShard(name, "has 0 bytes", "; write or copy it again")
     kinds = [kind for magic, kind in _MAGICS.items() if block.startswith(magic)]
     if kinds or name.lower().endswith(_COMPRESSED_NAMES):
         kind = kinds[0] if kinds else "by its name"
-        raise UserError(
-            f"shard {name} is compressed ({kind}), so samples cannot be read by offset; "
-            "unpack it to a plain .tar"
-        )
-    is_tar = block[257:262] == b"ustar" or _is_zero(block) or _has_checksum(block)
-    require(is_tar, f"shard {name} is not a tar file; name only tar files")
+        remedy = ", so samples cannot be read by offset; unpack it to a plain .tar"
+        raise UnusableShard(name, f"is compressed ({kind})", remedy)
+    if not (_has_magic(block) or not any(block) or _has_checksum(block)):
+        raise UnusableShard(name, "is not a tar file", "; name only tar files")
+
+
+def _has_magic(block: bytes) -> bool:
+    """Tell whether a block is a header, also with one byte of the magic damaged."""
+    return sum(a == b for a, b in zip(block[_USTAR], b"ustar", strict=False)) >= 4
 
 
 def _has_checksum(block: bytes) -> bool:
     """Tell whether a block is a header of the oldest kind, which has no magic."""
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.TarError:
+    except (tarfile.TarError, ValueError):
         return False
     return True
 
 
-def _is_zero(block: bytes) -> bool:
-    return block.count(0) == len(block)
+class _ForwardReader:
+    """A file that is only read forwards, in chunks, and hashed as it is read."""
 
-
-class _HashingFile(io.RawIOBase):
-    """A file that is only read forwards, and hashed as it is read."""
-
-    def __init__(self, file: io.FileIO) -> None:
+    def __init__(self, file: RangeFile) -> None:
         self._file = file
+        self._chunk = memoryview(b"")
+        self._start, self._place = 0, 0  # the chunk's offset; the next byte in it
+        self.num_bytes = file.num_bytes
         self.sha256 = sha256()
 
-    def readable(self) -> bool:
-        return True
-
     def tell(self) -> int:
-        return self._file.tell()
+        """Return the next byte's offset."""
+        return self._start + self._place
 
-    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        num_read = self._file.readinto(buffer) or 0
-        self.sha256.update(buffer[:num_read])
-        return num_read
+    def peek(self) -> bytes:
+        """Return the next block without reading it."""
+        self._fill()
+        return bytes(self._chunk[self._place : self._place + _BLOCK])
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, as tarfile asks for headers.
+
+        Raises:
+            tarfile.ReadError: For more than any honest header holds.
+        """
+        if size > _MAX_HEADER:
+            raise tarfile.ReadError("header too long")
+        return b"".join(self.pieces(size))
+
+    def seek(self, offset: int) -> None:
+        """Refuse to go where tarfile is led by a size below zero."""
+        raise tarfile.ReadError(f"cannot go to {offset}")
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """Yield the next bytes as they lie in the chunks; fewer where the file ends."""
+        while size > 0 and self._fill():
+            piece = self._chunk[self._place : self._place + size]
+            self._place += len(piece)
+            size -= len(piece)
+            yield piece
+
+    def skip(self, size: int) -> None:
+        """Read on without looking."""
+        for _ in self.pieces(size):
+            pass
+
+    def _fill(self) -> bool:
+        """Read the next chunk if this one is used up; tell whether there is a byte."""
+        if self._place == len(self._chunk):
+            self._start += self._place
+            self._place = 0
+            size = min(_CHUNK, self.num_bytes - self._start)
+            self._chunk = memoryview(self._file.read(self._start, size) if size else b"")
+            self.sha256.update(self._chunk)
+        return len(self._chunk) > 0
 
 
-def _read_members(stream: BinaryIO, builder: "_IndexBuilder", file: io.FileIO) -> str | None:
+def _read_members(stream: _ForwardReader, builder: "_IndexBuilder", file: RangeFile) -> str | None:
     """Read the members up to the end marker or the damage; return the damage."""
-    num_bytes = os.fstat(file.fileno()).st_size
+    num_bytes = stream.num_bytes
     offset = 0
-    # tarfile raises for some kinds of damage and stops in silence for the others.
-    with suppress(tarfile.TarError), tarfile.open(fileobj=stream, mode="r:") as tar:
-        while (member := tar.next()) is not None:
-            offset = tar.offset
-            cast(Any, tar).members.clear()  # tarfile would keep every member
-            builder.refuse_kind(member)
-            if member.offset_data + member.size > num_bytes:
-                builder.leave_out(member.name)
-                return f"cut at offset {num_bytes}, inside {member.name}"
-            # Reading up to the next header keeps tarfile from seeking past unhashed bytes.
-            builder.add(member, _crc32(stream, member.size if member.isreg() else 0))
-    block = os.pread(file.fileno(), _BLOCK, offset)
+    for member, end in _members(stream):
+        offset = end
+        if builder.refuses(member):
+            stream.skip(end - stream.tell())
+            continue
+        if member.offset_data + member.size > num_bytes:
+            builder.leave_out(member.name)
+            return f"cut at offset {num_bytes}, inside {printable(member.name)}"
+        size = member.size if member.isreg() else 0
+        builder.add(member, _crc32(stream, size))
+        # Reading up to the next header keeps tarfile from seeking past unhashed bytes.
+        stream.skip(end - stream.tell())
+    block = file.read(offset, _BLOCK)
     if len(block) < _BLOCK:
         return f"cut at offset {num_bytes}, without an end marker"
-    return None if _is_zero(block) else f"unreadable header at offset {offset}"
+    return f"unreadable header at offset {offset}" if any(block) else None
 
 
-def _crc32(stream: BinaryIO, size: int) -> int:
-    """Read a member's data and the padding after it; return the checksum of the data."""
+def _members(stream: _ForwardReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Yield each member that tarfile finds, and the offset after its data.
+
+    tarfile raises for some kinds of damage and stops in silence for the others: both end here.
+    Beside its own errors, hostile headers make it raise ValueError and its kin, and a long chain of
+    extended headers RecursionError.
+    """
+    try:
+        tar = tarfile.open(fileobj=cast(Any, stream), mode="r:")  # noqa: SIM115 - holds no file
+        while (member := tar.next()) is not None:
+            end = cast(Any, tar).offset
+            if member.size < 0 or end < stream.tell():
+                return
+            cast(Any, tar).members.clear()  # tarfile would keep every member
+            yield member, end
+    except UserError:  # of the storage; it is a ValueError too
+        raise
+    except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError):
+        return
+
+
+def _crc32(stream: _ForwardReader, size: int) -> int:
+    """Read a member's data; return its checksum."""
     crc = 0
-    for start in range(0, size, _CHUNK):
-        crc = zlib.crc32(stream.read(min(_CHUNK, size - start)), crc)
-    stream.read(-size % _BLOCK)
+    for piece in stream.pieces(size):
+        crc = zlib.crc32(piece, crc)
     return crc
 
 
-def _drain(stream: BinaryIO) -> str | None:
-    """Read (and so hash) what follows the end marker; return the damage if it is not zero."""
+def _drain(stream: _ForwardReader) -> str | None:
+    """Read (and so hash) what follows the end marker; return the damage if it is no end."""
     damage = None
-    offset = stream.tell()
-    while block := stream.read(_CHUNK):
-        if damage is None and not _is_zero(block):
-            place = offset + len(block) - len(block.lstrip(b"\0"))
-            damage = f"data after the end marker, at offset {place}"
-        offset += len(block)
+    start = stream.tell()
+    for piece in stream.pieces(stream.num_bytes - start):
+        content = b"" if damage else bytes(piece)
+        if rest := content.lstrip(b"\0"):
+            damage = f"data after the end marker, at offset {stream.tell() - len(rest)}"
+    if damage is None and stream.tell() - start > _MAX_END:
+        return f"zeros from offset {start} to the end, more than end a tar"
     return damage
 
 
 class _IndexBuilder:
     """Collects members into samples; a sample is closed when another key follows."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
         self._key: str | None = None
         self._open: dict[str, Member] = {}
         self._last_extensions: set[str] | None = None
         self._seen: set[str] = set()
+        self._refused: list[tuple[str, str]] = []  # what is wrong, and the remedy
         self._extension_ids: dict[str, int] = {}
         self._members = [array("q"), array("q"), array("q"), array("q")]
         self._member_ends, self._key_ends = array("q"), array("q")
         self._keys = bytearray()
 
-    def refuse_kind(self, member: tarfile.TarInfo) -> None:
-        """Refuse members whose data is not one piece of this file."""
+    def refuses(self, member: tarfile.TarInfo) -> bool:
+        """Tell whether a member's data is not one piece of this file, and note it."""
         if member.isdir() or (member.isreg() and not member.issparse()):
-            return
+            return False
         kind = "a link" if member.issym() or member.islnk() else "neither a file nor a folder"
         kind = "sparse" if member.issparse() else kind
-        raise UserError(
-            f"shard {self._name}: member {member.name} is {kind}; "
-            "write the shard again with plain files (scripts/make_shards.py does)"
-        )
+        self._refused.append((f"member {printable(member.name)} is {kind}", _PLAIN_FILES))
+        return True
 
     def add(self, member: tarfile.TarInfo, crc32: int) -> None:
         """Take in one member; folders and names that webdataset skips are passed over."""
@@ -189,8 +279,9 @@ class _IndexBuilder:
         key, extension = parts
         if key != self._key:
             self._start(key)
-        if extension in self._open:
-            self._refuse_duplicate(member.name)
+        elif extension in self._open:
+            what = f"member {printable(member.name)} occurs twice"
+            self._refused.append((what, _UNIQUE_KEYS))
         self._open[extension] = Member(member.offset_data, member.size, crc32)
 
     def leave_out(self, member_name: str) -> None:
@@ -202,7 +293,8 @@ class _IndexBuilder:
     def _start(self, key: str) -> None:
         self._close()
         if key in self._seen:
-            self._refuse_duplicate(key)
+            what = f"key {printable(key)} occurs twice, with other keys between"
+            self._refused.append((what, _UNIQUE_KEYS))
         self._seen.add(key)
         self._key = key
 
@@ -220,13 +312,18 @@ class _IndexBuilder:
         self._last_extensions = set(self._open)
         self._open = {}
 
-    def _refuse_duplicate(self, what: str) -> None:
-        raise UserError(
-            f"shard {self._name}: {what} occurs twice, so samples would be mixed up; "
-            "write the shard again with unique keys, each sample's members side by side"
-        )
+    def raise_refused(self, name: str) -> None:
+        """Raise `UnusableShard` if anything was refused."""
+        if not self._refused:
+            return
+        finding, remedy = self._refused[0]
+        separator = ", " if remedy == _UNIQUE_KEYS else "; "
+        more = len(self._refused) - 1
+        finding = f"{finding} (and {more} more)" if more else finding
+        members = [what for what, _ in self._refused]
+        raise UnusableShard(name, finding, separator + remedy, members)
 
-    def finish(self, *, is_damaged: bool) -> ShardIndex:
+    def finish(self, sha256: str, *, is_damaged: bool) -> ShardIndex:
         """Close the last sample and return the index.
 
         Before damage, a sample whose members are not those of the sample before it is taken to
@@ -244,4 +341,5 @@ class _IndexBuilder:
             key_ends=np.array(self._key_ends, np.int64),
             keys=np.frombuffer(bytes(self._keys), np.uint8),
             extensions=tuple(self._extension_ids),
+            sha256=sha256,
         )

@@ -1,12 +1,22 @@
 """Files that are read by range, on this machine or behind a URL.
 
-A location is an absolute path or a URL. What reads shards sees only `RangeFile`.
+A location is an absolute path or a URL. What reads shards sees only `RangeFile`. Messages name a
+URL by `public_name` alone: what could be a password or a signature appears in no log.
 """
 
 import os
+import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from data.settings import RunStopped, UserError, require
+
+PROTOCOLS = ("http", "https", "s3", "gs", "hf")
+_URL = re.compile(r"([A-Za-z0-9+.:_-]*?)://(.*)", re.DOTALL)
+# A host with a port, a bucket, or an S3 access point; nothing before an "@".
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.~%-]+)(:\d+)?|arn:[\w:.-]+")
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,19 @@ class Storage:
 
 
 class Version(NamedTuple):
-    """Which content a location holds: its size in bytes, and the server's etag if it gives one."""
+    """Which content a location holds.
+
+    Attributes:
+        num_bytes: Its size.
+        etag: As the server gives it; "mtime:" and its Last-Modified where it gives none; else None.
+    """
 
     num_bytes: int
     etag: str | None
+
+
+class Missing(RunStopped):
+    """A remote file that is not there, or that the server hides (status 403, 404 or 410)."""
 
 
 class RangeFile(Protocol):
@@ -39,6 +58,11 @@ class RangeFile(Protocol):
     @property
     def num_bytes(self) -> int:
         """The file's size."""
+        ...
+
+    @property
+    def version(self) -> Version:
+        """The file's version: the one expected, or else the one first seen."""
         ...
 
     def read(self, offset: int, size: int) -> bytes:
@@ -61,6 +85,11 @@ class LocalFile:
         """The file's size."""
         return os.fstat(self._descriptor).st_size
 
+    @property
+    def version(self) -> Version:
+        """The file's size, without an etag."""
+        return Version(self.num_bytes, None)
+
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`; fewer only where the file ends."""
         return os.pread(self._descriptor, size, offset)
@@ -70,18 +99,127 @@ class LocalFile:
         os.close(self._descriptor)
 
 
+# ---------------------------------------------------------------- locations
+
+
 def is_remote(location: str) -> bool:
     """Tell whether a location is a URL."""
     return "://" in location
 
 
+def protocol_of(location: str) -> str:
+    """Return a URL's protocol in lower case."""
+    return location.partition("://")[0].lower()
+
+
+def public_name(location: str) -> str:
+    """Return a location as messages may show it: without a user, a password or a signed query."""
+    match = _URL.match(location)
+    if match is None:
+        return location
+    protocol, rest = match.group(1).lower(), match.group(2)
+    if protocol in ("http", "https"):
+        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    authority, slash, path = rest.partition("/")
+    if _AUTHORITY.fullmatch(authority) is None:  # a password may hold a "/" and so reach the path
+        return f"{protocol}://***"
+    return f"{protocol}://{authority}{slash}{path}"
+
+
+def check_location(location: str, key: str) -> None:
+    """Refuse a URL that is not read: other protocols, chains of them, and credentials.
+
+    Args:
+        location: A path or a URL.
+        key: The configuration's key, for error texts.
+
+    Raises:
+        UserError: With where credentials belong, or which protocols are read.
+    """
+    if not is_remote(location):
+        return
+    match = _URL.match(location)
+    protocol = match.group(1) if match else ""
+    known = ", ".join(f"{name}://" for name in PROTOCOLS)
+    require(
+        protocol.lower() in PROTOCOLS,
+        f"{key}: {protocol or 'this'}:// is not read; give a path, or a URL of {known}",
+    )
+    rest = location.partition("://")[2]
+    authority = rest.partition("/")[0].partition("?")[0]
+    if "@" in authority or (":" in authority and _AUTHORITY.fullmatch(authority) is None):
+        raise UserError(
+            f"{key}: a {protocol}:// URL holds a user or a password, which every user of the "
+            "machine can see; put it into ~/.netrc (http), or ~/.aws or the environment (s3)"
+        )
+    if _AUTHORITY.fullmatch(authority) is None or rest == authority:
+        name = public_name(location)
+        raise UserError(f"{key}: {name} is no URL of a file, as in https://host/a.tar")
+    if "::" in rest and re.search(r"::\w+://", rest) is not None:
+        raise UserError(f"{key}: {public_name(location)} chains URLs with '::'; give one alone")
+
+
+# ---------------------------------------------------------------- files
+
+
+# `data.remote` is imported where a URL is met: fsspec is not needed for local files.
+
+
 def open_file(location: str, storage: Storage, expected: Version | None = None) -> RangeFile:
-    """Open a file for reading by range.
+    """Open a file for reading by range; of a remote one, nothing is asked yet.
 
     Args:
         location: An absolute path or a URL.
         storage: How remote files are read.
-        expected: The version that was indexed; any other is refused.
+        expected: The version that was indexed; any other is refused when it is read. Without it,
+            all reads must see the version that the first one saw. Local files are not checked.
+
+    Raises:
+        OSError: If a local file cannot be opened.
+        UserError: For a URL that `check_location` refuses, or without the driver for it.
     """
-    del storage, expected
-    return LocalFile(Path(location))
+    if not is_remote(location):
+        return LocalFile(Path(location))
+    from data.remote import RemoteFile
+
+    check_location(location, "shards")
+    return RemoteFile(location, storage, expected)
+
+
+def probe(location: str, storage: Storage) -> Version:
+    """Return a file's version; of a local file, the size alone.
+
+    Raises:
+        OSError: If a local file cannot be read.
+        RunStopped: If a remote one cannot, also after retries.
+        UserError: As for `open_file`.
+    """
+    if not is_remote(location):
+        return Version(Path(location).stat().st_size, None)
+    file = open_file(location, storage)
+    try:
+        return file.version
+    finally:
+        file.close()
+
+
+def list_remote(pattern: str, storage: Storage) -> list[str]:
+    """List the files behind a glob of s3://, gs:// or hf://, sorted.
+
+    Raises:
+        RunStopped: If the server cannot be asked, also after retries.
+        UserError: As for `open_file`.
+    """
+    from data.remote import list_files
+
+    return list_files(pattern, storage)
+
+
+def keep_connections() -> AbstractContextManager[None]:
+    """Keep connections of this process between files that are opened and closed meanwhile.
+
+    Without it they close with the last open file. It may be entered in any thread, and nested.
+    """
+    from data.remote import connections
+
+    return connections.held()

@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.loader import Batch, LedgerEntry, Request, Samples
+from data.lookahead import ReadPlan
+from data.prefetch import Prefetcher, node_slots
 from data.settings import RunStopped, UserError
 
 
@@ -79,8 +81,16 @@ class TrainingStream:
         requests = _Requests(lambda: self._requests(first, last))
         batches = _batches(self.samples, requests, self.workers)
         num_micro_batches = self._rank_size // self.share.micro_batch_size
-        for _ in range(first, last):
-            yield [next(batches) for _ in range(num_micro_batches)]
+        with self._prefetcher(first, last) as prefetcher:
+            for step in range(first, last):
+                yield [next(batches) for _ in range(num_micro_batches)]
+                prefetcher.advance(step + 1)
+
+    def _prefetcher(self, first: int, last: int) -> Prefetcher:
+        slots = node_slots(self.share.rank, self._rank_size)
+        samples = self.samples
+        plan = ReadPlan(samples.manifest, samples.order.seed, self.batch_size, *slots)
+        return Prefetcher(plan, samples.reader.storage, first, last)
 
     @property
     def _rank_size(self) -> int:

@@ -17,6 +17,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from data.demo import ensure_demo_shards
 from data.loader import Samples
+from data.sequential import open_sequential
 from data.settings import run_entry_point
 from data.stream import TrainingStream, evaluation_batches
 from pretrain.claim import claim
@@ -49,10 +50,13 @@ def main(arguments: list[str]) -> None:
 
     # ---- the stream
     main_process_first(accelerator, lambda: ensure_demo_shards(data.shards))
-    shards = open_shards(accelerator, data.shards, "data.shards")
-    size, seed = image_size(encoder), config.run.seed
-    samples = Samples(shards, size, seed, data.crop_area)
-    stream = TrainingStream(samples, config.optim.batch_size, part, data.workers)
+    size, seed, batch_size = image_size(encoder), config.run.seed, config.optim.batch_size
+    if data.read == "sequential":
+        stream = open_sequential(data, size, seed, batch_size, part)
+    else:
+        shards = open_shards(accelerator, data.shards, "data.shards")
+        samples = Samples(shards, size, seed, data.crop_area)
+        stream = TrainingStream(samples, batch_size, part, data.workers)
     validation = None
     if data.val_shards:
         val_shards = open_shards(accelerator, data.val_shards, "data.val_shards")

@@ -30,7 +30,7 @@ from data.folder import (
     plan_shards,
 )
 from data.index import MANIFEST_NAME, Manifest, open_manifest
-from data.settings import UserError, require
+from data.settings import RunStopped, UserError, require
 from data.shards import INDEX_SUFFIX, atomic_write, write_shard
 
 _PLAN_NAME = "plan.json"
@@ -150,6 +150,6 @@ def _report(source_folder: Path, out: Path, source: Source, manifest: Manifest) 
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, OSError) as error:
+    except (UserError, RunStopped, OSError) as error:
         print(f"make_shards.py: {error}", file=sys.stderr)
         sys.exit(2)

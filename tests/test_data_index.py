@@ -1,22 +1,25 @@
-"""Scanning shards, their index files, the manifest."""
+"""The manifest: what is known, what is made, and what a change means."""
 
-import gzip
-import hashlib
-import io
+import json
 import logging
+import multiprocessing
 import os
-import tarfile
-import zlib
-from collections.abc import Callable
+import pickle
+import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import data.index
-from data.index import Manifest, ShardIndex, open_manifest, scan
-from data.settings import UserError
+import data.catalog
+import data.indexing
+from data.index import Manifest, ShardIndex, load_index, open_manifest
+from data.manifest import Row, append_rows, read_rows, tidy_rows
+from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
+from data.storage import RangeFile
 
 BLOCK = 512
 
@@ -26,193 +29,11 @@ def samples(number: int = 6, size: int = 700) -> list[ImageFile]:
     return [ImageFile(f"{i:04d}", "jpg", bytes([i]) * (size + i), i) for i in range(number)]
 
 
-def make_tar(path: Path, names: list[str]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name in names:
-            member = tarfile.TarInfo(name)
-            member.size = len(name)
-            tar.addfile(member, io.BytesIO(name.encode()))
-    return path
-
-
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     path = tmp_path / "a.tar"
     write_shard(path, samples())
     return path
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        scan(path, "in/" + path.name)
-    text = str(caught.value)
-    assert f"in/{path.name}" in text
-    assert "\n" not in text
-    return text
-
-
-# ---------------------------------------------------------------- one shard
-
-
-def test_offsets_and_checksums_are_those_of_tarfile(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
-    long = ImageFile("folder/" + "k" * 150, "png", b"p" * 3_000_000, 7)  # with an extended header
-    write_shard(path, [*samples(), long, ImageFile("last", "gif", b"")])
-    result = scan(path, "a.tar")
-    content = path.read_bytes()
-    found = {
-        f"{result.index.key(i)}.{extension}": (member, content[member.offset :][: member.size])
-        for i in range(len(result.index))
-        for extension, member in result.index.members(i).items()
-    }
-    with tarfile.open(path) as tar:
-        members = [member for member in tar if member.isfile()]
-        expected = {m.name: tar.extractfile(m).read() for m in members}  # pyright: ignore[reportOptionalMemberAccess]
-    assert {name: data for name, (_, data) in found.items()} == expected
-    assert all(member.crc32 == zlib.crc32(data) for member, data in found.values())
-    assert result.sha256 == hashlib.sha256(content).hexdigest()
-    assert (result.num_bytes, result.damage) == (len(content), None)
-
-
-def test_save_and_load_round_trip(tmp_path: Path, shard: Path) -> None:
-    index = scan(shard, "a.tar").index
-    index.save(tmp_path / "a.tar.index")
-    loaded = ShardIndex.load(tmp_path / "a.tar.index")
-    assert len(loaded) == len(index) == 6
-    assert [loaded.key(i) for i in range(6)] == [sample.key for sample in samples()]
-    assert [loaded.members(i) for i in range(6)] == [index.members(i) for i in range(6)]
-
-
-def test_an_index_that_is_cut_is_refused(tmp_path: Path, shard: Path) -> None:
-    path = tmp_path / "a.tar.index"
-    scan(shard, "a.tar").index.save(path)
-    for size in (0, 5, 100, path.stat().st_size - 1):
-        path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(UserError, match=r"a.tar.index is not an index; delete it"):
-            ShardIndex.load(path)
-
-
-def test_an_empty_tar_has_no_samples(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.tar", [])
-    result = scan(tmp_path / "a.tar", "a.tar")
-    assert (len(result.index), result.damage) == (0, None)
-    result.index.save(tmp_path / "a.index")
-    assert len(ShardIndex.load(tmp_path / "a.index")) == 0
-
-
-def test_members_that_webdataset_skips_are_passed_over(tmp_path: Path) -> None:
-    path = make_tar(tmp_path / "a.tar", ["__m__/a.x", "0.jpg", "README", "0.cls", "1.JPG"])
-    with tarfile.open(path, "a") as tar:
-        folder = tarfile.TarInfo("folder.d")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-    index = scan(path, "a.tar").index
-    assert [(index.key(i), list(index.members(i))) for i in range(len(index))] == [
-        ("0", ["jpg", "cls"]),
-        ("1", ["jpg"]),
-    ]
-
-
-Change = Callable[[bytes], bytes]
-
-
-def cut(blocks: int, more: int = 0) -> Change:
-    return lambda content: content[: blocks * BLOCK + more]
-
-
-def flip(offset: int) -> Change:
-    return lambda content: content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :]
-
-
-def zero(block: int) -> Change:
-    return lambda content: content[: block * BLOCK] + bytes(BLOCK) + content[(block + 1) * BLOCK :]
-
-
-def add_a_byte(content: bytes) -> bytes:
-    return content + b"x"
-
-
-# Each sample of `samples` takes 5 blocks: cls header, cls, jpg header, 2 of jpg.
-@pytest.mark.parametrize(
-    ("change", "text", "num_samples"),
-    [
-        (cut(15), "cut at offset 7680, without an end marker; 3 samples", 3),
-        (cut(17), "cut at offset 8704, without an end marker; 3 samples", 3),
-        (cut(17, 99), "cut at offset 8803, without an end marker; 3 samples", 3),
-        (cut(18, 9), "cut at offset 9225, inside 0003.jpg; 3 samples", 3),
-        (cut(3, 9), "cut at offset 1545, inside 0000.jpg; 0 samples", 0),
-        (flip(10 * BLOCK + 3), "unreadable header at offset 5120; 2 samples", 2),
-        (flip(12 * BLOCK + 3), "unreadable header at offset 6144; 2 samples", 2),
-        (flip(3), "unreadable header at offset 0; 0 samples", 0),
-        (zero(10), "data after the end marker, at offset 5632; 2 samples", 2),
-        (add_a_byte, "data after the end marker, at offset 20480; 6", 6),
-    ],
-)
-def test_damage_is_named(shard: Path, change: Change, text: str, num_samples: int) -> None:
-    damaged = change(shard.read_bytes())
-    shard.write_bytes(damaged)
-    result = scan(shard, "a.tar")
-    assert result.damage is not None
-    assert text in result.damage
-    assert len(result.index) == num_samples
-    assert [len(result.index.members(i)) for i in range(num_samples)] == [2] * num_samples
-    assert result.sha256 == hashlib.sha256(damaged).hexdigest()
-
-
-def test_a_damaged_extended_header_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
-    write_shard(path, [*samples(1), ImageFile("k" * 150, "png", b"p")])
-    path.write_bytes(flip(7 * BLOCK + 3)(path.read_bytes()))  # the header after the extended one
-    assert scan(path, "a").damage == "unreadable header at offset 2560; 1 samples before it"
-
-
-def test_files_that_are_no_plain_tar(tmp_path: Path, shard: Path) -> None:
-    for content, text in (
-        (b"", "has 0 bytes; write or copy it again"),
-        (b"hello " * 300, "is not a tar file; name only tar files"),
-        (gzip.compress(shard.read_bytes()), r"is compressed (gzip), so samples cannot be read by"),
-        (b"\x28\xb5\x2f\xfd" + bytes(600), "is compressed (zstd)"),
-        (b"BZh9" + bytes(600), "is compressed (bzip2)"),
-        (b"\xfd7zXZ\0" + bytes(600), "is compressed (xz)"),
-    ):
-        path = tmp_path / "b.tar"
-        path.write_bytes(content)
-        assert text in refusal(path)
-    named = shard.rename(tmp_path / "a.tar.gz")
-    assert "unpack it to a plain .tar" in refusal(named)
-
-
-@pytest.mark.parametrize(
-    ("names", "duplicate"),
-    [
-        (["0.jpg", "1.jpg", "0.cls"], "0"),
-        (["0.jpg", "0.cls", "0.jpg"], "0.jpg"),
-        (["0.jpg", "0.JPG"], "0.JPG"),
-    ],
-)
-def test_duplicate_keys_are_refused(tmp_path: Path, names: list[str], duplicate: str) -> None:
-    assert f": {duplicate} occurs twice" in refusal(make_tar(tmp_path / "a.tar", names))
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        (tarfile.SYMTYPE, "member 1.jpg is a link"),
-        (tarfile.LNKTYPE, "member 1.jpg is a link"),
-        (tarfile.FIFOTYPE, "member 1.jpg is neither a file nor a folder"),
-        (tarfile.GNUTYPE_SPARSE, "member 1.jpg is sparse"),
-    ],
-)
-def test_members_without_own_bytes_are_refused(tmp_path: Path, kind: bytes, text: str) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
-        tar.addfile(tarfile.TarInfo("0.jpg"))
-        member = tarfile.TarInfo("1.jpg")
-        member.type, member.linkname = kind, "0.jpg"
-        tar.addfile(member)
-    assert text in refusal(tmp_path / "a.tar")
-
-
-# ---------------------------------------------------------------- the manifest
 
 
 @pytest.fixture
@@ -230,12 +51,13 @@ def open_all(folder: Path) -> Manifest:
 def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the shards that are scanned from now on."""
     scanned: list[str] = []
+    scan = data.indexing.scan
 
-    def counted(path: Path, name: str) -> object:
+    def counted(file: RangeFile, name: str) -> object:
         scanned.append(name)
-        return scan(path, name)
+        return scan(file, name)
 
-    monkeypatch.setattr(data.index, "scan", counted)
+    monkeypatch.setattr(data.indexing, "scan", counted)
     return scanned
 
 
@@ -246,7 +68,7 @@ def test_manifest_of_equal_file_names(two_folders: Path) -> None:
     assert manifest.starts.dtype == np.int64
     assert manifest.starts.tolist() == [0, 5, 8]
     for shard in manifest.shards:
-        assert shard.index_path == Path(f"{shard.path}.index")
+        assert shard.index_path == Path(f"{shard.location}.index")
         assert len(ShardIndex.load(shard.index_path)) == shard.num_samples
 
 
@@ -258,14 +80,15 @@ def test_what_is_valid_is_not_scanned_again(
     assert sorted(scanned) == ["train/000.tar", "val/000.tar"]
     second = open_all(two_folders)
     assert len(scanned) == 2
-    assert (second.shards, second.fingerprint) == (first.shards, first.fingerprint)
+    assert list(second.shards) == list(first.shards)
+    assert second.fingerprint == first.fingerprint
 
 
 def test_what_is_stale_is_scanned_again(two_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_all(two_folders)
     scanned = count_scans(monkeypatch)
     train, val = two_folders / "train" / "000.tar", two_folders / "val" / "000.tar"
-    write_shard(train, samples(4))
+    write_shard(train, samples(4, 900))
     after = open_all(two_folders)
     assert (scanned, after.num_samples) == (["train/000.tar"], 7)
     assert after.fingerprint != before.fingerprint
@@ -302,7 +125,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(data.index, "is_writable", lambda folder: folder.name != "val")  # pyright: ignore
+    monkeypatch.setattr(data.catalog, "is_writable", lambda folder: folder.name != "val")  # pyright: ignore
     caplog.set_level(logging.INFO)
     manifest = open_all(two_folders)
     train, val = manifest.shards
@@ -311,15 +134,15 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(
     assert [path.name for path in (two_folders / "val").iterdir()] == ["000.tar"]
     assert f"indexing 2 shards; the index goes to {tmp_path}" in caplog.text
     scanned = count_scans(monkeypatch)
-    assert open_all(two_folders).shards == manifest.shards
+    assert list(open_all(two_folders).shards) == list(manifest.shards)
     assert scanned == []
 
 
 def test_is_writable(tmp_path: Path) -> None:
-    assert data.index.is_writable(tmp_path)
+    assert data.catalog.is_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert not data.index.is_writable(tmp_path / "missing")
-    assert not data.index.is_writable(Path("/proc"))
+    assert not data.catalog.is_writable(tmp_path / "missing")
+    assert not data.catalog.is_writable(Path("/proc"))
 
 
 def test_damage_is_warned_of_each_time(shard: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -348,3 +171,243 @@ def test_a_refused_shard_does_not_lose_the_work_on_others(
     scanned = count_scans(monkeypatch)
     open_manifest(str(tmp_path / "a.tar"), "data.shards")
     assert scanned == []
+
+
+# ---------------------------------------------------------------- a shard that changed
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_the_same_content_only_renews_the_time(shard: Path) -> None:
+    before = open_manifest(str(shard), "data.shards")
+    index = Path(f"{shard}.index").stat()
+    os.utime(shard, ns=(0, 12345))
+    after = open_manifest(str(shard), "data.shards")
+    assert list(after.shards) == list(before.shards)
+    assert rows(shard.parent)[0]["mtime_ns"] == 12345
+    assert Path(f"{shard}.index").stat().st_mtime_ns == index.st_mtime_ns  # not written again
+
+
+@pytest.mark.parametrize(
+    "new",
+    [samples(4, 900), samples(9), samples(6, 701), [ImageFile("other", "png", b"x")]],
+    ids=["fewer", "more", "larger", "other"],
+)
+def test_a_shard_that_was_replaced_is_indexed_again(
+    shard: Path, caplog: pytest.LogCaptureFixture, new: list[ImageFile]
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = open_manifest(str(shard), "data.shards")
+    write_shard(shard, new)
+    after = open_manifest(str(shard), "data.shards")
+    assert after.shards[0].damage is None
+    assert after.fingerprint != before.fingerprint
+    assert [load_index(after.shards[0]).key(i) for i in range(len(new))] == [s.key for s in new]
+    assert (
+        f"shard a.tar was replaced since it was indexed (6 samples before, {len(new)} now); "
+        "indexed again"
+    ) in caplog.text
+
+
+def test_other_bytes_in_the_same_places_are_damage_until_the_index_is_deleted(
+    shard: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = open_manifest(str(shard), "data.shards")
+    write_shard(shard, [replace(s, label=9 - i) for i, s in enumerate(samples())])
+    after = open_manifest(str(shard), "data.shards")
+    assert after.fingerprint == before.fingerprint
+    finding = "changed since it was indexed: 6 members have other bytes, the first is 0000.cls"
+    assert after.shards[0].damage == finding
+    assert f"shard a.tar is damaged: {finding}" in caplog.text
+    Path(f"{shard}.index").unlink()
+    anew = open_manifest(str(shard), "data.shards")
+    assert anew.shards[0].damage is None
+    assert anew.fingerprint != before.fingerprint
+
+
+def test_what_no_member_holds_is_no_damage(shard: Path) -> None:
+    """Owners, times and padding."""
+    before = open_manifest(str(shard), "data.shards")
+    content = bytearray(shard.read_bytes())
+    content[2 * BLOCK - 1] ^= 1  # behind the label of one byte
+    shard.write_bytes(content)
+    os.utime(shard, ns=(0, 1))
+    after = open_manifest(str(shard), "data.shards")
+    assert (after.fingerprint, after.shards[0].damage) == (before.fingerprint, None)
+
+
+def test_zeros_at_the_end_of_a_shard_of_the_same_size_are_damage(shard: Path) -> None:
+    open_manifest(str(shard), "data.shards")
+    size = shard.stat().st_size
+    os.truncate(shard, 10 * BLOCK)
+    os.truncate(shard, size)
+    after = open_manifest(str(shard), "data.shards")
+    assert after.shards[0].damage == "changed since it was indexed: zeros from sample 2 of 6 on"
+    assert after.num_samples == 6
+
+
+def test_a_shard_that_was_damaged_first_and_is_whole_now(shard: Path) -> None:
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: 15 * BLOCK])
+    assert open_manifest(str(shard), "data.shards").num_samples == 3
+    shard.write_bytes(whole)
+    manifest = open_manifest(str(shard), "data.shards")
+    assert (manifest.num_samples, manifest.shards[0].damage) == (6, None)
+
+
+def test_a_damaged_index_is_not_the_truth(shard: Path) -> None:
+    open_manifest(str(shard), "data.shards")
+    Path(f"{shard}.index").write_bytes(b"x")
+    shard.write_bytes(shard.read_bytes()[: 15 * BLOCK])
+    manifest = open_manifest(str(shard), "data.shards")
+    assert manifest.num_samples == 3
+    assert "cut at offset" in str(manifest.shards[0].damage)
+    assert "changed" not in str(manifest.shards[0].damage)
+
+
+def test_what_a_read_only_folder_was_indexed_as_stays_the_truth(
+    two_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old index lies beside the shards; the row and a copy of the index go to the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = open_all(two_folders)
+    monkeypatch.setattr(data.catalog, "is_writable", lambda folder: folder.name != "val")  # pyright: ignore
+    val = two_folders / "val" / "000.tar"
+    val.write_bytes(val.read_bytes()[: 5 * BLOCK])
+    for _ in range(2):
+        after = open_all(two_folders)
+        assert after.fingerprint == before.fingerprint
+        assert "changed since it was indexed: cut" in str(after.shards[1].damage)
+        assert after.shards[1].index_path.is_relative_to(tmp_path / "cache")
+        assert len(load_index(after.shards[1])) == 3
+    assert rows(two_folders / "val")[0]["damage"] is None
+
+
+# ---------------------------------------------------------------- failures, and others at work
+
+
+def test_a_later_row_counts_also_where_an_earlier_one_would_hold(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is the later one's."""
+    open_manifest(str(shard), "data.shards")
+    path = shard.parent / "manifest.jsonl"
+    path.write_text(path.read_text() + json.dumps(rows(shard.parent)[0] | {"mtime_ns": 1}) + "\n")
+    scanned = count_scans(monkeypatch)
+    open_manifest(str(shard), "data.shards")
+    assert scanned == ["a.tar"]
+
+
+def test_a_torn_last_row_does_not_spoil_the_next(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        write_shard(tmp_path / name, samples(2))
+    open_manifest(str(tmp_path / "a.tar"), "data.shards")
+    with (tmp_path / "manifest.jsonl").open("a") as file:
+        file.write('{"file": "b.tar", "num')
+    row = replace(next(read_rows(tmp_path)), file="b.tar")
+    append_rows(tmp_path, [row])
+    assert [row.file for row in read_rows(tmp_path)] == ["a.tar", "b.tar"]
+    tidy_rows(tmp_path)
+    assert [row["file"] for row in rows(tmp_path)] == ["a.tar", "b.tar"]
+
+
+def _append(folder: Path, worker: int) -> None:
+    row = Row("x", 1, 1, 1, "0" * 64, None)
+    for i in range(30):
+        append_rows(folder, [replace(row, file=f"{worker}-{i}")])
+        tidy_rows(folder)
+
+
+def test_two_index_jobs_at_once_lose_no_row(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as executor:
+        list(executor.map(_append, [tmp_path] * 3, range(3)))
+    assert len(rows(tmp_path)) == 3 * 30
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+
+
+def test_a_shard_that_changes_while_it_is_indexed(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = data.indexing.scan
+
+    def slow(file: RangeFile, name: str) -> object:
+        os.utime(shard, ns=(0, 7))
+        return scan(file, name)
+
+    monkeypatch.setattr(data.indexing, "scan", slow)
+    with pytest.raises(UserError, match=r"^shard a.tar changed while it was indexed; start again"):
+        open_manifest(str(shard), "data.shards")
+    assert not Path(f"{shard}.index").exists()
+
+
+def test_a_disk_that_fails_stops_the_run(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(file: RangeFile, name: str) -> object:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(data.indexing, "scan", failing)
+    with pytest.raises(RunStopped, match=r"^shard a.tar cannot be read \(.*Input/output error"):
+        open_manifest(str(shard), "data.shards")
+
+
+@pytest.mark.parametrize("written", ["data.offsets.atomic_write", "data.manifest.atomic_write"])
+def test_a_full_disk_stops_the_run(
+    shard: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    def full(path: Path) -> object:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(written, full)
+    text = r"cannot be written \(No space left on device\); make room and start again$"
+    with pytest.raises(RunStopped, match=text):
+        open_manifest(str(shard), "data.shards")
+
+
+def test_a_cache_folder_that_cannot_be_made(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+    monkeypatch.setattr(data.catalog, "is_writable", lambda folder: False)  # pyright: ignore
+    with pytest.raises(RunStopped, match=r"cannot be made .*; set XDG_CACHE_HOME to a folder"):
+        open_manifest(str(shard), "data.shards")
+
+
+def test_an_index_that_is_gone(shard: Path) -> None:
+    found = open_manifest(str(shard), "data.shards").shards[0]
+    found.index_path.unlink()
+    with pytest.raises(RunStopped, match=r"a.tar.index, the index of shard a.tar, is gone; start"):
+        load_index(found)
+
+
+# ---------------------------------------------------------------- in memory
+
+
+def test_shards_are_a_sequence(tmp_path: Path) -> None:
+    for i in range(5):
+        write_shard(tmp_path / f"é{i}.tar", samples(i + 1))
+    shards = open_manifest(tmp_path, "data.shards").shards
+    names = [f"é{i}.tar" for i in range(5)]
+    assert [shard.name for shard in shards] == [shards[i].name for i in range(5)] == names
+    assert shards[-1] == shards[4]
+    assert list(shards[1:3]) == [shards[1], shards[2]]
+    assert list(shards.names[3:]) == names[3:]
+    assert [shard.num_samples for shard in reversed(shards)] == [5, 4, 3, 2, 1]
+    with pytest.raises(IndexError):
+        shards[5]
+    assert list(pickle.loads(pickle.dumps(shards))) == list(shards)
+
+
+def test_many_shards_cost_little(tmp_path: Path) -> None:
+    """2,000 shards; figures for 1e5 are in LOG.md."""
+    write_shard(tmp_path / "x.tar", samples(1, 1))
+    content = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").unlink()
+    for i in range(2000):
+        (tmp_path / f"{i:06d}.tar").write_bytes(content[: 6 * BLOCK])
+    open_manifest(tmp_path, "data.shards")
+    tracemalloc.start()
+    manifest = open_manifest(tmp_path, "data.shards")
+    now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert now < 400 * 2000  # bytes a shard
+    assert peak < 1200 * 2000
+    assert len(pickle.dumps(manifest)) < 400 * 2000

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.index import Manifest, open_manifest
-from data.reader import BadSample, ShardReader
+from data.index import Manifest, Member, open_manifest
+from data.reader import BadSample, ShardReader, _runs
 from data.shards import ImageFile, write_shard
 
 EVERYTHING = frozenset({"jpg", "cls"})
@@ -49,7 +49,7 @@ def test_read_gives_only_what_is_wanted(manifest: Manifest) -> None:
 
 
 def test_key_reads_no_data(manifest: Manifest) -> None:
-    overwrite(manifest.shards[1].path, b"")
+    overwrite(Path(manifest.shards[1].location), b"")
     assert ShardReader(manifest).key(1, 2) == "k12"
 
 
@@ -68,7 +68,7 @@ def test_files_are_opened_lazily_and_not_too_many(manifest: Manifest) -> None:
 
 
 def test_a_changed_byte_is_a_bad_sample(manifest: Manifest) -> None:
-    path = manifest.shards[0].path
+    path = Path(manifest.shards[0].location)
     content = bytearray(path.read_bytes())
     content[content.index(image(0, 1).data) + 5] ^= 1
     overwrite(path, bytes(content))
@@ -80,7 +80,7 @@ def test_a_changed_byte_is_a_bad_sample(manifest: Manifest) -> None:
 
 
 def test_a_shard_cut_later_gives_bad_samples(manifest: Manifest) -> None:
-    path = manifest.shards[0].path
+    path = Path(manifest.shards[0].location)
     overwrite(path, path.read_bytes()[: 4096 + 100])
     reader = ShardReader(manifest)
     with pytest.raises(BadSample, match=r"^jpg: 100 of 600 bytes at 4096$"):
@@ -89,13 +89,13 @@ def test_a_shard_cut_later_gives_bad_samples(manifest: Manifest) -> None:
 
 
 def test_a_missing_shard_is_no_bad_sample(manifest: Manifest) -> None:
-    manifest.shards[0].path.unlink()
+    Path(manifest.shards[0].location).unlink()
     with pytest.raises(FileNotFoundError):
         ShardReader(manifest).read(0, 0, EVERYTHING)
 
 
 def test_a_damaged_header_harms_nothing_once_indexed(manifest: Manifest) -> None:
-    path = manifest.shards[0].path
+    path = Path(manifest.shards[0].location)
     overwrite(path, bytes(512) + path.read_bytes()[512:])
     assert ShardReader(manifest).read(0, 3, EVERYTHING) == expected(0, 3)
 
@@ -105,6 +105,33 @@ def test_a_pickle_carries_no_open_files(manifest: Manifest) -> None:
     reader.read(0, 0, EVERYTHING)
     copy = pickle.loads(pickle.dumps(reader))
     assert reader.read(0, 1, EVERYTHING) == copy.read(0, 1, EVERYTHING) == expected(0, 1)
+
+
+def test_a_member_of_absurd_size_is_not_read(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.reader.MAX_MEMBER_BYTES", 599)
+    monkeypatch.setattr("data.storage.LocalFile.read", None)
+    with pytest.raises(BadSample, match=r"^jpg: 600 bytes, more than the 599 that are read$"):
+        ShardReader(manifest).read(0, 1, EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("places", "runs"),
+    [
+        ([], []),
+        ([(512, 100)], [(512, 612)]),
+        ([(2048, 3), (512, 100)], [(512, 2051)]),  # the tar's order, whatever the index's
+        ([(0, 100), (100 + (64 << 10), 5)], [(0, 105 + (64 << 10))]),
+        ([(0, 100), (101 + (64 << 10), 5)], [(0, 100), (101 + (64 << 10), 106 + (64 << 10))]),
+        ([(0, 200 << 20), (200 << 20, 100 << 20)], [(0, 200 << 20), (200 << 20, 300 << 20)]),
+    ],
+)
+def test_near_members_are_read_together(
+    places: list[tuple[int, int]], runs: list[tuple[int, int]]
+) -> None:
+    members = {f"x{i}": Member(*place, 0) for i, place in enumerate(places)}
+    assert _runs(members) == [range(*run) for run in runs]
 
 
 def _read_in_child(reader: ShardReader, results: Connection) -> None:
@@ -119,8 +146,8 @@ def test_a_fork_opens_its_own_files(manifest: Manifest) -> None:
     """Replace a file that the parent holds open: only who opens it anew sees the other."""
     reader = ShardReader(manifest)
     reader.read(0, 0, EVERYTHING)
-    (manifest.shards[0].path.parent / "other").write_bytes(b"")
-    (manifest.shards[0].path.parent / "other").replace(manifest.shards[0].path)
+    (Path(manifest.shards[0].location).parent / "other").write_bytes(b"")
+    (Path(manifest.shards[0].location).parent / "other").replace(Path(manifest.shards[0].location))
     receiver, sender = multiprocessing.Pipe(duplex=False)
     context = multiprocessing.get_context("fork")
     child = context.Process(target=_read_in_child, args=(reader, sender))

@@ -94,18 +94,18 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_list_shards(folder: Path, spec: str | list[str], expected: list[str]) -> None:
     given = f"{folder}/{spec}" if isinstance(spec, str) else [f"{folder}/{item}" for item in spec]
-    assert list_shards(given, "data.shards") == [folder / name for name in expected]
+    assert list_shards(given, "data.shards") == [f"{folder}/{name}" for name in expected]
 
 
 def test_list_shards_takes_a_name_with_braces_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a-{0..1}[x].tar"
     path.write_bytes(b"x")
-    assert list_shards(str(path), "data.shards") == [path]
+    assert list_shards(str(path), "data.shards") == [str(path)]
 
 
 def test_list_shards_gives_absolute_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    assert list_shards("a-0.tar", "data.shards") == [folder / "a-0.tar"]
+    assert list_shards("a-0.tar", "data.shards") == [f"{folder}/a-0.tar"]
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,77 @@ def test_list_shards_refuses(
     assert "\n" not in str(caught.value)
 
 
-def test_shard_names_keep_equal_file_names_apart() -> None:
-    assert shard_names([Path("/d/train/0.tar"), Path("/d/val/0.tar")]) == [
-        "train/0.tar",
-        "val/0.tar",
-    ]
-    assert shard_names([Path("/d/train/0.tar"), Path("/d/train/1.tar")]) == ["0.tar", "1.tar"]
-    assert shard_names([Path("/d/0.tar"), Path("/d/x/y/0.tar")]) == ["0.tar", "x/y/0.tar"]
-    assert shard_names([]) == []
+@pytest.mark.parametrize(
+    ("locations", "names"),
+    [
+        ([], []),
+        (["/d/0.tar"], ["0.tar"]),
+        (["/d/train/0.tar", "/d/val/0.tar"], ["train/0.tar", "val/0.tar"]),
+        (["/d/train/0.tar", "/d/train/1.tar"], ["0.tar", "1.tar"]),
+        (["/d/0.tar", "/d/x/y/0.tar"], ["0.tar", "x/y/0.tar"]),
+        (["/d/train/0.tar", "/d/trail/0.tar"], ["train/0.tar", "trail/0.tar"]),
+        (["http://h:80/d/train/0.tar", "http://h:80/d/val/0.tar"], ["train/0.tar", "val/0.tar"]),
+        (["https://h/a%20b.tar?sign=secret", "https://h/c d.tar"], ["a b.tar", "c d.tar"]),
+        (["s3://b/a%20b.tar", "s3://b/c#1.tar"], ["a%20b.tar", "c#1.tar"]),
+        (["s3://b/0.tar", "s3://c/0.tar"], ["b/0.tar", "c/0.tar"]),
+        (["s3://b/0.tar", "/d/0.tar"], ["s3://b/0.tar", "/d/0.tar"]),
+    ],
+)
+def test_shard_names(locations: list[str], names: list[str]) -> None:
+    assert shard_names(locations) == names
+
+
+@pytest.mark.parametrize("base", ["https://host:8/data", "s3://bucket", "gs://b", "hf://a/b"])
+def test_a_folder_has_the_same_names_behind_a_url(folder: Path, base: str) -> None:
+    paths = list_shards([str(folder), f"{folder}/sub"], "data.shards")
+    urls = [path.replace(str(folder), base) for path in paths]
+    assert list_shards(urls, "data.shards") == urls
+    assert shard_names(urls) == shard_names(paths)
+
+
+def test_braces_may_stand_anywhere_in_a_url() -> None:
+    found = list_shards("s3://{a,b}/{0..1}.tar", "data.shards")
+    assert found == ["s3://a/0.tar", "s3://a/1.tar", "s3://b/0.tar", "s3://b/1.tar"]
+
+
+def test_braces_of_a_url_expand_and_nothing_is_asked() -> None:
+    url = "https://nowhere.invalid/{a,b}/x-{000000..049999}.tar?key=secret"
+    found = list_shards(url, "data.shards")
+    assert len(found) == 100_000
+    assert found[50_000] == "https://nowhere.invalid/b/x-000000.tar?key=secret"
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("-", "data.shards=- only goes forwards, .*; set data.read=sequential"),
+        ("pipe:curl -u me:secret x", "data.shards=pipe: only goes forwards, .* data.read=seq"),
+        ("https://me:secret@host/a.tar", "holds a user or a password, .*put it into ~/.netrc"),
+        ("s3://AB:secret/c@b/a.tar", "holds a user or a password"),
+        ("http://secret@host/a.tar", "holds a user or a password"),
+        ("file:///etc/passwd", "file:// is not read; give a path, or a URL of http://, https://"),
+        ("local:///etc/passwd", "local:// is not read"),
+        ("ftp://host/a.tar", "ftp:// is not read"),
+        ("memory://a.tar", "memory:// is not read"),
+        ("simplecache::http://host/a.tar", "simplecache::http:// is not read"),
+        ("http://host/a.tar::file:///etc/passwd", "chains URLs with '::'; give one alone"),
+        ("https:///a.tar", "is no URL of a file"),
+        ("https://host", "is no URL of a file"),
+        ("https://{a,me:secret@}host/a.tar", "holds a user or a password"),
+        ("{file,http}:///etc/passwd", "is not read; give a path"),
+        ("https://host/a-*.tar?k=secret", "http has no listing of its files; list them with brac"),
+        ("https://host/folder/", "http has no listing of its files; list them with braces"),
+        ("https://host/a-{0..1.tar?k=secret", r"data.shards=https://host/a-{0..1.tar: .*balance"),
+        (["https://host/a.tar?k=secret"] * 2, "the same file twice: https://host/a.tar and https"),
+        (["https://host/a.tar?k=secret", "https://host/a.tar?k=secret2"], "the same file twice"),
+        (["https://host/a.tar?k=secret", 3], "data.shards=3: give a pattern such as"),
+    ],
+)
+def test_urls_that_are_refused_show_no_secret(spec: object, text: str) -> None:
+    with pytest.raises(UserError, match=text) as caught:
+        list_shards(spec, "data.shards")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_shard_ends_with_two_zero_blocks(tmp_path: Path) -> None:

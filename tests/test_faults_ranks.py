@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import scripts.verify_run
+from pretrain.encoder import load_encoder
 from pretrain.metrics import read_records
 from tests.launching import Ranks, run_ranks
 
@@ -103,6 +106,7 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     "fsdp2-accumulation": (2, ["run.parallel=fsdp", "run.micro_batch_size=3"]),
     "compile": (1, ["run.compile=true"]),
     "compile-ddp2": (2, ["run.compile=true"]),
+    "compile-fsdp2": (2, ["run.compile=true", "run.parallel=fsdp"]),
     "ema-sgd": (1, ["optim.ema=0.9", "optim.algorithm=sgd"]),
 }
 SHORT = {"ddp3", "fsdp2"}
@@ -127,6 +131,23 @@ def test_bitwise_resume(tmp_path: Path, arguments: list[str], way: str) -> None:
     assert global_batches(cut) == global_batches(tmp_path / "whole")
     assert weights_hash(cut, STEPS) == weights_hash(tmp_path / "whole", STEPS)
     assert_exactly_once(cut, STEPS, STEPS_PER_EPOCH)
+
+
+def test_a_run_moves_between_ddp_and_fsdp(tmp_path: Path, arguments: list[str]) -> None:
+    """A checkpoint holds whole tensors, however the model was cut; timm loads the encoder."""
+    run = tmp_path / "moved"
+    more = [*arguments, "run.checkpoint_every=1", f"run.dir={run}"]
+    for step, way in ((4, "fsdp"), (9, "ddp")):
+        with Ranks([*more, f"run.parallel={way}"], 2, tmp_path / "logs") as ranks:
+            stop_after(ranks, run, step, terminate)
+    run_ranks([*more, "run.parallel=fsdp"], 2, tmp_path / "logs")
+    run_ranks([*arguments, f"run.dir={tmp_path}/one"], 1, tmp_path / "logs")
+    for found, other in zip(figures(run), figures(tmp_path / "one"), strict=True):
+        assert found["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
+        assert found["optim/grad_norm"] == pytest.approx(other["optim/grad_norm"], rel=1e-3)
+    moved, expected = load_encoder(run), load_encoder(tmp_path / "one")
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(moved.state_dict()[name], value, rtol=1e-2, atol=1e-3)
 
 
 # ---------------------------------------------------------------- elastic_chain
@@ -212,6 +233,7 @@ def test_kill9_anywhere(tmp_path: Path, arguments: list[str], num_kills: int) ->
             assert codes != [0, 0], f"ended after {moments}"
     run_ranks([*more, f"run.dir={run}"], 2, tmp_path / "logs")
     print(f"kills survived: {moments.total()}; {dict(moments)}")
+    scripts.verify_run.main([str(run)])  # raises SystemExit where a sample is lost or repeated
     assert global_batches(run) == global_batches(tmp_path / "whole")
     assert_exactly_once(run, steps, STEPS_PER_EPOCH)
     assert figures(run) == figures(tmp_path / "whole")

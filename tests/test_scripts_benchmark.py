@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from scripts.speed.rounds import Speeds, images_per_second, make_record, spread, table
+from data.index import open_manifest
+from scripts.speed.readings import Name, Reading, judge
+from scripts.speed.rounds import (
+    Speeds,
+    add_values,
+    images_per_second,
+    in_fresh_process,
+    make_record,
+    spread,
+    table,
+)
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 SHORT = ["--rounds=1", "--seconds=0.01", "--batch-size=4", "--image-size=32"]
@@ -23,7 +34,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def measured(path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """Run a benchmark; return its record and what it printed."""
-    done = run(*arguments, *SHORT, f"--json={path}")
+    done = run(*arguments, f"--json={path}")
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text()), done.stdout
 
@@ -41,7 +52,7 @@ def assert_complete(record: dict[str, Any], variants: set[str], ratios: set[str]
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_step_measures_the_step_and_the_run(shards: Path, tmp_path: Path, precision: str) -> None:
     shard = f"{shards}/train-1.tar"
-    arguments = ["step", shard, *TINY, f"--precision={precision}"]
+    arguments = ["step", shard, *TINY, *SHORT, f"--precision={precision}"]
     record, printed = measured(tmp_path / "step.json", *arguments)
     assert_complete(record, {"timm", "step", "run"}, {"step_vs_timm", "run_vs_step"})
     assert record["settings"]["precision"] == precision
@@ -50,12 +61,97 @@ def test_step_measures_the_step_and_the_run(shards: Path, tmp_path: Path, precis
 
 
 def test_loader_measures_speed_and_memory_without_shards(tmp_path: Path) -> None:
-    record, printed = measured(tmp_path / "loader.json", "loader", "--epochs=2")
-    assert_complete(record, {"loader", "pil"}, {"loader_vs_pil"})
+    record, printed = measured(tmp_path / "loader.json", "loader", *SHORT, "--epochs=2")
+    ratios = {"loader_vs_pil", "loader_vs_webdataset"}
+    assert_complete(record, {"loader", "pil", "webdataset"}, ratios)
     memory = record["memory_mib"]
     assert memory["epochs"] == [memory["first"], memory["last"]]
     assert memory["first"] > 10
     assert "worker's memory, 2 epochs" in printed
+
+
+def test_padding_is_no_image(shards: Path) -> None:
+    from scripts.speed.loader import LoaderOptions, _batches  # imports torch: only where needed
+
+    manifest = open_manifest(f"{shards}/train-0.tar", "SHARDS")  # 20 images
+    options = LoaderOptions([], image_size=16, batch_size=16, rounds=1, seconds=1.0, epochs=0)
+    batches = list(_batches(manifest, options, 4))
+    assert [len(batch.places) for batch in batches] == [16, 4, 16, 4]
+
+
+def test_order_measures_lookups_in_fresh_processes(tmp_path: Path) -> None:
+    size = ["--samples=1e6", "--shards=1e3", "--batch-size=64"]
+    record, printed = measured(tmp_path / "order.json", "order", *size, "--lookups=5", "--rounds=2")
+    assert record["settings"]["samples"] == 1_000_000
+    assert set(record["ms_per_batch"]) == {"at 1 %", "at 99 %", "anywhere"}
+    assert set(record["ratios"]) == {"lookup_99_vs_1"}
+    for values in [*record["ms_per_batch"].values(), *record["spread"].values()]:
+        assert 0 < values["min"] <= values["median"] <= values["max"]
+        assert len(values["rounds"]) == 2
+    assert record["start"]["first_lookup_seconds"]["min"] > 0
+    assert record["start"]["memory_mib"]["max"] < 100
+    assert {values["count"] for values in record["single_lookups_ms"].values()} == {10}
+    assert "first_lookup_seconds" in printed
+    assert "lookup_99_vs_1" in printed
+
+
+def test_a_resume_reads_as_little_late_as_early_and_a_skip_reads_it_all(tmp_path: Path) -> None:
+    size = ["--samples=4000", "--batch-size=8", "--image-size=16"]
+    record, printed = measured(tmp_path / "resume.json", "resume", *size, "--rounds=1")
+    read = {name: values["median"] for name, values in record["mib_read"].items()}
+    assert set(read) == set(record["seconds"])
+    assert record["ratios"]["resume_bytes_99_vs_1"] == pytest.approx(1, abs=0.2)
+    assert record["ratios"]["webdataset_bytes_99_vs_1"] > 10
+    assert read["webdataset at 99 %"] > 10 * read["resume at 99 %"]
+    assert {"resume_99_vs_1", "webdataset_99_vs_1"} <= record["ratios"].keys()
+    assert "resume_bytes_99_vs_1" in printed
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    return measured(tmp_path_factory.mktemp("faults") / "faults.json", "faults")
+
+
+def test_ours_loses_nothing_unnamed_whatever_the_fault(
+    faults: tuple[dict[str, Any], str],
+) -> None:
+    for fault in faults[0]["faults"]:
+        ours = fault["ours"]
+        assert ours["read"] + ours["told"] == fault["samples"], fault
+        unnamed = {key: ours[key] for key in ("silent", "mixed_up", "repeated", "invented")}
+        assert set(unnamed.values()) == {0}, fault
+
+
+def test_every_sample_is_counted_once_on_both_sides(faults: tuple[dict[str, Any], str]) -> None:
+    for fault in faults[0]["faults"]:
+        assert fault["samples"] > 0
+        for side in (fault["ours"], fault["webdataset"]):
+            parts = [side[key] for key in ("read", "mixed_up", "told", "silent")]
+            assert min(parts) >= 0
+            assert sum(parts) == fault["samples"], fault
+            assert side["told"] == 0 or side["num_messages"] > 0
+
+
+def test_without_a_fault_both_read_all_and_a_fault_is_felt(
+    faults: tuple[dict[str, Any], str],
+) -> None:
+    none, *others = faults[0]["faults"]
+    assert none["ours"]["read"] == none["webdataset"]["read"] == none["samples"]
+    felt = [f for f in others if f["webdataset"]["read"] < f["samples"]]
+    assert len(felt) >= 8
+    assert sum(f["ours"]["told"] > 0 for f in others) >= 4
+    code = next(f for f in others if "pickle" in f["fault"])
+    assert "did not run in ours" in code["note"]
+
+
+def test_the_table_has_a_line_for_each_fault(faults: tuple[dict[str, Any], str]) -> None:
+    record, printed = faults
+    for fault in record["faults"]:
+        counts = [fault["samples"], fault["ours"]["read"], fault["ours"]["told"], 0]
+        counts.append(fault["webdataset"]["read"])
+        (line,) = [text for text in printed.splitlines() if text.startswith(fault["fault"] + "  ")]
+        assert line.removeprefix(fault["fault"]).split()[:5] == [str(count) for count in counts]
+    assert record["how"] in printed
 
 
 @pytest.mark.parametrize(
@@ -63,6 +159,10 @@ def test_loader_measures_speed_and_memory_without_shards(tmp_path: Path) -> None
     [
         (["step", "--precision=fp8"], "fp8"),
         (["loader", "--rounds=0"], "--rounds=0 must be above 0"),
+        (["order", "--shards=0"], "--shards=0 must be above 0"),
+        (["order", "--samples=1.5"], "invalid _count value: '1.5'"),
+        (["order", "--samples=100"], "--samples=100 are too few for batches of 2048"),
+        (["resume", "--samples=100"], "under 100 batches of 64; try --batch-size 1"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
@@ -90,6 +190,36 @@ def test_ratios_are_made_round_by_round() -> None:
         line.split() == ["ours_vs_base", "2.000", "1.000", "3.000"]
         for line in table(record).splitlines()
     )
+
+
+def test_values_in_another_unit_join_a_record() -> None:
+    seconds, read = Speeds("seconds"), Speeds("mib_read")
+    for values, ours in [(seconds, 2.0), (read, 30.0)]:
+        values.add("ours", ours)
+        values.add("base", 10.0)
+    record = make_record("test", {}, seconds, {"time": ("ours", "base")})
+    add_values(record, read, {"bytes": ("ours", "base")})
+    assert record["ratios"] == {"time": 0.2, "bytes": 3.0}
+    assert record["mib_read"]["ours"]["median"] == 30.0
+    assert "mib read" in table(record)
+
+
+def test_a_fresh_process_that_dies_is_no_answer() -> None:
+    assert in_fresh_process(os.path.basename, "a/b") == "b"
+    with pytest.raises(RuntimeError, match="_exit ended without an answer"):
+        in_fresh_process(os._exit, 3)
+
+
+def test_a_reading_is_judged_by_name_and_content() -> None:
+    names = [Name("a.tar", str(number)) for number in range(6)]
+    reference = dict.fromkeys(names, "as written")
+    seen = [(names[0], "as written"), (names[0], "as written"), (names[1], "of another")]
+    seen.append((Name("a.tar", "never written"), "as written"))
+    outcome = judge(reference, Reading(seen, named={names[2]}, messages=["2 is bad"]))
+    assert (outcome.read, outcome.mixed_up, outcome.told, outcome.silent) == (1, 1, 1, 3)
+    assert (outcome.repeated, outcome.invented, outcome.num_messages) == (1, 1, 1)
+    whole_shard = judge(reference, Reading(seen, named_shards={"a.tar"}))
+    assert (whole_shard.told, whole_shard.silent) == (4, 0)
 
 
 def test_spread_has_the_lowest_and_the_highest() -> None:

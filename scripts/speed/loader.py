@@ -15,16 +15,17 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from data.index import Manifest, open_manifest
-from data.loader import ImageConfig, Samples
+from data.loader import Batch, ImageConfig, Samples
 from data.order import Order
 from data.reader import ShardReader
 from data.settings import require
-from data.shards import IMAGE_EXTENSIONS
+from data.shards import IMAGE_EXTENSIONS, list_shards
 from data.stream import Share, TrainingStream
 from data.transforms import UnreadableImage, decode
-from scripts.speed.rounds import Speeds, images_per_second
+from scripts.speed.rounds import Speeds, clock
+from scripts.speed.webdataset_stream import webdataset_batches
 
-RATIOS = {"loader_vs_pil": ("loader", "pil")}
+RATIOS = {"loader_vs_pil": ("loader", "pil"), "loader_vs_webdataset": ("loader", "webdataset")}
 _MANY = 1_000_000_000  # batches: an iterator that never ends starts its worker once
 _MAX_IN_MEMORY = 2000  # images
 _READ_AHEAD = 2  # batches that a worker makes while nobody asks
@@ -52,17 +53,23 @@ class LoaderOptions:
 
 
 def measure_loader(options: LoaderOptions) -> Speeds:
-    """Measure two variants in turns, each with one worker process of one thread.
+    """Measure three variants in turns, each with one worker process of one thread.
 
     - `loader`: `TrainingStream`, from shards to uint8 crops.
     - `pil`: Pillow's decoder, then RandomResizedCrop (bicubic), RandomHorizontalFlip, ToTensor and
       Normalize, over the same images' bytes, held in memory (of many shards the first 2,000).
+    - `webdataset`: plain webdataset over the same shards, with our decoder and crop: only the
+      stream differs, ours with index, checksums, order and the names of its samples.
 
     Raises:
         UserError: The shards cannot be used.
     """
     manifest = open_manifest(options.shards, "SHARDS")
-    sources = {"loader": _batches(manifest, options, _MANY), "pil": _pil_batches(manifest, options)}
+    sources = {
+        "loader": (len(batch.places) for batch in _batches(manifest, options, _MANY)),
+        "pil": map(len, _pil_batches(manifest, options)),
+        "webdataset": map(len, _webdataset_batches(options)),
+    }
     speeds = Speeds()
     for source in sources.values():
         next(source)
@@ -70,9 +77,18 @@ def measure_loader(options: LoaderOptions) -> Speeds:
         for name, source in sources.items():
             for _ in range(_READ_AHEAD):
                 next(source)
-            work = source.__next__
-            speeds.add(name, images_per_second(work, options.batch_size, options.seconds))
+            speeds.add(name, _images_per_second(source, options.seconds))
     return speeds
+
+
+def _images_per_second(source: Iterator[int], seconds: float) -> float:
+    """Take batches for about some seconds, and count the images in them: padding is none."""
+    begin = now = clock()
+    done = 0
+    while not done or now - begin < seconds:
+        done += next(source)
+        now = clock()
+    return done / (now - begin)
 
 
 def measure_memory(options: LoaderOptions) -> dict[str, Any]:
@@ -101,12 +117,13 @@ def _resident_mib(process: int) -> float:
     return pages * 4096 / 2**20
 
 
-def _batches(manifest: Manifest, options: LoaderOptions, num_batches: int) -> Iterator[object]:
-    """Yield our batches."""
+def _batches(manifest: Manifest, options: LoaderOptions, num_batches: int) -> Iterator[Batch]:
+    """Yield our batches; an epoch's last is filled up with padding."""
     size = (options.image_size, options.image_size)
     samples = Samples(manifest, size, 0, ImageConfig().crop_area)
     share = Share(0, 1, options.batch_size)
-    return TrainingStream(samples, options.batch_size, share, workers=1).steps(0, num_batches)
+    stream = TrainingStream(samples, options.batch_size, share, workers=1)
+    return (batch for (batch,) in stream.steps(0, num_batches))
 
 
 class _PilDataset(Dataset[Tensor]):
@@ -132,7 +149,7 @@ class _PilDataset(Dataset[Tensor]):
         return cast(Tensor, self._transform(image))
 
 
-def _pil_batches(manifest: Manifest, options: LoaderOptions) -> Iterator[object]:
+def _pil_batches(manifest: Manifest, options: LoaderOptions) -> Iterator[Tensor]:
     """Yield the usual pipeline's batches."""
     dataset = _PilDataset(_read_images(manifest), options.image_size)
     loader = DataLoader(
@@ -144,6 +161,15 @@ def _pil_batches(manifest: Manifest, options: LoaderOptions) -> Iterator[object]
         pin_memory=torch.cuda.is_available(),
     )
     return iter(loader)
+
+
+def _webdataset_batches(options: LoaderOptions) -> Iterator[Tensor]:
+    """Yield plain webdataset's batches."""
+    locations = [str(location) for location in list_shards(options.shards, "SHARDS")]
+    size = (options.image_size, options.image_size)
+    return webdataset_batches(
+        locations, size, options.batch_size, pin_memory=torch.cuda.is_available()
+    )
 
 
 def _read_images(manifest: Manifest) -> list[bytes]:

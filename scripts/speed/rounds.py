@@ -1,39 +1,49 @@
-"""Speeds of several variants, taken in turns, and the ratios between them.
+"""Speeds (or seconds, or bytes) of several variants, taken in turns, and the ratios between them.
 
 On a machine that others use too, a speed means little and a ratio of two neighbouring measurements
 means more. So the variants take turns, A B C A B C, a ratio is made in each round, and the median
 of the ratios is reported with the lowest and the highest.
 """
 
+import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-_LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "pillow")
+Result = TypeVar("Result")
+
+_LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "pillow", "webdataset")
 
 
 @dataclass
 class Speeds:
-    """Images a second of each variant, one value a round."""
+    """What was measured of each variant, one value a round.
 
+    Attributes:
+        unit: What the values are; the key in a record.
+        by_variant: The values.
+    """
+
+    unit: str = "images_per_second"
     by_variant: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
-    def add(self, variant: str, images_per_second: float) -> None:
+    def add(self, variant: str, value: float) -> None:
         """Append a round's value."""
-        self.by_variant.setdefault(variant, []).append(images_per_second)
+        self.by_variant.setdefault(variant, []).append(value)
 
     def ratios(self, variant: str, baseline: str) -> list[float]:
-        """Divide two variants' speeds round by round."""
+        """Divide two variants' values round by round."""
         pairs = zip(self.by_variant[variant], self.by_variant[baseline], strict=True)
-        return [speed / base for speed, base in pairs]
+        return [value / base for value, base in pairs]
 
 
 def clock() -> float:
@@ -54,6 +64,33 @@ def images_per_second(work: Callable[[], object], num_images: int, seconds: floa
     return done / (now - begin)
 
 
+def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
+    """Call a module's function in a process that has imported its modules and done nothing else.
+
+    It is forked from a server that imports them once, in a new interpreter.
+
+    Raises:
+        RuntimeError: The process ended without an answer; it has printed why.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", work.__module__])  # main knows where modules lie
+    answers, answer = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(answer, work, arguments))
+    process.start()
+    answer.close()
+    try:
+        return answers.recv()
+    except EOFError as error:
+        raise RuntimeError(f"{work.__name__} ended without an answer") from error
+    finally:
+        process.join()
+
+
+def _answer(answer: Connection, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    answer.send(work(*arguments))
+    answer.close()
+
+
 def spread(values: list[float]) -> dict[str, Any]:
     """Return the median, the lowest and the highest of the rounds, and the rounds themselves."""
     return {"median": median(values), "min": min(values), "max": max(values), "rounds": values}
@@ -70,15 +107,19 @@ def make_record(
         speeds: What was measured.
         pairs: For each ratio's name, the variant and its baseline.
     """
+    record = {"benchmark": benchmark, "ratios": {}, "spread": {}, "units": []}
+    record |= {"settings": settings, "machine": machine()}
+    add_values(record, speeds, pairs)
+    return record
+
+
+def add_values(record: dict[str, Any], speeds: Speeds, pairs: dict[str, tuple[str, str]]) -> None:
+    """Add to a record what was measured in another unit, and its ratios."""
     spreads = {name: spread(speeds.ratios(*pair)) for name, pair in pairs.items()}
-    return {
-        "benchmark": benchmark,
-        "ratios": {name: values["median"] for name, values in spreads.items()},
-        "spread": spreads,
-        "images_per_second": {name: spread(v) for name, v in speeds.by_variant.items()},
-        "settings": settings,
-        "machine": machine(),
-    }
+    record["ratios"] |= {name: values["median"] for name, values in spreads.items()}
+    record["spread"] |= spreads
+    record["units"].append(speeds.unit)
+    record[speeds.unit] = {name: spread(values) for name, values in speeds.by_variant.items()}
 
 
 def machine() -> dict[str, Any]:
@@ -103,12 +144,12 @@ def _cpu_model() -> str:
 
 def table(record: dict[str, Any]) -> str:
     """Lay a record out for reading."""
-    rows = [("images/s", record["images_per_second"]), ("ratio", record["spread"])]
+    rows = [(unit.replace("_", " "), record[unit]) for unit in record["units"]]
     lines: list[str] = []
-    for title, values in rows:
-        lines.append(f"{title:20}{'median':>10}{'min':>10}{'max':>10}")
+    for title, values in [*rows, ("ratio", record["spread"])]:
+        lines.append(f"{title:28}{'median':>10}{'min':>10}{'max':>10}")
         lines += [
-            f"{name:20}" + "".join(f"{value[key]:10.3f}" for key in ("median", "min", "max"))
+            f"{name:28}" + "".join(f"{value[key]:10.3f}" for key in ("median", "min", "max"))
             for name, value in values.items()
         ]
         lines.append("")

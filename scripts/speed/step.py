@@ -79,7 +79,7 @@ def measure_step(options: StepOptions) -> Speeds:
             "timm": _timm_step(accelerator, options),
             "step": lambda: trainer._step(0, [ready]),
         }
-        trainer.train(trace=False)
+        trainer.train(has_trace=False, max_bad_ratio=1.0)
     accelerator.end_training()
     return stream.speeds
 

@@ -1,0 +1,77 @@
+"""Reading all of a shard's members, to name each one that cannot be used."""
+
+import zlib
+from collections.abc import Iterator
+
+from data.index import Member, Shard, load_index
+from data.reader import MAX_MEMBER_BYTES
+from data.scan import printable
+from data.shards import IMAGE_EXTENSIONS
+from data.storage import RangeFile, Storage, Version, open_file
+
+_CHUNK = 8 << 20  # bytes read at once
+
+
+def unusable_members(shard: Shard, storage: Storage, *, decodes: bool) -> list[str]:
+    """Name each member that is not as it was indexed, with what is wrong.
+
+    Args:
+        shard: An indexed shard; it is read once, forwards.
+        storage: How remote shards are read.
+        decodes: Decode each image too, and name those that cannot be.
+    """
+    file = open_file(shard.location, storage, Version(shard.num_bytes, shard.etag))
+    try:
+        found = _unusable(shard, storage, _Ahead(file), decodes=decodes)
+        return [f"{printable(name)}: {finding}" for name, finding in found]
+    finally:
+        file.close()
+
+
+def _unusable(
+    shard: Shard, storage: Storage, file: "_Ahead", *, decodes: bool
+) -> Iterator[tuple[str, str]]:
+    index = load_index(shard, storage)
+    for sample in range(len(index)):
+        for extension, member in index.members(sample).items():
+            decodes_member = decodes and extension in IMAGE_EXTENSIONS
+            finding = _finding(file, member, decodes=decodes_member)
+            if finding is not None:
+                yield f"{index.key(sample)}.{extension}", finding
+
+
+def _finding(file: "_Ahead", member: Member, *, decodes: bool) -> str | None:
+    if member.size > MAX_MEMBER_BYTES:
+        return f"{member.size} bytes, more than the {MAX_MEMBER_BYTES} that are read"
+    content = file.read(member.offset, member.size)
+    if len(content) < member.size:
+        return f"{len(content)} of {member.size} bytes at offset {member.offset}"
+    if zlib.crc32(content) != member.crc32:
+        return f"checksum differs from the index at offset {member.offset}"
+    return _decode_error(content) if decodes else None
+
+
+def _decode_error(content: bytes) -> str | None:
+    # Here, because it imports torch: seconds that checksums alone need not pay.
+    from data.transforms import UnreadableImage, decode
+
+    try:
+        decode(content)
+    except UnreadableImage as error:
+        return str(error)
+    return None
+
+
+class _Ahead:
+    """Reads on in large pieces, as suits a server, where the parts asked for come in order."""
+
+    def __init__(self, file: RangeFile) -> None:
+        self._file = file
+        self._start, self._content = 0, b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        begin = offset - self._start
+        if begin < 0 or begin + size > len(self._content):
+            self._start, begin = offset, 0
+            self._content = self._file.read(offset, max(size, _CHUNK))
+        return self._content[begin : begin + size]

@@ -1,0 +1,223 @@
+"""Index shards that others made, and name what is wrong with them.
+
+    python scripts/index_shards.py SHARDS [SHARDS ...] [--check-images] [--strict]
+
+SHARDS are given as for data.shards: brace patterns, globs, folders, URLs. A run makes the index of
+local shards by itself; for remote or many ones make it here, before, in parallel. It goes where a
+run looks for it: beside the shards, or into ~/.cache where it cannot be written there. What is
+indexed and has not changed is not read again, so after a stop the same command goes on.
+
+Status 0: all shards can be used. 1: a shard cannot be used at all (compressed, no tar, keys that
+occur twice, links, unreadable), or, with --strict, there is any other problem. 2: a mistake in the
+arguments.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+if not __package__:  # started as a file: search the checkout, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tqdm import tqdm
+
+from data.catalog import Catalog
+from data.check import unusable_members
+from data.indexing import UnreadableShard, in_any_order, run_jobs
+from data.manifest import Manifest, Shard
+from data.scan import UnusableShard
+from data.settings import RunStopped, UserError, require, run_entry_point
+from data.shards import atomic_write
+from data.storage import Missing, Storage, is_remote
+
+_STORAGE = Storage()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a shard.
+
+    Attributes:
+        shard: Its name.
+        finding: In a line.
+        is_unusable: No sample of it can be read.
+        members: The members concerned, each with what is wrong.
+    """
+
+    shard: str
+    finding: str
+    is_unusable: bool
+    members: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.finding, *self.members])
+
+
+def main(arguments: list[str]) -> None:
+    """Run `python scripts/index_shards.py ARGUMENTS`."""
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    catalog = Catalog(options.shards, "SHARDS", _STORAGE)
+    problems: list[Problem] = []
+    with _processes(options.processes) as executor:
+        for problem in _index(catalog, executor, options):
+            _say(problem)
+            problems.append(problem)
+        manifest = catalog.manifest()
+        for problem in _check(manifest, executor, options):
+            _say(problem)
+            problems.append(problem)
+    _report(problems, manifest, options.json)
+    if any(problem.is_unusable or options.strict for problem in problems):
+        sys.exit(1)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="as for data.shards")
+    parser.add_argument(
+        "--check-images", action="store_true", help="read and decode all images, and name the bad"
+    )
+    parser.add_argument("--strict", action="store_true", help="status 1 for any problem")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="read all shards again, and compare them with what was indexed",
+    )
+    number = os.cpu_count() or 1
+    parser.add_argument(
+        "--processes", type=int, default=number, help=f"how many read at once ({number})"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the report there too")
+    options = parser.parse_args(arguments)
+    require(options.processes > 0, f"--processes={options.processes} must be above 0; try {number}")
+    return options
+
+
+# ---------------------------------------------------------------- processes
+
+
+@contextmanager
+def _processes(number: int) -> Generator[Executor]:
+    """Start processes that end with this one, however it ends."""
+    # spawn: what fsspec or torch started here does not survive a fork
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(number, context, _start_process)
+    try:
+        yield executor
+    except BrokenProcessPool as error:
+        message = "a process was killed, perhaps for its memory; try again with fewer --processes"
+        raise RunStopped(message) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+# ---------------------------------------------------------------- findings
+
+
+def _index(catalog: Catalog, executor: Executor, options: argparse.Namespace) -> Iterator[Problem]:
+    """Index what is missing; of remote shards, ask the server whether what is known still holds."""
+    places = [
+        place
+        for place, location in enumerate(catalog.locations)
+        if options.again or is_remote(location) or catalog.is_missing(place)
+    ]
+    jobs = (catalog.job(place, again=options.again) for place in places)
+    results = run_jobs(jobs, executor, options.processes)
+    for done in tqdm(results, "indexing", len(places), unit="shard", disable=None):
+        if done.row is not None:
+            catalog.put(done.job.place, done.row, done.folder)
+        if done.note is not None:
+            tqdm.write(done.note, sys.stderr)
+        if done.error is not None:
+            catalog.drop(done.job.place)
+            yield _problem(done.job.name, done.error)
+
+
+def _problem(name: str, error: UserError | RunStopped) -> Problem:
+    """Take an error of one shard as a finding; raise what would meet others too."""
+    if isinstance(error, RunStopped) and not isinstance(error, Missing | UnreadableShard):
+        raise error
+    members = error.members if isinstance(error, UnusableShard) else ()
+    return Problem(name, str(error), is_unusable=True, members=tuple(members))
+
+
+def _check(
+    manifest: Manifest, executor: Executor, options: argparse.Namespace
+) -> Iterator[Problem]:
+    """Name the members that cannot be used: of damaged shards, or of all."""
+    decodes: bool = options.check_images
+    shards = manifest.shards if decodes else manifest.shards.damaged
+    check = partial(_check_shard, decodes=decodes)
+    results = in_any_order(check, shards, executor, options.processes)
+    for problem in tqdm(results, "checking", len(shards), unit="shard", disable=None):
+        if problem is not None:
+            yield problem
+
+
+def _check_shard(shard: Shard, *, decodes: bool) -> Problem | None:
+    try:
+        members = unusable_members(shard, _STORAGE, decodes=decodes)
+    except OSError as error:
+        members = [f"cannot be read on ({error})"]
+    if shard.damage is None and not members:
+        return None
+    count = f"{len(members)} members cannot be used" if members else None
+    finding = "; ".join(part for part in (shard.damage, count) if part is not None)
+    return Problem(shard.name, f"shard {shard.name}: {finding}", False, tuple(members))
+
+
+# ---------------------------------------------------------------- report
+
+
+def _say(problem: Problem) -> None:
+    tqdm.write(str(problem))
+
+
+def _report(problems: list[Problem], manifest: Manifest, path: Path | None) -> None:
+    num_bytes = int(manifest.shards.num_bytes.sum())
+    num_unusable = len({problem.shard for problem in problems if problem.is_unusable})
+    print(
+        f"indexed: {len(manifest.shards)} shards, {manifest.num_samples} samples, {num_bytes} bytes"
+    )
+    print(f"problems: {len(problems)} shards, {num_unusable} of them cannot be used")
+    if path is None:
+        return
+    report = {
+        "shards": len(manifest.shards),
+        "samples": manifest.num_samples,
+        "bytes": num_bytes,
+        "problems": [asdict(problem) for problem in problems],
+    }
+    with atomic_write(path) as file:
+        file.write(json.dumps(report, indent=2).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,133 @@
+"""Say whether a run was trained on each sample exactly once, and name what was not.
+
+    python scripts/verify_run.py RUN [--json PATH]
+
+RUN is the folder of a pretraining or fine-tuning run with data.trace=true, finished or not; nothing
+in it is changed. Its traces and bad_samples.jsonl are held against its shards and their order, step
+by step up to the newest whole checkpoint; what was logged past it is left out, as a resume cuts it
+off. Start the script from the folder in which the run was started, so that its shards are found.
+
+Status 0: it holds. 1: it does not. 2: it cannot be said.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+if not __package__:  # started as a file: search the checkout, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import OmegaConf
+
+from data.index import open_manifest
+from data.settings import UserError, require, run_entry_point
+from data.shards import atomic_write
+from finetune.config import FinetuneConfig
+from pretrain.checkpoint import find_newest
+from pretrain.config import PretrainConfig, load
+from pretrain.lineage import EpochCounts, Verdict, verify
+from pretrain.traces import trace_files
+
+_NUM_SHOWN = 20  # violations
+
+
+def main(arguments: list[str]) -> None:
+    """Run `python scripts/verify_run.py ARGUMENTS`; leave with status 1 where it does not hold."""
+    options = _parse(arguments)
+    verdict = _verify(options.run)
+    for line in _lines(verdict):
+        print(line)
+    if options.json is not None:
+        _write(options.json, options.run, verdict)
+    if not verdict.holds:
+        sys.exit(1)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for all that was found")
+    return parser.parse_args(arguments)
+
+
+def _verify(run: Path) -> Verdict:
+    path = run / "config.yaml"
+    require(path.is_file(), f"RUN={run} has no config.yaml; name the folder of a run")
+    written = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+    is_pretraining = "shards" in written.get("data", {})
+    config = load(PretrainConfig if is_pretraining else FinetuneConfig, [str(path)])
+    require(
+        not (isinstance(config, PretrainConfig) and config.data.read == "sequential"),
+        f"RUN={run} has data.read=sequential, where samples may repeat or be missed; only "
+        "data.read=random promises each once",
+    )
+    require(
+        len(trace_files(run)) > 0,
+        f"RUN={run} has no trace of its samples; give data.trace=true when it is started",
+    )
+    newest = find_newest(run)
+    if newest is None:
+        raise UserError(f"RUN={run} has no whole checkpoint, so none of its steps is committed yet")
+    key = "shards" if isinstance(config, PretrainConfig) else "train"
+    manifest = open_manifest(getattr(config.data, key), f"data.{key}", config.data.storage)
+    seed, batch_size = config.run.seed, config.optim.batch_size
+    return verify(run, newest, manifest, config.data.storage, seed, batch_size)
+
+
+# ---------------------------------------------------------------- saying it
+
+
+def _lines(verdict: Verdict) -> list[str]:
+    lines = [_describe(epoch) for epoch in verdict.epochs]
+    if verdict.not_committed:
+        lines.append(f"not committed: {verdict.not_committed} steps past step {verdict.step}")
+    if not verdict.holds:
+        # what is wrong with steps first: it says why samples are missing
+        ordered = sorted(verdict.violations, key=lambda found: found.kind in ("missing", "twice"))
+        messages = [violation.message for violation in ordered]
+        rest = len(messages) - _NUM_SHOWN
+        lines.append(f"not exactly once: {len(messages)} violations up to step {verdict.step}")
+        lines += [f"  {message}" for message in messages[:_NUM_SHOWN]]
+        lines += [f"  and {rest} more; --json names all"] if rest > 0 else []
+        return lines
+    sums = {
+        name: sum(getattr(epoch, name) for epoch in verdict.epochs)
+        for name in ("trained_once", "bad", "skipped")
+    }
+    num_finished = sum(epoch.is_finished for epoch in verdict.epochs)
+    part = " and a part of the next" if num_finished < len(verdict.epochs) else ""
+    lines.append(
+        f"exactly once: {num_finished} epochs{part}, {sums['trained_once']:,} samples "
+        f"in {verdict.step:,} steps; {sums['bad']:,} named as bad, "
+        f"{sums['skipped']:,} in skipped steps"
+    )
+    return lines
+
+
+def _describe(epoch: EpochCounts) -> str:
+    state = "" if epoch.is_finished else " (unfinished)"
+    return (
+        f"epoch {epoch.epoch}{state}: expected {epoch.expected:,}, once {epoch.trained_once:,}, "
+        f"bad {epoch.bad:,}, skipped {epoch.skipped:,}, missing {epoch.missing:,}, "
+        f"twice {epoch.twice:,}"
+    )
+
+
+def _write(path: Path, run: Path, verdict: Verdict) -> None:
+    record = {"run": str(run), "holds": verdict.holds, **asdict(verdict)}
+    try:
+        with atomic_write(path) as file:
+            file.write(json.dumps(record, indent=1, ensure_ascii=True).encode() + b"\n")
+    except OSError as error:
+        raise UserError(
+            f"--json={path} cannot be written: {error.strerror}; name a file elsewhere"
+        ) from error
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
