@@ -141,7 +141,7 @@ class Catalog:
             index_folders=tuple(map(str, self._folders)),
             index_folder_ids=self._folder_ids[there],
         )
-        return make_manifest(shards)
+        return make_manifest(shards, self._storage)
 
     def _known(self, place: int) -> Known | None:
         """Return what an earlier start knew of a shard, whether it holds or not."""

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.shards import INDEX_SUFFIX, atomic_write
-from data.storage import is_remote, protocol_of
+from data.storage import Storage, is_remote, protocol_of
 
 MANIFEST_NAME = "manifest.jsonl"
 _MAX_NAME = 240  # bytes; file systems allow 255, and the index adds its suffix
@@ -140,11 +140,13 @@ class Manifest:
         shards: A sequence of `Shard`.
         starts: int64, (number of shards + 1,): how many samples lie before each shard, then in all.
         fingerprint: sha256 (hex) over the shards' names, contents and sample counts, in order.
+        storage: How the shards are read.
     """
 
     shards: Shards
     starts: npt.NDArray[np.int64]
     fingerprint: str
+    storage: Storage
 
     @property
     def num_samples(self) -> int:
@@ -152,14 +154,14 @@ class Manifest:
         return int(self.starts[-1])
 
 
-def make_manifest(shards: Shards) -> Manifest:
+def make_manifest(shards: Shards, storage: Storage) -> Manifest:
     """Count the samples and take the fingerprint, which does not depend on where shards lie."""
     digest = sha256()
     hexes = (content.tobytes().hex() for content in shards.sha256s)
     for row in zip(shards.names, hexes, shards.num_samples.tolist(), strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
     starts = np.concatenate([[0], np.cumsum(shards.num_samples)]).astype(np.int64)
-    return Manifest(shards, starts, digest.hexdigest())
+    return Manifest(shards, starts, digest.hexdigest(), storage)
 
 
 # ---------------------------------------------------------------- folders

@@ -17,7 +17,6 @@ MAX_MEMBER_BYTES = 256 << 20
 _MAX_OPEN = 256
 # Members of a remote sample that lie as near are read in one request: a round trip costs more.
 _MAX_GAP = 64 << 10
-_DEFAULT = Storage()
 
 
 class BadSample(Exception):  # noqa: N818 - a finding about the data, which the loader counts
@@ -48,10 +47,10 @@ class ShardReader:
     """
 
     def __init__(
-        self, manifest: Manifest, storage: Storage = _DEFAULT, max_open: int = _MAX_OPEN
+        self, manifest: Manifest, storage: Storage | None = None, max_open: int = _MAX_OPEN
     ) -> None:
         self.manifest = manifest
-        self.storage = storage
+        self.storage = storage or manifest.storage
         self.num_hits = self.num_misses = 0
         self._max_open = max_open
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()

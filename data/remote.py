@@ -6,6 +6,7 @@ An answer of a server is checked before it counts: see `data.transport` for one 
 import logging
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -54,6 +55,8 @@ class Connections:
 
     def release(self) -> None:
         """Undo one `hold`; the last closes all."""
+        if sys.is_finalizing():
+            return  # fsspec's thread, which would close them, has ended: it would be waited for
         with self._lock:
             self._num_holders -= 1
             unused = [] if self._num_holders else list(self._transports.values())

@@ -71,9 +71,8 @@ class TrainingStream:
         """Name the shards that are damaged, for a run that goes on at `step`."""
         epoch = self.epoch(step)
         return [
-            LedgerEntry(epoch, None, shard.name, None, shard.damage)
-            for shard in self.samples.manifest.shards
-            if shard.damage is not None
+            LedgerEntry(epoch, None, shard.name, None, str(shard.damage))
+            for shard in self.samples.manifest.shards.damaged
         ]
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:

@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> None:
 def _features(
     config: FewshotConfig, encoder: VisionTransformer, layer: int, split: str
 ) -> Features:
-    manifest = open_manifest(getattr(config.data, split), f"data.{split}")
+    data = config.data
+    manifest = open_manifest(getattr(data, split), f"data.{split}", data.storage)
     samples = Samples(manifest, image_size(encoder), seed=0, labelled=True)
     batches = evaluation_batches(
         samples, Share(0, 1, config.fewshot.batch_size), config.data.workers

@@ -42,8 +42,8 @@ def main(arguments: list[str]) -> None:
     data = config.data
 
     # ---- the classes
-    train = open_shards(accelerator, data.train, "data.train")
-    val = open_shards(accelerator, data.val, "data.val")
+    train = open_shards(accelerator, data.train, "data.train", data.storage)
+    val = open_shards(accelerator, data.val, "data.val", data.storage)
     num_classes = main_process_first(
         accelerator,
         lambda: count_classes(read_labels(train, "data.train"), read_labels(val, "data.val")),

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from data.index import Manifest, open_manifest
 from data.settings import UserError, require, setting
+from data.storage import Storage
 from data.stream import Share
 from pretrain.optim import OptimConfig
 from pretrain.ranks import main_process_first
@@ -205,6 +206,6 @@ def share(accelerator: Accelerator, run: RunConfig, optim: OptimConfig) -> Share
     return Share(accelerator.process_index, world, micro)
 
 
-def open_shards(accelerator: Accelerator, spec: object, key: str) -> Manifest:
+def open_shards(accelerator: Accelerator, spec: object, key: str, storage: Storage) -> Manifest:
     """Open the shards that a configuration key names; the main process makes missing indexes."""
-    return main_process_first(accelerator, lambda: open_manifest(spec, key))
+    return main_process_first(accelerator, lambda: open_manifest(spec, key, storage))

@@ -20,12 +20,10 @@ import numpy as np
 from data.index import Manifest, load_index
 from data.loader import Samples
 from data.offsets import ShardIndex
-from data.storage import Storage
 from data.stream import Share, TrainingStream
 from pretrain.checkpoint import read_state
-from pretrain.traces import Ledger, Traced, Violation, read_trace, trace_files
+from pretrain.traces import SKIPPED, Ledger, Traced, Violation, read_trace, trace_files
 
-SKIPPED = "step skipped"  # how the reasons begin of samples whose step was not taken
 _BLOCK = 1 << 16  # samples whose names are looked up at once
 _NUM_NAMED = 3  # samples that one message names
 _PLANNED, _BAD, _NOT_TRAINED = 1, 2, 4  # what a sample's byte of an epoch says of it
@@ -78,16 +76,13 @@ class Verdict:
         return not self.violations
 
 
-def verify(
-    run: Path, newest: Path, manifest: Manifest, storage: Storage, seed: int, batch_size: int
-) -> Verdict:
+def verify(run: Path, newest: Path, manifest: Manifest, seed: int, batch_size: int) -> Verdict:
     """Hold a run's trace and ledger against its shards.
 
     Args:
         run: The run's folder.
         newest: Its newest whole checkpoint.
         manifest: The training shards.
-        storage: How remote indexes are read.
         seed: The run's.
         batch_size: The run's global batch size.
     """
@@ -95,7 +90,7 @@ def verify(
     verdict = Verdict(read_state(newest)["step"])
     verdict.violations += _check_checkpoints(run, verdict.step, stream)
     if verdict.holds:  # else the order is that of another stream, and every step would differ
-        _Verifier(run, stream, _Names(manifest, storage), verdict).verify()
+        _Verifier(run, stream, _Names(manifest), verdict).verify()
     return verdict
 
 
@@ -118,9 +113,8 @@ def _check_checkpoints(run: Path, last: int, stream: TrainingStream) -> Iterator
 class _Names:
     """The names of samples by id, and the other way round."""
 
-    def __init__(self, manifest: Manifest, storage: Storage) -> None:
+    def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._storage = storage
         self._keys = lru_cache(maxsize=16)(self._ids_by_key)
         self._shards: dict[str, int] | None = None
 
@@ -157,7 +151,7 @@ class _Names:
 
     def _open(self, shard: int) -> tuple[str, ShardIndex]:
         row = self._manifest.shards[shard]
-        return row.name, load_index(row, self._storage)
+        return row.name, load_index(row, self._manifest.storage)
 
 
 class _Plan(NamedTuple):
@@ -282,7 +276,7 @@ class _Verifier:
                 message = f"the ledger names {entry.name} at {place}; that is not its place"
                 self._report("ledger", message, plan, [entry.name])
                 continue
-            (skipped if entry.reason.startswith(SKIPPED) else bad).add(slot)
+            (skipped if entry.reason == SKIPPED else bad).add(slot)
         self._fate[plan.ids[list(bad)]] |= _BAD
         self._fate[plan.ids[list(skipped)]] |= _NOT_TRAINED
         return bad, skipped

@@ -35,10 +35,10 @@ from pretrain.model import Objective, Output, Sums
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
 from pretrain.parallel import Late, backward_of, cut, whole
 from pretrain.ranks import first_problem, on_main, reduce, reduce_sums
+from pretrain.traces import SKIPPED
 
 logger = logging.getLogger(__name__)
 
-SKIPPED = "step skipped: its loss or gradient is not finite"
 _MAX_SAID = 5  # bad samples at a time that the log names; the ledger names all
 _MIN_JUDGED = 1_000  # samples, before data.max_bad_ratio is applied
 

@@ -54,12 +54,12 @@ def main(arguments: list[str]) -> None:
     if data.read == "sequential":
         stream = open_sequential(data, size, seed, batch_size, part)
     else:
-        shards = open_shards(accelerator, data.shards, "data.shards")
+        shards = open_shards(accelerator, data.shards, "data.shards", data.storage)
         samples = Samples(shards, size, seed, data.crop_area)
         stream = TrainingStream(samples, batch_size, part, data.workers)
     validation = None
     if data.val_shards:
-        val_shards = open_shards(accelerator, data.val_shards, "data.val_shards")
+        val_shards = open_shards(accelerator, data.val_shards, "data.val_shards", data.storage)
         val_samples = Samples(val_shards, size, seed)
         validation = partial(evaluation_batches, val_samples, part, data.workers)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SKIPPED = "step skipped: its loss or gradient is not finite"  # why a sample is in the ledger
+
 
 @dataclass(frozen=True)
 class Violation:

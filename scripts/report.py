@@ -170,7 +170,7 @@ def _reconstruct(
     """Return the reconstructions, their picture, and the split that the images are from."""
     model = load_model(checkpoint, config.corruption, config.target)
     key = "val_shards" if config.data.val_shards else "shards"
-    manifest = open_manifest(getattr(config.data, key), f"data.{key}")
+    manifest = open_manifest(getattr(config.data, key), f"data.{key}", config.data.storage)
     samples = Samples(manifest, image_size(model.encoder), config.run.seed)
     images, keys = pick(samples, num_images)
     require(len(images) > 0, f"data.{key}: none of the chosen images can be read")

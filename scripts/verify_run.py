@@ -76,7 +76,7 @@ def _verify(run: Path) -> Verdict:
     key = "shards" if isinstance(config, PretrainConfig) else "train"
     manifest = open_manifest(getattr(config.data, key), f"data.{key}", config.data.storage)
     seed, batch_size = config.run.seed, config.optim.batch_size
-    return verify(run, newest, manifest, config.data.storage, seed, batch_size)
+    return verify(run, newest, manifest, seed, batch_size)
 
 
 # ---------------------------------------------------------------- saying it

@@ -9,7 +9,6 @@ import importlib
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.settings import run_entry_point
+from tests.servers import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "accelerate", "timm", "pretrain.run", "finetune.run"])
@@ -127,13 +127,6 @@ def run_ranks(arguments: list[str], world: int, folder: Path, **options: Any) ->
     with Ranks(arguments, world, folder, **options) as ranks:
         assert ranks.wait() == [0] * world, ranks.output[-4000:]
         return ranks.output
-
-
-def free_port() -> int:
-    """Find a port of loopback that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def descendants(pid: int | None) -> list[int]:

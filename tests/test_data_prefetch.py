@@ -493,7 +493,7 @@ def test_a_folder_that_cannot_be_written_is_told(
 # ---------------------------------------------------------------- how it ends
 
 SCRIPT = """
-import sys, time
+import multiprocessing, sys, time
 from data.index import open_manifest
 from data.lookahead import ReadPlan
 from data.prefetch import Prefetcher
@@ -506,6 +506,9 @@ storage = Storage(5, 5, Path(sys.argv[2]), 1 << 30)
 prefetcher = Prefetcher(ReadPlan(manifest, 3, 8, 0, 8), storage, 0, 18).__enter__()
 print(prefetcher.pid, flush=True)
 if sys.argv[3] == "wait":
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    other.start()
+    print(other.pid, flush=True)
     time.sleep(60)
 """
 
@@ -544,13 +547,17 @@ def is_gone(pid: int) -> Callable[[], bool]:
 
 
 def test_it_ends_with_its_parent(shards: Remote) -> None:
+    """Also while a loader process, forked later, keeps the parent's pipes open."""
     child, pid = start_script(shards, "wait")
+    assert child.stdout is not None
+    other = int(child.stdout.readline())
     assert not is_gone(pid)()
     child.kill()
     child.wait()
     began = time.monotonic()
     wait_until(is_gone(pid))
     assert time.monotonic() - began < 3
+    os.kill(other, signal.SIGKILL)
     child.communicate()
 
 

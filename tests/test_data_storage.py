@@ -334,6 +334,16 @@ def test_a_server_that_starts_late_is_waited_for(folder: Path) -> None:
     assert "Connect call failed" in refusal(f"http://127.0.0.1:{port}/a.tar", expected=version)
 
 
+@pytest.mark.parametrize("fault", [Fault.STALL, Fault.MUTE])
+def test_silence_is_given_up_long_before_the_time_for_a_large_body(
+    server: FlakyServer, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(transport_http, "longest_seconds", mock.Mock(return_value=3600))
+    version = probe(f"{server.url}/a.tar", ONCE)
+    server.faults.append(fault)
+    assert "no answer within 0.2 s" in refusal(f"{server.url}/a.tar", ONCE, version)
+
+
 def test_a_body_that_drips_is_given_up(
     server: FlakyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,9 +21,9 @@ from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
 from pretrain import checkpoint
 from pretrain.encoder import load_encoder
-from pretrain.loop import SKIPPED
 from pretrain.metrics import read_records
 from pretrain.model import MaskedPatchModel, Output
+from pretrain.traces import SKIPPED
 from tests.conftest import make_png
 from tests.launching import SERVER, Ranks, run_ranks
 from tests.test_faults_ranks import figures, global_batches, stop_after

@@ -6,10 +6,11 @@ The long forms are marked `faults`: `make test-faults`.
 import hashlib
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import pytest
 import torch
 
 import scripts.verify_run
+from data.index import open_manifest
 from pretrain.encoder import load_encoder
 from pretrain.metrics import read_records
 from tests.launching import Ranks, run_ranks
+from tests.servers import FlakyServer, at_random, flaky_http
 
 STEPS_PER_EPOCH = 3  # 36 images in batches of 12, which 1, 2, 3, 4 and 6 ranks can share
 STEPS = 24
@@ -213,26 +216,59 @@ def await_moment(ranks: Ranks, run: Path, rng: random.Random) -> str:
     return moment
 
 
+@pytest.fixture(scope="module")
+def server(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlakyServer]:
+    """Serve the shards, with their index, over HTTP; one request in twenty fails."""
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(shards, folder, dirs_exist_ok=True)
+    open_manifest(folder, "shards")
+    with flaky_http(folder) as server:
+        server.pick = at_random(seed=0, ratio=0.05)
+        yield server
+
+
 @pytest.mark.parametrize("num_kills", [6, pytest.param(200, marks=pytest.mark.faults)])
 @pytest.mark.timeout(2400)
-def test_kill9_anywhere(tmp_path: Path, arguments: list[str], num_kills: int) -> None:
-    """Any process dies at any moment: nothing is lost, the end is that of a run never killed."""
+def test_kill9_anywhere(
+    tmp_path: Path, arguments: list[str], server: FlakyServer, num_kills: int
+) -> None:
+    """Any process dies at any moment: nothing is lost, the end is that of a run never killed.
+
+    The shards are remote, so that there is a process that reads ahead; the run that is never killed
+    reads local ones.
+    """
     steps = num_kills * 12
     more = [*arguments, f"optim.steps={steps}", "run.checkpoint_every=2", "data.workers=1"]
     more += ["run.keep_checkpoints=2", "run.eval_every=0"]
     run_ranks([*more, f"run.dir={tmp_path}/whole"], 2, tmp_path / "logs")
+    remote = [f"data.shards={server.url}/train-{{0..2}}.tar", f"data.cache_dir={tmp_path}/cache"]
     run, rng = tmp_path / "killed", random.Random(num_kills)
+    more += [*remote, f"run.dir={run}"]
     moments: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     while moments.total() < num_kills:
-        with Ranks([*more, f"run.dir={run}"], 2, tmp_path / "logs") as ranks:
+        with Ranks(
+            more, 2, tmp_path / "logs", environment={"XDG_CACHE_HOME": f"{tmp_path}"}
+        ) as ranks:
             moment = await_moment(ranks, run, rng)
             assert ranks.is_alive, f"ended after {moments}: {ranks.output[-3000:]}"
-            os.kill(rng.choice(rng.choice(ranks.members())), signal.SIGKILL)
-            codes = ranks.wait()
+            number = rng.randrange(2)
+            rank, *children = ranks.members()[number]
+            victim = rng.choice([rank, *children])
+            kind = "rank" if victim == rank else "loader"
+            if number == 0 and children and victim == min(children):  # the first that was started
+                kind = "prefetcher"
+            os.kill(victim, signal.SIGKILL)
+            if kind == "prefetcher":  # the run outlives it: let it work, then end the run too
+                time.sleep(rng.uniform(0, 0.5))
+                assert ranks.is_alive, ranks.output[-3000:]
+                ranks.kill()
+            assert ranks.wait() != [0, 0], f"ended after {moments}"
             moments[moment] += 1
-            assert codes != [0, 0], f"ended after {moments}"
-    run_ranks([*more, f"run.dir={run}"], 2, tmp_path / "logs")
-    print(f"kills survived: {moments.total()}; {dict(moments)}")
+            kinds[kind] += 1
+    run_ranks(more, 2, tmp_path / "logs", environment={"XDG_CACHE_HOME": f"{tmp_path}"})
+    print(f"kills survived: {moments.total()}; {dict(moments)}; {dict(kinds)}")
+    print(f"requests: {len(server.seen)}, of which failed: {server.num_faults()}")
     scripts.verify_run.main([str(run)])  # raises SystemExit where a sample is lost or repeated
     assert global_batches(run) == global_batches(tmp_path / "whole")
     assert_exactly_once(run, steps, STEPS_PER_EPOCH)

@@ -11,8 +11,8 @@ import pytest
 import finetune.run
 import pretrain.run
 from data.shards import write_shard
-from pretrain.loop import SKIPPED
 from pretrain.metrics import read_records
+from pretrain.traces import SKIPPED
 from scripts.verify_run import main
 from tests.conftest import BAD, make_sample
 
