@@ -31,7 +31,7 @@ from pretrain.config import PretrainConfig, load
 from pretrain.lineage import EpochCounts, Verdict, verify
 from pretrain.traces import trace_files
 
-_NUM_SHOWN = 20  # violations
+_NUM_SHOWN = 20  # violations, and epochs
 
 
 def main(arguments: list[str]) -> None:
@@ -83,7 +83,10 @@ def _verify(run: Path) -> Verdict:
 
 
 def _lines(verdict: Verdict) -> list[str]:
-    lines = [_describe(epoch) for epoch in verdict.epochs]
+    shown = verdict.epochs[-_NUM_SHOWN:]
+    lines = [_describe(epoch) for epoch in shown]
+    if len(shown) < len(verdict.epochs):
+        lines.insert(0, f"the last {_NUM_SHOWN} of {len(verdict.epochs)} epochs:")
     if verdict.not_committed:
         lines.append(f"not committed: {verdict.not_committed} steps past step {verdict.step}")
     if not verdict.holds:

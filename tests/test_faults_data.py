@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -14,6 +18,9 @@ from data.index import open_manifest
 from data.loader import Request, Samples
 from tests.conftest import make_png
 from tests.launching import SERVER
+from tests.servers import flaky_http
+
+ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -128,3 +135,32 @@ def test_a_header_that_declares_more_than_there_is(tmp_path: Path) -> None:
     assert found["named"] == {}  # it is the shard that is damaged; its warning says where
     assert isinstance(found["took"], int)
     assert found["took"] < CAP
+
+
+# ---------------------------------------------------------------- an end that waits for nothing
+
+READ_AND_END = """
+import sys
+from data.index import open_manifest
+from data.loader import Request, Samples
+samples = Samples(open_manifest(sys.argv[1], "data.shards"), (16, 16), seed=0, crop_area=(0.1, 1))
+samples.cycle = samples  # so that it is collected when the interpreter ends, and not before
+print(len(samples[Request(0, 0, 4)].places))
+"""
+
+
+def test_a_process_with_open_connections_ends(tmp_path: Path, shards: Path) -> None:
+    """Connections that are closed while the interpreter ends are not waited for."""
+    folder = tmp_path / "served"
+    shutil.copytree(shards, folder)
+    with flaky_http(folder) as server:
+        process = subprocess.run(
+            [sys.executable, "-c", READ_AND_END, f"{server.url}/train-0.tar"],
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    assert process.stdout == "4\n"
+    assert "Traceback" not in process.stderr
