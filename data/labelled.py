@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.index import Manifest
+from data.index.manifest import Manifest
 from data.loader import SHARDS_TYPE, ImageConfig, read_label
 from data.reader import BadSample, ShardReader
 from data.settings import UserError, require, setting

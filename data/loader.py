@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from data.index import Manifest
+from data.index.manifest import Manifest
 from data.order import Order
 from data.randomness import combine, derive, uniform
 from data.reader import BadSample, ShardReader

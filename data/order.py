@@ -16,7 +16,7 @@ from data.randomness import combine, derive, mix
 
 PLAIN_LIMIT = 65_536  # up to here one plain permutation: G = 1, one window
 NUM_LANES = 256
-WINDOW_SIZE = 1_024
+WINDOW_SIZE = 256
 _NUM_ROUNDS = 6
 _SHARDS, _SAMPLES = 1, 2  # purposes of a key
 

@@ -6,9 +6,11 @@ from collections import OrderedDict
 from collections.abc import Container, Mapping
 from typing import NamedTuple
 
-from data.cache import CachedFile
-from data.index import Manifest, Member, ShardIndex, load_index
-from data.storage import RangeFile, Storage, Version, is_remote, open_file
+from data.index.manifest import Manifest
+from data.index.offsets import Member, ShardIndex
+from data.index.opening import load_index
+from data.remote.cache import CachedFile
+from data.storage import RangeFile, Version, is_remote, open_file
 
 # No image is as large, but a header may claim any size, and what is read is held in memory.
 MAX_MEMBER_BYTES = 256 << 20
@@ -38,7 +40,6 @@ class ShardReader:
 
     Args:
         manifest: The shards.
-        storage: How remote ones are read.
         max_open: Shards held open at once.
 
     Attributes:
@@ -46,11 +47,8 @@ class ShardReader:
         num_misses: Those that asked the server.
     """
 
-    def __init__(
-        self, manifest: Manifest, storage: Storage | None = None, max_open: int = _MAX_OPEN
-    ) -> None:
+    def __init__(self, manifest: Manifest, max_open: int = _MAX_OPEN) -> None:
         self.manifest = manifest
-        self.storage = storage or manifest.storage
         self.num_hits = self.num_misses = 0
         self._max_open = max_open
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
@@ -138,16 +136,16 @@ class ShardReader:
     def _open_shard(self, shard: int) -> _OpenShard:
         row, cached = self.manifest.shards[shard], None
         version = Version(row.num_bytes, row.etag)
-        if is_remote(row.location) and self.storage.cache_dir is not None:
-            cached = CachedFile(self.storage.cache_dir, row.location, version)
-        samples = load_index(row, self.storage)
-        file = open_file(row.location, self.storage, version)
+        if is_remote(row.location) and self.manifest.storage.cache_dir is not None:
+            cached = CachedFile(self.manifest.storage.cache_dir, row.location, version)
+        samples = load_index(row, self.manifest.storage)
+        file = open_file(row.location, self.manifest.storage, version)
         return _OpenShard(file, samples, is_remote(row.location), cached)
 
-    def __getstate__(self) -> tuple[Manifest, Storage, int]:
-        return self.manifest, self.storage, self._max_open
+    def __getstate__(self) -> tuple[Manifest, int]:
+        return self.manifest, self._max_open
 
-    def __setstate__(self, state: tuple[Manifest, Storage, int]) -> None:
+    def __setstate__(self, state: tuple[Manifest, int]) -> None:
         self.__init__(*state)
 
     def __del__(self) -> None:

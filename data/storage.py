@@ -162,7 +162,7 @@ def check_location(location: str, key: str) -> None:
 # ---------------------------------------------------------------- files
 
 
-# `data.remote` is imported where a URL is met: fsspec is not needed for local files.
+# `data.remote.files` is imported where a URL is met: fsspec is not needed for local files.
 
 
 def open_file(location: str, storage: Storage, expected: Version | None = None) -> RangeFile:
@@ -180,7 +180,7 @@ def open_file(location: str, storage: Storage, expected: Version | None = None) 
     """
     if not is_remote(location):
         return LocalFile(Path(location))
-    from data.remote import RemoteFile
+    from data.remote.files import RemoteFile
 
     check_location(location, "shards")
     return RemoteFile(location, storage, expected)
@@ -210,7 +210,7 @@ def list_remote(pattern: str, storage: Storage) -> list[str]:
         RunStopped: If the server cannot be asked, also after retries.
         UserError: As for `open_file`.
     """
-    from data.remote import list_files
+    from data.remote.files import list_files
 
     return list_files(pattern, storage)
 
@@ -220,6 +220,6 @@ def keep_connections() -> AbstractContextManager[None]:
 
     Without it they close with the last open file. It may be entered in any thread, and nested.
     """
-    from data.remote import connections
+    from data.remote.files import connections
 
     return connections.held()

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.loader import Batch, LedgerEntry, Request, Samples
-from data.lookahead import ReadPlan
-from data.prefetch import Prefetcher, node_slots
+from data.remote.lookahead import ReadPlan
+from data.remote.prefetch import Prefetcher, node_slots
 from data.settings import RunStopped, UserError
 
 
@@ -89,7 +89,7 @@ class TrainingStream:
         slots = node_slots(self.share.rank, self._rank_size)
         samples = self.samples
         plan = ReadPlan(samples.manifest, samples.order.seed, self.batch_size, *slots)
-        return Prefetcher(plan, samples.reader.storage, first, last)
+        return Prefetcher(plan, samples.manifest.storage, first, last)
 
     @property
     def _rank_size(self) -> int:

@@ -16,7 +16,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.labelled import k_shot
 from data.loader import Samples
 from data.settings import run_entry_point

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
-from data.index import Manifest, open_manifest
+from data.index.manifest import Manifest
+from data.index.opening import open_manifest
 from data.settings import UserError, require, setting
 from data.storage import Storage
 from data.stream import Share

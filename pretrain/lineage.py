@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.index import Manifest, load_index
+from data.index.manifest import Manifest
+from data.index.offsets import ShardIndex
+from data.index.opening import load_index
 from data.loader import Samples
-from data.offsets import ShardIndex
 from data.stream import Share, TrainingStream
 from pretrain.checkpoint import read_state
 from pretrain.traces import SKIPPED, Ledger, Traced, Violation, read_trace, trace_files

@@ -33,11 +33,11 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from tqdm import tqdm
 
-from data.catalog import Catalog
-from data.check import unusable_members
-from data.indexing import UnreadableShard, in_any_order, run_jobs
-from data.manifest import Manifest, Shard
-from data.scan import UnusableShard
+from data.index.catalog import Catalog
+from data.index.check import unusable_members
+from data.index.making import UnreadableShard, in_any_order, run_jobs
+from data.index.manifest import Manifest, Shard
+from data.index.scan import UnusableShard
 from data.settings import RunStopped, UserError, require, run_entry_point
 from data.shards import atomic_write
 from data.storage import Missing, Storage, is_remote

@@ -29,7 +29,8 @@ from data.folder import (
     plan_hash,
     plan_shards,
 )
-from data.index import MANIFEST_NAME, Manifest, open_manifest
+from data.index.manifest import MANIFEST_NAME, Manifest
+from data.index.opening import open_manifest
 from data.settings import RunStopped, UserError, require
 from data.shards import INDEX_SUFFIX, atomic_write, write_shard
 

@@ -21,7 +21,7 @@ from string import Template
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.loader import Samples
 from data.settings import UserError, require, run_entry_point
 from data.shards import atomic_write

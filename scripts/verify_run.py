@@ -22,7 +22,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from omegaconf import OmegaConf
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.settings import UserError, require, run_entry_point
 from data.shards import atomic_write
 from finetune.config import FinetuneConfig

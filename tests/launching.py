@@ -122,10 +122,12 @@ class Ranks:
         self.kill()
 
 
-def run_ranks(arguments: list[str], world: int, folder: Path, **options: Any) -> str:
+def run_ranks(
+    arguments: list[str], world: int, folder: Path, timeout: float = 120, **options: Any
+) -> str:
     """Run to the end, which must be good; return what all ranks said."""
     with Ranks(arguments, world, folder, **options) as ranks:
-        assert ranks.wait() == [0] * world, ranks.output[-4000:]
+        assert ranks.wait(timeout) == [0] * world, ranks.output[-4000:]
         return ranks.output
 
 

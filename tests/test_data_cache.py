@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data import cache
-from data.cache import CachedFile, CacheWriter, Part, folder_name, part_range, parts_of
+from data.remote import cache
+from data.remote.cache import CachedFile, CacheWriter, Part, folder_name, part_range, parts_of
 from data.storage import Version
 
 URL = "http://host/train/0.tar"

@@ -12,10 +12,10 @@ import pytest
 from conftest import make_png
 from servers import FlakyServer, at_random, flaky_http
 
-from data.catalog import Catalog, cache_folder
-from data.index import Manifest, load_index, open_manifest
-from data.indexing import index_shard
-from data.manifest import split_location
+from data.index.catalog import Catalog, cache_folder
+from data.index.making import index_shard
+from data.index.manifest import Manifest, split_location
+from data.index.opening import load_index, open_manifest
 from data.reader import ShardReader
 from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
@@ -59,7 +59,7 @@ def asked(server: FlakyServer) -> list[str]:
 
 
 def read_all(manifest: Manifest) -> dict[str, dict[str, bytes]]:
-    with closing(ShardReader(manifest, STORAGE)) as reader:
+    with closing(ShardReader(manifest)) as reader:
         return {
             f"{shard.name}/{reader.key(place, i)}": reader.read(place, i, {"png", "cls"})
             for place, shard in enumerate(manifest.shards)

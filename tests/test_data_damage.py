@@ -20,8 +20,9 @@ import pytest
 from conftest import make_png
 from hypothesis import HealthCheck, given, settings
 
-from data.index import ShardIndex, load_index, open_manifest
-from data.indexing import CHANGED
+from data.index.making import CHANGED
+from data.index.offsets import ShardIndex
+from data.index.opening import load_index, open_manifest
 from data.loader import Request, Samples
 from data.reader import ShardReader
 from data.settings import UserError

@@ -12,7 +12,7 @@ from PIL import Image
 
 import data.demo
 from data.demo import PHOTOGRAPHS, TILE, demo_shards_exist, make_demo_shards, strip
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.reader import ShardReader
 from data.settings import UserError
 from data.shards import ImageFile, write_shard

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.catalog
-import data.indexing
-from data.index import Manifest, ShardIndex, load_index, open_manifest
-from data.manifest import Row, append_rows, read_rows, tidy_rows
+import data.index.catalog
+import data.index.making
+from data.index.manifest import Manifest, Row, append_rows, read_rows, tidy_rows
+from data.index.offsets import ShardIndex
+from data.index.opening import load_index, open_manifest
 from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
 from data.storage import RangeFile
@@ -51,13 +52,13 @@ def open_all(folder: Path) -> Manifest:
 def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the shards that are scanned from now on."""
     scanned: list[str] = []
-    scan = data.indexing.scan
+    scan = data.index.making.scan
 
     def counted(file: RangeFile, name: str) -> object:
         scanned.append(name)
         return scan(file, name)
 
-    monkeypatch.setattr(data.indexing, "scan", counted)
+    monkeypatch.setattr(data.index.making, "scan", counted)
     return scanned
 
 
@@ -125,7 +126,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(data.catalog, "is_writable", lambda folder: folder.name != "val")  # pyright: ignore
+    monkeypatch.setattr(data.index.catalog, "is_writable", lambda folder: folder.name != "val")  # pyright: ignore
     caplog.set_level(logging.INFO)
     manifest = open_all(two_folders)
     train, val = manifest.shards
@@ -139,10 +140,10 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(
 
 
 def test_is_writable(tmp_path: Path) -> None:
-    assert data.catalog.is_writable(tmp_path)
+    assert data.index.catalog.is_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert not data.catalog.is_writable(tmp_path / "missing")
-    assert not data.catalog.is_writable(Path("/proc"))
+    assert not data.index.catalog.is_writable(tmp_path / "missing")
+    assert not data.index.catalog.is_writable(Path("/proc"))
 
 
 def test_damage_is_warned_of_each_time(shard: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -273,7 +274,7 @@ def test_what_a_read_only_folder_was_indexed_as_stays_the_truth(
     """The old index lies beside the shards; the row and a copy of the index go to the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = open_all(two_folders)
-    monkeypatch.setattr(data.catalog, "is_writable", lambda folder: folder.name != "val")  # pyright: ignore
+    monkeypatch.setattr(data.index.catalog, "is_writable", lambda folder: folder.name != "val")  # pyright: ignore
     val = two_folders / "val" / "000.tar"
     val.write_bytes(val.read_bytes()[: 5 * BLOCK])
     for _ in range(2):
@@ -330,13 +331,13 @@ def test_two_index_jobs_at_once_lose_no_row(tmp_path: Path) -> None:
 def test_a_shard_that_changes_while_it_is_indexed(
     shard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = data.indexing.scan
+    scan = data.index.making.scan
 
     def slow(file: RangeFile, name: str) -> object:
         os.utime(shard, ns=(0, 7))
         return scan(file, name)
 
-    monkeypatch.setattr(data.indexing, "scan", slow)
+    monkeypatch.setattr(data.index.making, "scan", slow)
     with pytest.raises(UserError, match=r"^shard a.tar changed while it was indexed; start again"):
         open_manifest(str(shard), "data.shards")
     assert not Path(f"{shard}.index").exists()
@@ -346,12 +347,14 @@ def test_a_disk_that_fails_stops_the_run(shard: Path, monkeypatch: pytest.Monkey
     def failing(file: RangeFile, name: str) -> object:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(data.indexing, "scan", failing)
+    monkeypatch.setattr(data.index.making, "scan", failing)
     with pytest.raises(RunStopped, match=r"^shard a.tar cannot be read \(.*Input/output error"):
         open_manifest(str(shard), "data.shards")
 
 
-@pytest.mark.parametrize("written", ["data.offsets.atomic_write", "data.manifest.atomic_write"])
+@pytest.mark.parametrize(
+    "written", ["data.index.offsets.atomic_write", "data.index.manifest.atomic_write"]
+)
 def test_a_full_disk_stops_the_run(
     shard: Path, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
@@ -366,7 +369,7 @@ def test_a_full_disk_stops_the_run(
 
 def test_a_cache_folder_that_cannot_be_made(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
-    monkeypatch.setattr(data.catalog, "is_writable", lambda folder: False)  # pyright: ignore
+    monkeypatch.setattr(data.index.catalog, "is_writable", lambda folder: False)  # pyright: ignore
     with pytest.raises(RunStopped, match=r"cannot be made .*; set XDG_CACHE_HOME to a folder"):
         open_manifest(str(shard), "data.shards")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.labelled import class_names, count_classes, k_shot, read_labels
 from data.settings import UserError
 from data.shards import ImageFile, write_shard

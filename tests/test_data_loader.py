@@ -9,7 +9,8 @@ import torch
 from conftest import make_png
 
 from data import loader
-from data.index import Manifest, open_manifest
+from data.index.manifest import Manifest
+from data.index.opening import open_manifest
 from data.loader import NO_LABEL, Batch, Request, Samples, _blank_images, read_label
 from data.reader import BadSample
 from data.shards import ImageFile, write_shard

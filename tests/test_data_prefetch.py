@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,13 +20,14 @@ import torch
 from conftest import make_png
 from servers import Fault, FlakyServer, at_random, flaky_http, s3
 
-from data import cache, fetcher, lookahead, prefetch
-from data.index import Manifest, open_manifest
+from data.index.manifest import Manifest
+from data.index.opening import open_manifest
 from data.loader import Batch, Samples
-from data.lookahead import LookAhead, ReadPlan
 from data.order import Order
-from data.prefetch import Prefetcher, node_slots
 from data.reader import ShardReader
+from data.remote import cache, fetcher, lookahead, prefetch
+from data.remote.lookahead import LookAhead, ReadPlan
+from data.remote.prefetch import Prefetcher, node_slots
 from data.settings import RunStopped
 from data.shards import ImageFile, write_shard
 from data.storage import Storage
@@ -110,9 +111,9 @@ def shards(server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def samples_of(manifest: Manifest, storage: Storage | None = None) -> Samples:
-    samples = Samples(manifest, (16, 16), seed=3, crop_area=(0.2, 1.0), labelled=True)
-    samples.reader = ShardReader(manifest, storage or Storage())
-    return samples
+    if storage is not None:
+        manifest = replace(manifest, storage=storage)
+    return Samples(manifest, (16, 16), seed=3, crop_area=(0.2, 1.0), labelled=True)
 
 
 def stream_of(shards: Remote, storage: Storage, workers: int = 0) -> TrainingStream:
@@ -253,7 +254,7 @@ def test_s3(
 
 
 def test_each_shard_is_downloaded_once(shards: Remote, local: Manifest) -> None:
-    reader = ShardReader(shards.manifest, shards.storage)
+    reader = ShardReader(replace(shards.manifest, storage=shards.storage))
     with Prefetcher(shards.plan(), shards.storage, 0, 18):
         wait_until(has_all(shards))
     assert shards.server.num_bytes_sent <= shards.num_bytes
@@ -265,7 +266,7 @@ def test_each_shard_is_downloaded_once(shards: Remote, local: Manifest) -> None:
 
 
 def test_without_it_each_sample_is_one_request(shards: Remote, local: Manifest) -> None:
-    reader = ShardReader(shards.manifest, Storage(0.3, 30))
+    reader = ShardReader(replace(shards.manifest, storage=Storage(0.3, 30)))
     assert read_all(reader) == read_all(ShardReader(local))
     assert len(shards.server.seen) == reader.num_misses == 48  # image and label together
     assert shards.server.num_bytes_sent < shards.num_bytes
@@ -326,7 +327,7 @@ def test_it_reads_no_further_than_the_look_ahead(
 def test_parts_are_those_of_the_positions(shards: Remote) -> None:
     manifest = shards.manifest
     order = Order(manifest.starts, 3)
-    reader = ShardReader(manifest, shards.storage)
+    reader = ShardReader(replace(manifest, storage=shards.storage))
     whole = ReadPlan(manifest, 3, 10, 0, 10)  # the last batch of an epoch has 8 samples
     for plan in (whole, ReadPlan(manifest, 3, 10, 0, 5), ReadPlan(manifest, 3, 10, 5, 10)):
         ahead = LookAhead(plan, shards.storage, 20)
@@ -427,7 +428,9 @@ def test_killed_it_is_started_again_a_few_times(
                 child.kill()
                 child.join()
     assert_same(found, expected)
-    texts = [record.getMessage() for record in caplog.records if record.name == "data.prefetch"]
+    texts = [
+        record.getMessage() for record in caplog.records if record.name == "data.remote.prefetch"
+    ]
     assert texts == ["the process that reads ahead ended with status -9; it is started again"] * (
         prefetch._MAX_STARTS - 1
     ) + ["the process that reads ahead ended with status -9; the run goes on without it"]
@@ -440,14 +443,14 @@ def test_a_corrupted_part_gives_the_same_bytes(shards: Remote, local: Manifest) 
         content = bytearray(path.read_bytes())
         content[::50] = bytes(len(content[::50]))
         path.write_bytes(content)
-    reader = ShardReader(shards.manifest, shards.storage)
+    reader = ShardReader(replace(shards.manifest, storage=shards.storage))
     assert read_all(reader) == read_all(ShardReader(local))
     assert reader.num_hits > 0
     assert len(cached(shards.cache)) <= 4  # whose samples all lie in a part before them, too
 
 
 def test_bytes_that_a_proxy_spoils_are_asked_for_again(shards: Remote, local: Manifest) -> None:
-    reader = ShardReader(shards.manifest, Storage(0.3, 30))
+    reader = ShardReader(replace(shards.manifest, storage=Storage(0.3, 30)))
     shards.server.faults.append(Fault.OTHER_BYTES)
     assert reader.read(1, 3, WANTED) == ShardReader(local).read(1, 3, WANTED)
     assert len(shards.server.seen) == 2
@@ -494,9 +497,9 @@ def test_a_folder_that_cannot_be_written_is_told(
 
 SCRIPT = """
 import multiprocessing, sys, time
-from data.index import open_manifest
-from data.lookahead import ReadPlan
-from data.prefetch import Prefetcher
+from data.index.opening import open_manifest
+from data.remote.lookahead import ReadPlan
+from data.remote.prefetch import Prefetcher
 from data.storage import Storage
 from pathlib import Path
 manifest = open_manifest(sys.argv[1], "data.shards")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data.index import Manifest, Member, open_manifest
+from data.index.manifest import Manifest
+from data.index.offsets import Member
+from data.index.opening import open_manifest
 from data.reader import BadSample, ShardReader, _runs
 from data.shards import ImageFile, write_shard
 

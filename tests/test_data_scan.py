@@ -15,9 +15,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-import data.scan
-from data.offsets import ShardIndex
-from data.scan import ScanResult, UnusableShard
+import data.index.scan
+from data.index.offsets import ShardIndex
+from data.index.scan import ScanResult, UnusableShard
 from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
 from data.storage import LocalFile
@@ -32,7 +32,7 @@ def samples(number: int = 6, size: int = 700) -> list[ImageFile]:
 
 def scan(path: Path, name: str) -> ScanResult:
     with closing(LocalFile(path)) as file:
-        return data.scan.scan(file, name)
+        return data.index.scan.scan(file, name)
 
 
 def make_tar(path: Path, names: list[str]) -> Path:
@@ -283,7 +283,7 @@ def test_a_header_that_declares_10_gb_costs_no_memory(
 def test_a_name_of_64_mb_costs_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes
 ) -> None:
-    monkeypatch.setattr(data.scan, "_CHUNK", 1 << 16)
+    monkeypatch.setattr(data.index.scan, "_CHUNK", 1 << 16)
     path = make_tar(tmp_path / "a.tar", ["0.jpg"])
     path.write_bytes(path.read_bytes()[: 2 * BLOCK] + header("x", 64 << 20, kind))
     with path.open("r+b") as file:
@@ -345,18 +345,18 @@ class _Failing(LocalFile):
 def test_what_the_storage_raises_is_no_damage(
     shard: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(data.scan, "_CHUNK", 2 * BLOCK)  # so that it fails in a header
+    monkeypatch.setattr(data.index.scan, "_CHUNK", 2 * BLOCK)  # so that it fails in a header
     file = _Failing(shard)
     file.error = error
     with pytest.raises(type(error), match="x"):
-        data.scan.scan(file, "a.tar")
+        data.index.scan.scan(file, "a.tar")
     file.close()
 
 
 @pytest.mark.parametrize("chunk", [512, 513, 1024, 5000])
 def test_any_chunks_give_the_same(shard: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     expected = scan(shard, "a.tar")
-    monkeypatch.setattr(data.scan, "_CHUNK", chunk)
+    monkeypatch.setattr(data.index.scan, "_CHUNK", chunk)
     found = scan(shard, "a.tar")
     assert (found.sha256, found.damage) == (expected.sha256, None)
     assert found.index.crc32s.tolist() == expected.index.crc32s.tolist()

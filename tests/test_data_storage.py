@@ -28,8 +28,9 @@ from servers import (
     s3,
 )
 
-from data import remote, transport_http
-from data.remote import RemoteFile, connections, retry
+from data.remote import files, http
+from data.remote.files import RemoteFile, connections, retry
+from data.remote.transport import Transient
 from data.settings import RunStopped, UserError
 from data.storage import (
     Missing,
@@ -42,7 +43,6 @@ from data.storage import (
     probe,
     public_name,
 )
-from data.transport import Transient
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes()
 STORAGE = Storage(timeout_seconds=0.2, retry_seconds=20)
@@ -309,8 +309,8 @@ def test_pauses_and_warnings_become_rarer(
     def attempt() -> None:
         raise Transient("status 503")
 
-    monkeypatch.setattr(remote.time, "sleep", sleep)
-    monkeypatch.setattr(remote.time, "monotonic", lambda: now)
+    monkeypatch.setattr(files.time, "sleep", sleep)
+    monkeypatch.setattr(files.time, "monotonic", lambda: now)
     with pytest.raises(RunStopped, match=r"http://h/a: status 503; tried for 600.0 s") as caught:
         retry(attempt, "http://h/a?secret", Storage())
     assert "data.retry_minutes=10, data.timeout_seconds=30" in str(caught.value)
@@ -321,7 +321,7 @@ def test_pauses_and_warnings_become_rarer(
 
 
 def test_an_outage_that_ends_is_told(server: FlakyServer, caplog: pytest.LogCaptureFixture) -> None:
-    with mock.patch.object(remote, "_FIRST_REPORT", 0.05):
+    with mock.patch.object(files, "_FIRST_REPORT", 0.05):
         server.faults.extend([Fault.UNAVAILABLE] * 3)
         assert read(f"{server.url}/a.tar", storage=STORAGE) == CONTENT[:10]
     assert "answers again after" in caplog.records[-1].getMessage()
@@ -338,7 +338,7 @@ def test_a_server_that_starts_late_is_waited_for(folder: Path) -> None:
 def test_silence_is_given_up_long_before_the_time_for_a_large_body(
     server: FlakyServer, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    monkeypatch.setattr(transport_http, "longest_seconds", mock.Mock(return_value=3600))
+    monkeypatch.setattr(http, "longest_seconds", mock.Mock(return_value=3600))
     version = probe(f"{server.url}/a.tar", ONCE)
     server.faults.append(fault)
     assert "no answer within 0.2 s" in refusal(f"{server.url}/a.tar", ONCE, version)
@@ -348,7 +348,7 @@ def test_a_body_that_drips_is_given_up(
     server: FlakyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A byte now and then never falls silent, so only the time in all can end it."""
-    monkeypatch.setattr(transport_http, "longest_seconds", mock.Mock(return_value=0.3))
+    monkeypatch.setattr(http, "longest_seconds", mock.Mock(return_value=0.3))
     version = probe(f"{server.url}/a.tar", ONCE)
     server.faults.append(Fault.STALL)
     storage = Storage(timeout_seconds=30, retry_seconds=0)

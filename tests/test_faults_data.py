@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.loader import Request, Samples
 from tests.conftest import make_png
 from tests.launching import SERVER
@@ -141,7 +141,7 @@ def test_a_header_that_declares_more_than_there_is(tmp_path: Path) -> None:
 
 READ_AND_END = """
 import sys
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.loader import Request, Samples
 samples = Samples(open_manifest(sys.argv[1], "data.shards"), (16, 16), seed=0, crop_area=(0.1, 1))
 samples.cycle = samples  # so that it is collected when the interpreter ends, and not before

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import pretrain.run
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.loader import Request, Samples
 from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard

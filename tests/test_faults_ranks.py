@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import scripts.verify_run
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from pretrain.encoder import load_encoder
 from pretrain.metrics import read_records
 from tests.launching import Ranks, run_ranks
@@ -239,17 +239,16 @@ def test_kill9_anywhere(
     """
     steps = num_kills * 12
     more = [*arguments, f"optim.steps={steps}", "run.checkpoint_every=2", "data.workers=1"]
-    more += ["run.keep_checkpoints=2", "run.eval_every=0"]
-    run_ranks([*more, f"run.dir={tmp_path}/whole"], 2, tmp_path / "logs")
+    more += ["run.keep_checkpoints=2", "run.eval_every=0", "run.log_every=5"]
+    run_ranks([*more, f"run.dir={tmp_path}/whole"], 2, tmp_path / "logs", timeout=600)
     remote = [f"data.shards={server.url}/train-{{0..2}}.tar", f"data.cache_dir={tmp_path}/cache"]
     run, rng = tmp_path / "killed", random.Random(num_kills)
     more += [*remote, f"run.dir={run}"]
+    home = {"XDG_CACHE_HOME": str(tmp_path)}
     moments: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     while moments.total() < num_kills:
-        with Ranks(
-            more, 2, tmp_path / "logs", environment={"XDG_CACHE_HOME": f"{tmp_path}"}
-        ) as ranks:
+        with Ranks(more, 2, tmp_path / "logs", environment=home) as ranks:
             moment = await_moment(ranks, run, rng)
             assert ranks.is_alive, f"ended after {moments}: {ranks.output[-3000:]}"
             number = rng.randrange(2)
@@ -266,7 +265,7 @@ def test_kill9_anywhere(
             assert ranks.wait() != [0, 0], f"ended after {moments}"
             moments[moment] += 1
             kinds[kind] += 1
-    run_ranks(more, 2, tmp_path / "logs", environment={"XDG_CACHE_HOME": f"{tmp_path}"})
+    run_ranks(more, 2, tmp_path / "logs", timeout=600, environment=home)
     print(f"kills survived: {moments.total()}; {dict(moments)}; {dict(kinds)}")
     print(f"requests: {len(server.seen)}, of which failed: {server.num_faults()}")
     scripts.verify_run.main([str(run)])  # raises SystemExit where a sample is lost or repeated

@@ -18,7 +18,7 @@ import torch
 import finetune.fewshot
 import finetune.run
 import pretrain.run
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.order import Order
 from pretrain.encoder import load_encoder
 from pretrain.metrics import read_records

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from scripts.speed.readings import Name, Reading, judge
 from scripts.speed.rounds import (
     Speeds,

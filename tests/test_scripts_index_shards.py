@@ -14,14 +14,14 @@ import pytest
 from conftest import make_png
 from servers import flaky_http
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.shards import ImageFile, write_shard
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "index_shards.py"
 # The same, but each row is written as it comes.
 EAGER = f"""
-import runpy, sys, data.indexing
-data.indexing._WRITE_SECONDS = 0
+import runpy, sys, data.index.making
+data.index.making._WRITE_SECONDS = 0
 sys.argv = [{str(SCRIPT)!r}, *sys.argv[1:]]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

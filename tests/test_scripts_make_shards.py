@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data.index import ShardIndex, open_manifest
+from data.index.offsets import ShardIndex
+from data.index.opening import open_manifest
 from data.reader import ShardReader
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_shards.py"

@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 from scripts.report_page.history import read_run

@@ -10,7 +10,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.settings import require
 from scripts.speed import faulty_files as files
 from scripts.speed.faulty_server import FaultyServer, serve

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from webdataset.compat import WebDataset
 from webdataset.shardlists import split_by_node
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.loader import Batch, ImageConfig, Samples
 from data.stream import Share, TrainingStream
 from scripts.speed.faulty_files import SIZE

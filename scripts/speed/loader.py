@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from data.index import Manifest, open_manifest
+from data.index.manifest import Manifest
+from data.index.opening import open_manifest
 from data.loader import Batch, ImageConfig, Samples
 from data.order import Order
 from data.reader import ShardReader

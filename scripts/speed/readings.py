@@ -21,7 +21,8 @@ import torch
 from webdataset.compat import WebDataset
 from webdataset.handlers import warn_and_continue
 
-from data.index import Manifest, open_manifest
+from data.index.manifest import Manifest
+from data.index.opening import open_manifest
 from data.loader import Batch, Samples
 from data.settings import RunStopped, UserError
 from data.stream import Share, evaluation_batches

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from webdataset.compat import WebDataset
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.loader import ImageConfig, Samples
 from data.settings import require
 from data.shards import INDEX_SUFFIX, ImageFile, list_shards, write_shard

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
-from data.index import open_manifest
+from data.index.opening import open_manifest
 from data.loader import Batch, DataConfig, Request, Samples
 from data.stream import Share, TrainingStream
 from pretrain.corruption import CorruptionConfig

@@ -20,9 +20,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from data.manifest import MANIFEST_NAME, Row, append_rows, split_location, tidy_rows
-from data.offsets import ShardIndex
-from data.scan import ScanResult, UnusableShard, printable, scan
+from data.index.manifest import MANIFEST_NAME, Row, append_rows, split_location, tidy_rows
+from data.index.offsets import ShardIndex
+from data.index.scan import ScanResult, UnusableShard, printable, scan
 from data.settings import RunStopped, UserError
 from data.shards import INDEX_SUFFIX
 from data.storage import Storage, Version, is_remote, open_file, probe

@@ -3,9 +3,11 @@
 import zlib
 from collections.abc import Iterator
 
-from data.index import Member, Shard, load_index
+from data.index.manifest import Shard
+from data.index.offsets import Member
+from data.index.opening import load_index
+from data.index.scan import printable
 from data.reader import MAX_MEMBER_BYTES
-from data.scan import printable
 from data.shards import IMAGE_EXTENSIONS
 from data.storage import RangeFile, Storage, Version, open_file
 

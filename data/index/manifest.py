@@ -35,7 +35,7 @@ class Shard:
     Attributes:
         name: Its path below the deepest folder common to all shards of the manifest.
         location: The tar: an absolute path or a URL.
-        index_path: Its index, for `data.index.load_index`.
+        index_path: Its index, for `data.index.opening.load_index`.
         num_samples: Readable samples when it was indexed.
         num_bytes: The tar's size.
         sha256: Of the whole tar that was indexed, in hex.

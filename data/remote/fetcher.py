@@ -11,8 +11,8 @@ from multiprocessing.process import parent_process
 from time import monotonic
 from typing import Any
 
-from data.cache import CacheWriter
-from data.lookahead import Fetch, LookAhead, ReadPlan
+from data.remote.cache import CacheWriter
+from data.remote.lookahead import Fetch, LookAhead, ReadPlan
 from data.storage import Storage, keep_connections, open_file
 
 STOP = -1  # in place of a step

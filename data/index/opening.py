@@ -1,7 +1,7 @@
-"""Opening a set of shards: what is known of them (`data.catalog`), and making what is missing.
+"""Opening a set of shards: what is known of them (`catalog`), and making what is missing.
 
-`data.indexing` makes it, here in threads. `scripts/index_shards.py` does the same as a job of its
-own, in processes, and goes on where one shard cannot be used.
+`making` makes it, here in threads. `scripts/index_shards.py` does the same as a job of its own, in
+processes, and goes on where one shard cannot be used.
 """
 
 import logging
@@ -11,22 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from data.catalog import Catalog, fetch_index
-from data.indexing import Job, is_index_of, run_jobs
-from data.manifest import MANIFEST_NAME, Manifest, Shard
-from data.offsets import Member, ShardIndex
+from data.index.catalog import Catalog, fetch_index
+from data.index.making import Job, is_index_of, run_jobs
+from data.index.manifest import Manifest, Shard
+from data.index.offsets import ShardIndex
 from data.settings import RunStopped, UserError, require
 from data.storage import Storage, is_remote, keep_connections
-
-__all__ = [
-    "MANIFEST_NAME",
-    "Manifest",
-    "Member",
-    "Shard",
-    "ShardIndex",
-    "load_index",
-    "open_manifest",
-]
 
 _MAX_THREADS = 8
 _DEFAULT = Storage()
@@ -47,7 +37,7 @@ def open_manifest(spec: object, key: str, storage: Storage = _DEFAULT) -> Manife
 
     Raises:
         RunStopped: If a shard cannot be read, or its index not be written.
-        UserError: For what `list_shards` and `data.scan.scan` refuse, or if there is no sample.
+        UserError: For what `list_shards` and `scan` refuse, or if there is no sample.
     """
     catalog = Catalog(spec, key, storage)
     missing = catalog.missing()

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from data.offsets import Member, ShardIndex
+from data.index.offsets import Member, ShardIndex
 from data.settings import UserError
 from data.shards import split_name
 from data.storage import RangeFile

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.cache import Part, folder_name, part_range, parts_of
-from data.index import Manifest, ShardIndex, load_index
+from data.index.manifest import Manifest
+from data.index.offsets import ShardIndex
+from data.index.opening import load_index
 from data.order import Order
 from data.reader import MAX_MEMBER_BYTES
+from data.remote.cache import Part, folder_name, part_range, parts_of
 from data.settings import RunStopped, UserError
 from data.storage import Storage, Version, is_remote
 

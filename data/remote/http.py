@@ -6,9 +6,7 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import quote
 
-from data.settings import RunStopped
-from data.storage import Version, public_name
-from data.transport import (
+from data.remote.transport import (
     Answer,
     Changed,
     Transient,
@@ -23,6 +21,8 @@ from data.transport import (
     refusal,
     run,
 )
+from data.settings import RunStopped
+from data.storage import Version, public_name
 
 # Whole files in answer to a range, until a server is believed to serve none.
 _MAX_IGNORED = 3
@@ -30,7 +30,7 @@ _URL_CHARACTERS = "%/:?#[]@!$&'()*+,;=~"
 
 
 class HttpTransport:
-    """Asks web servers; see `data.transport.Transport`."""
+    """Asks web servers; see `data.remote.transport.Transport`."""
 
     def __init__(self, timeout: float) -> None:
         self._aiohttp: Any = import_module("aiohttp")

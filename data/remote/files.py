@@ -1,6 +1,6 @@
 """Remote files: failures that may pass are tried again, and a changed file is refused.
 
-An answer of a server is checked before it counts: see `data.transport` for one request.
+An answer of a server is checked before it counts: see `data.remote.transport` for one request.
 """
 
 import logging
@@ -13,12 +13,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from data.remote.http import HttpTransport
+from data.remote.other import OtherTransport
+from data.remote.s3 import S3Transport
+from data.remote.transport import Answer, Changed, Transient, Transport, is_same
 from data.settings import RunStopped, UserError
 from data.storage import Storage, Version, protocol_of, public_name
-from data.transport import Answer, Changed, Transient, Transport, is_same
-from data.transport_http import HttpTransport
-from data.transport_other import OtherTransport
-from data.transport_s3 import S3Transport
 
 _FIRST_DELAY, _LAST_DELAY = 0.1, 30.0  # seconds between attempts; they double
 _FIRST_REPORT = 15.0  # seconds of failing until the second warning; then four times as many

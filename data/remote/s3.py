@@ -5,9 +5,7 @@ from collections.abc import Awaitable, Coroutine
 from importlib import import_module
 from typing import Any, TypeVar, cast
 
-from data.settings import RunStopped
-from data.storage import Version, public_name
-from data.transport import (
+from data.remote.transport import (
     Answer,
     Changed,
     Transient,
@@ -22,12 +20,14 @@ from data.transport import (
     refusal,
     run,
 )
+from data.settings import RunStopped
+from data.storage import Version, public_name
 
 _T = TypeVar("_T")
 
 
 class S3Transport:
-    """Asks object stores; see `data.transport.Transport`."""
+    """Asks object stores; see `data.remote.transport.Transport`."""
 
     def __init__(self, timeout: float) -> None:
         self._errors: Any = import_module("botocore.exceptions")

@@ -1,7 +1,7 @@
 """Read remote shards ahead: a process a node fills the cache in the order of the coming steps.
 
-The order is known, so the parts that coming samples lie in are fetched whole (`data.fetcher`). The
-run never waits for that process and never depends on it: what is not there is read directly.
+The order is known, so the parts that coming samples lie in are fetched whole (`fetcher`). The run
+never waits for that process and never depends on it: what is not there is read directly.
 """
 
 import logging
@@ -12,8 +12,8 @@ from multiprocessing.sharedctypes import RawValue
 from multiprocessing.util import Finalize
 from typing import Any, Self
 
-from data.fetcher import STOP, read_ahead
-from data.lookahead import ReadPlan
+from data.remote.fetcher import STOP, read_ahead
+from data.remote.lookahead import ReadPlan
 from data.storage import Storage, is_remote
 
 _MAX_STARTS = 4

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.indexing import Job, Known, index_path, is_index_of
-from data.manifest import (
+from data.index.making import Job, Known, index_path, is_index_of
+from data.index.manifest import (
     MANIFEST_NAME,
     Manifest,
     Row,
@@ -31,7 +31,7 @@ from data.manifest import (
     read_rows,
     split_location,
 )
-from data.offsets import ShardIndex
+from data.index.offsets import ShardIndex
 from data.settings import RunStopped, UserError, require
 from data.shards import INDEX_SUFFIX, atomic_write, list_shards, shard_names
 from data.storage import Missing, Storage, is_remote, open_file, public_name

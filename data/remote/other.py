@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from data.storage import Version
-from data.transport import (
+from data.remote.transport import (
     Answer,
     Transient,
     check_version,
@@ -12,6 +11,7 @@ from data.transport import (
     filesystem,
     refusal,
 )
+from data.storage import Version
 
 _T = TypeVar("_T")
 

@@ -1,0 +1,1 @@
+"""The index of shards: where each sample lies, made once, and read when it is needed."""
