@@ -13,7 +13,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 SLURM = ROOT / "scripts" / "slurm.sh"
-SAY = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True)"
+# in one write, so that two tasks' lines stay apart
+SAY = "import json, os, sys; os.write(1, json.dumps(dict(os.environ)).encode() + b'\\n')"
 LAUNCHER = {
     "single": {"distributed_type": "NO", "num_processes": 1, "num_machines": 1},
     "ddp": {"distributed_type": "MULTI_GPU", "num_machines": 1},
