@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
-from data.loader import Batch, LedgerEntry
+from data.loader import Batch, LedgerEntry, Place
 from data.randomness import derive
 from data.sequential import SequentialStream
 from data.settings import RunStopped, require
@@ -44,11 +44,11 @@ _MIN_JUDGED = 1_000  # samples, before data.max_bad_ratio is applied
 
 
 class _Flag(NamedTuple):
-    """Whether a step was bad, not read yet, and which of its samples this rank had."""
+    """Whether a step was bad, not read yet, and the samples that this rank had in it."""
 
     done: int
     is_bad: Late
-    batches: list[Batch]
+    places: list[Place]
 
 
 class Trainer:
@@ -207,7 +207,8 @@ class Trainer:
             self._bad += [(step + 1, entry) for entry in batch.bad]
         limit = self.optim.grad_clip or math.inf
         norm = whole(cast(Tensor, accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)))
-        self._flags.append(_Flag(step + 1, self._skip_if_bad(norm, is_finite), batches))
+        places = [place for batch in batches for place in batch.places]
+        self._flags.append(_Flag(step + 1, self._skip_if_bad(norm, is_finite), places))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.training.ema is not None:
@@ -238,8 +239,7 @@ class Trainer:
                 self._num_bad_steps = 0
                 continue
             self._num_bad_steps += 1
-            places = [place for batch in flag.batches for place in batch.places]
-            self._bad += [(flag.done, LedgerEntry(*place, SKIPPED)) for place in places]
+            self._bad += [(flag.done, LedgerEntry(*place, SKIPPED)) for place in flag.places]
             if self._num_bad_steps == self.run.max_bad_steps:
                 self._write_ledger()
                 raise RunStopped(
