@@ -157,7 +157,7 @@ def test_damage_is_warned_of_each_time(shard: Path, caplog: pytest.LogCaptureFix
 
 def test_no_samples_in_all(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", [])
-    with pytest.raises(UserError, match=r"data.shards=.*: the shards hold no samples; name others"):
+    with pytest.raises(UserError, match=r"data.shards: the shards hold no samples; name others"):
         open_manifest(tmp_path, "data.shards")
 
 

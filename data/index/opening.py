@@ -46,7 +46,7 @@ def open_manifest(spec: object, key: str, storage: Storage = _DEFAULT) -> Manife
     manifest = catalog.manifest()
     for shard in manifest.shards.damaged:
         _logger.warning("shard %s is damaged: %s", shard.name, shard.damage)
-    require(manifest.num_samples > 0, f"{key}={spec}: the shards hold no samples; name others")
+    require(manifest.num_samples > 0, f"{key}: the shards hold no samples; name others")
     return manifest
 
 
