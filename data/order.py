@@ -30,20 +30,21 @@ def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
     Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains", section 4.
     """
     half_bits = np.maximum((np.ceil(np.log2(np.maximum(size, 2))).astype(np.int64) + 1) // 2, 1)
+    keys = mix(key + np.arange(_NUM_ROUNDS)[:, None])  # (rounds, n)
     result = index.copy()
     pending = np.arange(index.size)
     while pending.size:
-        walked = _feistel(result[pending], half_bits[pending], key[pending])
+        walked = _feistel(result[pending], half_bits[pending], keys[:, pending])
         result[pending] = walked
         pending = pending[walked >= size[pending]]
     return result
 
 
-def _feistel(value: np.ndarray, half_bits: np.ndarray, key: np.ndarray) -> np.ndarray:
+def _feistel(value: np.ndarray, half_bits: np.ndarray, keys: np.ndarray) -> np.ndarray:
     half_mask = (1 << half_bits) - 1
     left, right = value >> half_bits, value & half_mask
-    for round_number in range(_NUM_ROUNDS):
-        left, right = right, left ^ (combine(mix(key + round_number), right) & half_mask)
+    for key in keys:
+        left, right = right, left ^ (combine(key, right) & half_mask)
     return (left << half_bits) | right
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data.loader import (
@@ -38,7 +38,7 @@ from data.reader import BadSample
 from data.settings import RunStopped, UserError, require
 from data.sources import STDIN, Source, TarStream, list_sources
 from data.storage import Storage
-from data.stream import Share, _start_worker
+from data.stream import Parcel, Share, unpacked
 from data.transforms import UnreadableImage, decode, training_crop
 
 _EPOCH = 0  # the only one: how long a pass is, nobody knows
@@ -127,7 +127,7 @@ class SequentialStream:
         """
         size = self.share.micro_batch_size
         reader = _Reader(self.reading, self.share, first)
-        batches = self._batches(reader)
+        batches = unpacked(reader, self.workers)
         for step in range(first, last):
             start = step * self.batch_size + self.share.rank * self._rank_size
             places = range(start, start + self._rank_size, size)
@@ -136,21 +136,6 @@ class SequentialStream:
     @property
     def _rank_size(self) -> int:
         return self.batch_size // self.share.world_size
-
-    def _batches(self, reader: "_Reader") -> Iterator[Batch]:
-        loader: DataLoader[Batch | RunStopped] = DataLoader(
-            reader,
-            batch_size=None,
-            num_workers=self.workers,
-            worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_available(),
-            # a generator of its own: iter(DataLoader) would draw from the global one
-            generator=torch.Generator(),
-        )
-        for answer in loader:
-            if isinstance(answer, RunStopped):
-                raise answer
-            yield answer
 
 
 def open_sequential(
@@ -219,7 +204,7 @@ class _Sample(NamedTuple):
         return self.members["__key__"]
 
 
-class _Reader(IterableDataset[Batch | RunStopped]):
+class _Reader(IterableDataset[Parcel | RunStopped]):
     """The batches of one reader, or why there are no more: torch would wrap it in a traceback."""
 
     def __init__(self, reading: Reading, share: Share, first: int) -> None:
@@ -227,9 +212,9 @@ class _Reader(IterableDataset[Batch | RunStopped]):
         self._share = share
         self._first = first
 
-    def __iter__(self) -> Iterator[Batch | RunStopped]:
+    def __iter__(self) -> Iterator[Parcel | RunStopped]:
         try:
-            yield from self._batches()
+            yield from map(Parcel.of, self._batches())
         except RunStopped as error:
             yield error
         except (OSError, UserError) as error:

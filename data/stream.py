@@ -6,13 +6,15 @@ A resume reads nothing twice, and the whole state of the stream is one integer, 
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.loader import Batch, LedgerEntry, Request, Samples
+from data.loader import Batch, LedgerEntry, Place, Request, Samples
 from data.remote.lookahead import ReadPlan
 from data.remote.prefetch import Prefetcher, node_slots
 from data.settings import RunStopped, UserError
@@ -134,15 +136,44 @@ class _Requests:
         return self._make()
 
 
-class _Answers(Dataset[Batch | RunStopped]):
+@dataclass(frozen=True)
+class Parcel:
+    """A batch on its way from a loader process.
+
+    The images alone go through shared memory: each tensor more would be a file and a connection
+    more. To torch, which would walk through a tuple and all of its names, it is one thing.
+    """
+
+    image: Tensor
+    arrays: dict[str, np.ndarray]
+    places: list[Place]
+    bad: list[LedgerEntry]
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Parcel":
+        """Pack a batch."""
+        arrays = {k: tensor.numpy() for k, tensor in batch.tensors.items() if k != "image"}
+        return cls(batch.tensors["image"], arrays, batch.places, batch.bad)
+
+    def batch(self) -> Batch:
+        """Unpack it."""
+        tensors = {name: torch.from_numpy(values) for name, values in self.arrays.items()}
+        return Batch({"image": self.image, **tensors}, self.places, self.bad)
+
+    def pin_memory(self) -> "Parcel":
+        """Do what torch asks for before the images go to a GPU."""
+        return replace(self, image=self.image.pin_memory())
+
+
+class _Answers(Dataset[Parcel | RunStopped]):
     """Requests -> batches, or why there is none: torch would wrap an error in a traceback."""
 
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
 
-    def __getitem__(self, request: Request) -> Batch | RunStopped:
+    def __getitem__(self, request: Request) -> Parcel | RunStopped:
         try:
-            return self._samples[request]
+            return Parcel.of(self._samples[request])
         except RunStopped as error:
             return error
         except (OSError, UserError) as error:
@@ -150,11 +181,28 @@ class _Answers(Dataset[Batch | RunStopped]):
 
 
 def _batches(samples: Samples, requests: Iterable[Request], workers: int) -> Iterator[Batch]:
-    loader: DataLoader[Batch | RunStopped] = DataLoader(
-        _Answers(samples),
+    return unpacked(_Answers(samples), workers, requests)
+
+
+def unpacked(
+    dataset: Dataset[Parcel | RunStopped], workers: int, requests: Iterable[Request] | None = None
+) -> Iterator[Batch]:
+    """Run a dataset of parcels in loader processes, and yield their batches.
+
+    Args:
+        dataset: Answers requests, or is iterated over.
+        workers: Loader processes; 0 works in this one.
+        requests: What it is asked for, in order; None for one that is iterated over.
+
+    Raises:
+        RunStopped: What the dataset gave in place of a batch.
+    """
+    loader: DataLoader[Parcel | RunStopped] = DataLoader(
+        dataset,
         batch_size=None,
         sampler=requests,
         num_workers=workers,
+        collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         # a generator of its own: iter(DataLoader) would draw from the global one
@@ -163,7 +211,11 @@ def _batches(samples: Samples, requests: Iterable[Request], workers: int) -> Ite
     for answer in loader:
         if isinstance(answer, RunStopped):
             raise answer
-        yield answer
+        yield answer.batch()
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
 
 
 def _start_worker(_: int) -> None:
