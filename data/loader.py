@@ -5,7 +5,6 @@ depends on nothing else. So any number of workers gives the same batches.
 """
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from data.randomness import combine, derive, uniform
 from data.reader import BadSample, ShardReader
 from data.settings import require, setting
 from data.shards import IMAGE_EXTENSIONS, LABEL_EXTENSION
-from data.storage import Storage
+from data.storage import Storage, user_cache
 from data.transforms import (
     NUM_UNIFORM,
     UnreadableImage,
@@ -115,7 +114,7 @@ class ImageConfig:
     @property
     def storage(self) -> Storage:
         """How remote shards are read."""
-        cache_dir = Path(self.cache_dir or _default_cache()).expanduser()
+        cache_dir = Path(self.cache_dir or user_cache("shards")).expanduser()
         return Storage(
             timeout_seconds=self.timeout_seconds,
             retry_seconds=60 * self.retry_minutes,
@@ -131,11 +130,6 @@ class ImageConfig:
         if isinstance(self.image_size, int):
             return (self.image_size, self.image_size)
         return (self.image_size[0], self.image_size[1])
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "masked-patch-pretraining", "shards")
 
 
 def _is_size(value: object) -> bool:
@@ -261,7 +255,7 @@ class Samples(Dataset[Batch]):
         ids = self._ids(request)
         keys = combine(np.full(ids.size, derive(self.order.seed, request.epoch)), ids)
         numbers = crop_numbers(keys)
-        image = _blank_images((ids.size, 3, *self.size))
+        image = blank_images((ids.size, 3, *self.size))
         pixels = image.numpy()  # its item assignment takes a tenth of a tensor's time
         weight = np.zeros(ids.size, np.float32)
         label = np.full(ids.size, NO_LABEL)
@@ -337,7 +331,7 @@ def read_label(members: dict[str, bytes]) -> int:
     return int(text)
 
 
-def _blank_images(shape: tuple[int, ...]) -> Tensor:
+def blank_images(shape: tuple[int, ...]) -> Tensor:
     """Make uint8 zeros, in a worker at once in the memory that it shares with its parent.
 
     Private memory would be copied there, and its holes stay with the worker: measured over 20

@@ -28,7 +28,7 @@ from data.loader import (
     DataConfig,
     LedgerEntry,
     Place,
-    _blank_images,
+    blank_images,
     crop_numbers,
     pick_image,
 )
@@ -270,7 +270,7 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
         ]
         passes = np.array([pass_key for pass_key, _ in samples])
         keys = combine(passes, np.array([_hash(place.name) for place in places]))
-        image = _blank_images((len(samples), 3, *self._reading.size))
+        image = blank_images((len(samples), 3, *self._reading.size))
         weight = torch.zeros(len(samples))
         bad = list(damage)
         for slot, numbers in enumerate(crop_numbers(keys)):

@@ -31,6 +31,12 @@ from data.storage import (
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"})
 LABEL_EXTENSION = "cls"
 INDEX_SUFFIX = ".index"
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 
 # webdataset's own expressions (tariterators.py: base_plus_ext, skip_meta), so that both agree.
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
@@ -66,6 +72,12 @@ def split_name(member_name: str) -> tuple[str, str] | None:
     if match is None or _METADATA.match(member_name):
         return None
     return match.group(1), match.group(2).lower()
+
+
+def compression_of(block: bytes) -> str | None:
+    """Name a file's compression, from its first bytes: the command that undoes it with -dc."""
+    kinds = (kind for magic, kind in _COMPRESSIONS.items() if block.startswith(magic))
+    return next(kinds, None)
 
 
 # ---------------------------------------------------------------- writing

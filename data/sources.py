@@ -19,7 +19,7 @@ from typing import IO, NamedTuple, Self, cast
 import braceexpand
 
 from data.settings import RunStopped, UserError, require
-from data.shards import list_shards, shard_names
+from data.shards import compression_of, list_shards, shard_names
 from data.storage import RangeFile, Storage, is_remote, open_file
 
 STDIN = "-"
@@ -28,12 +28,6 @@ _BLOCK = 512  # a tar's unit, bytes
 _CHUNK = 1 << 20  # bytes read at once where nothing is looked for
 _REMOTE_CHUNK = 8 << 20  # bytes a request
 _FINE = (0, 128 + signal.SIGPIPE)  # `curl ... | head` ends so, and a cut tar is found by itself
-_MAGICS = {
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\xfd7zXZ\0": "unxz",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
 
 # What every user of the machine would read in `ps`. A variable in a header or a URL does not help:
 # the shell puts its value there.
@@ -163,12 +157,12 @@ class TarStream:
         return block
 
     def _refuse_compressed(self, block: bytes) -> None:
-        for magic, remedy in _MAGICS.items():
-            if block.startswith(magic):
-                raise RunStopped(
-                    f"data.shards: {self._source.name} is compressed; "
-                    f"unpack it, as in 'pipe:{remedy} -c FILE'"
-                )
+        kind = compression_of(block)
+        if kind is not None:
+            raise RunStopped(
+                f"data.shards: {self._source.name} is compressed; "
+                f"unpack it, as in 'pipe:{kind} -dc FILE'"
+            )
 
     def finish(self) -> str | None:
         """Read what is left, once tarfile is done; return the damage that it passed over.

@@ -99,6 +99,12 @@ class LocalFile:
         os.close(self._descriptor)
 
 
+def user_cache(kind: str) -> Path:
+    """Return the folder in which this project keeps one kind of thing for the user."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "masked-patch-pretraining", kind)
+
+
 # ---------------------------------------------------------------- locations
 
 

@@ -157,7 +157,7 @@ def test_a_compressed_tar_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b rest")
     with open_stream(f"{tmp_path}/a.tar.gz") as stream, pytest.raises(RunStopped) as caught:
         stream.read(512)
-    assert "is compressed; unpack it, as in 'pipe:gunzip -c FILE'" in str(caught.value)
+    assert "is compressed; unpack it, as in 'pipe:gzip -dc FILE'" in str(caught.value)
 
 
 @pytest.mark.parametrize(

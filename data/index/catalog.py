@@ -34,9 +34,8 @@ from data.index.manifest import (
 from data.index.offsets import ShardIndex
 from data.settings import RunStopped, UserError, require
 from data.shards import INDEX_SUFFIX, atomic_write, list_shards, shard_names
-from data.storage import Missing, Storage, is_remote, open_file, public_name
+from data.storage import Missing, Storage, is_remote, open_file, public_name, user_cache
 
-_CACHE = Path("masked-patch-pretraining") / "index"
 _CHUNK = 8 << 20  # bytes of a request
 _MAX_MANIFEST = 1 << 30  # bytes that are taken from a server
 _logger = logging.getLogger(__name__)
@@ -297,9 +296,8 @@ def _read(location: str, storage: Storage, max_bytes: int) -> bytes:
 
 def cache_folder(folder: str | Path) -> Path:
     """Return where the index of a folder goes that cannot be written: by its path or URL."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = str(folder) if is_remote(str(folder)) else Path(folder).absolute()
-    return Path(base) / _CACHE / sha256(os.fsencode(name)).hexdigest()[:32]
+    return user_cache("index") / sha256(os.fsencode(name)).hexdigest()[:32]
 
 
 def is_writable(folder: Path) -> bool:

@@ -16,14 +16,13 @@ import numpy as np
 
 from data.index.offsets import Member, ShardIndex
 from data.settings import UserError
-from data.shards import split_name
+from data.shards import compression_of, split_name
 from data.storage import RangeFile
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 8 << 20  # bytes read at once: a request each where the shard is remote
 _MAX_HEADER = 1 << 20  # bytes: an extended header may claim any size, and is held in memory
 _MAX_END = 1 << 20  # bytes of zeros that end a tar; writers fill up to 10,240
-_MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _COMPRESSED_NAMES = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
 _USTAR = slice(257, 262)
 _PLAIN_FILES = "write the shard again with plain files (scripts/make_shards.py does)"
@@ -104,11 +103,10 @@ def _refuse_other_formats(name: str, block: bytes) -> None:
     """Refuse what is no plain tar, from the file's first block."""
     if not block:
         raise UnusableShard(name, "has 0 bytes", "; write or copy it again")
-    kinds = [kind for magic, kind in _MAGICS.items() if block.startswith(magic)]
-    if kinds or name.lower().endswith(_COMPRESSED_NAMES):
-        kind = kinds[0] if kinds else "by its name"
+    kind = compression_of(block)
+    if kind is not None or name.lower().endswith(_COMPRESSED_NAMES):
         remedy = ", so samples cannot be read by offset; unpack it to a plain .tar"
-        raise UnusableShard(name, f"is compressed ({kind})", remedy)
+        raise UnusableShard(name, f"is compressed ({kind or 'by its name'})", remedy)
     if not (_has_magic(block) or not any(block) or _has_checksum(block)):
         raise UnusableShard(name, "is not a tar file", "; name only tar files")
 
