@@ -143,9 +143,7 @@ class DataConfig(ImageConfig):
 
     read: str = setting(
         "random",
-        "random (by index: each sample once an epoch, exact resume), or sequential (streams that "
-        "only go forwards, such as pipe: and standard input: samples may repeat or be missed when "
-        "a run stops, and the order depends on ranks and workers)",
+        "random (by index), or sequential (pipes, stdin: samples may repeat or be missed after a stop)",
     )
     allow_pipe: bool = setting(
         False, "let data.shards name pipe: commands, which run in a shell", changes_result=False
