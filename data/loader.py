@@ -143,7 +143,7 @@ class DataConfig(ImageConfig):
 
     read: str = setting(
         "random",
-        "random (by index), or sequential (pipes, stdin: samples may repeat or be missed after a stop)",
+        "random (by index), or sequential (pipes, stdin: a stop may repeat or miss samples)",
     )
     allow_pipe: bool = setting(
         False, "let data.shards name pipe: commands, which run in a shell", changes_result=False

@@ -247,7 +247,10 @@ def test_s3(
         samples = samples_of(manifest, storage)
         stream = TrainingStream(samples, BATCH, Share(0, 1, BATCH // 2), 0)
         assert_same(batches_of(stream, 0, 18), expected)
+        # the second time all is there, however slow the machine was the first time
+        assert_same(batches_of(stream, 0, 18), expected)
         assert samples.reader.num_hits > 48
+        samples.reader.close()
 
 
 # ---------------------------------------------------------------- what it spares

@@ -1,5 +1,6 @@
 """Ranged reads, local and remote: exact bytes, or a line that says why not; never a hang."""
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -71,10 +72,12 @@ def server(folder: Path) -> Iterator[FlakyServer]:
 
 @pytest.fixture(autouse=True)
 def _all_is_closed() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
-    """Fail a test after which connections are still held."""
+    """Fail a test after which connections are still held that it found not held."""
+    gc.collect()
+    before = connections._num_holders  # by a test that failed, whose frames pytest keeps
     yield
-    assert connections._num_holders == 0
-    assert connections._transports == {}
+    assert connections._num_holders == before
+    assert before or connections._transports == {}
 
 
 def read(url: str, offset: int = 0, size: int = 10, storage: Storage = ONCE) -> bytes:

@@ -38,7 +38,7 @@ class HttpTransport:
         # trust_env: logins come from ~/.netrc, and proxies from the environment
         options = {"trust_env": True, "auto_decompress": False}
         self._files = filesystem("http", client_kwargs=options)
-        self._num_ignored: dict[str, int] = {}  # by host; whole files in answer to ranges
+        self._num_ignored: dict[str, int] = {}  # by host and port; whole files in answer to ranges
 
     def get(self, location: str, offset: int, size: int, expected: Version | None) -> Answer:
         """Return a range of a file, from an answer that was checked."""
@@ -87,7 +87,7 @@ class HttpTransport:
         check_status(location, response.status, response.headers.get("Retry-After"))
         if response.status == 206:
             wanted, total = check_range(response.headers.get("Content-Range"), offset, size)
-            self._num_ignored[response.url.host] = -1
+            self._num_ignored[response.url.authority] = -1
         else:
             wanted = total = self._whole_file(location, response, offset, size)
         version = Version(known_size(location, total, expected), etag)
@@ -104,9 +104,9 @@ class HttpTransport:
         length = response.content_length
         if response.status == 200 and offset == 0 and length is not None and length <= size:
             return length
-        seen = self._num_ignored.get(response.url.host, 0)
+        seen = self._num_ignored.get(response.url.authority, 0)
         if seen >= 0:  # it never served a range
-            self._num_ignored[response.url.host] = seen + 1
+            self._num_ignored[response.url.authority] = seen + 1
         if seen + 1 >= _MAX_IGNORED:
             raise RunStopped(
                 f"{public_name(location)}: the server does not serve ranges; use a server that "

@@ -49,7 +49,8 @@ class Prefetcher:
         self._plan = plan
         self._storage = storage
         self._last = last
-        self._step: Any = RawValue(c_int64, first)
+        self._first = first
+        self._step: Any = None  # shared memory is a file: none is made where none is needed
         self._process: Any = None
         self._num_starts = 0
         self._finalizer: Any = None
@@ -70,6 +71,8 @@ class Prefetcher:
 
     def advance(self, step: int) -> None:
         """Tell that all steps before `step` have been read; start the process again if it died."""
+        if self._step is None:
+            return
         self._step.value = step
         if self._process is None or self._process.is_alive():
             return
@@ -85,6 +88,7 @@ class Prefetcher:
     def __enter__(self) -> Self:
         if self.is_needed:
             # before multiprocessing's own end, which would wait for a process that knows no SIGTERM
+            self._step = RawValue(c_int64, self._first)
             self._finalizer = Finalize(self, _end, (self._step,), exitpriority=10)
             self._start()
         return self
