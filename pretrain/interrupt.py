@@ -10,7 +10,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class Interrupt:
     """Notes, while it is entered, that this process was asked to leave; the loop decides when.
 
-    A second signal changes nothing: a commit under way is never cut short by it.
+    A second signal changes nothing: neither a commit nor the way out is cut short by it, and the
+    process leaves with the status that it chose.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if self.name is None else signal.SIG_IGN)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.name = signal.Signals(number).name
