@@ -366,7 +366,7 @@ class Trainer:
 
     def _leave(self, done: int) -> NoReturn:
         names: list[str | None] = gather_object([self._interrupt.name])
-        name = next(name for name in names if name is not None)
+        name = self._interrupt.name = next(name for name in names if name is not None)
         raise RunStopped(
             f"{name} came; step {done} is committed, and the same command resumes from it",
             status=self.run.requeue_status,
