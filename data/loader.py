@@ -5,6 +5,7 @@ depends on nothing else. So any number of workers gives the same batches.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -252,28 +253,22 @@ class Samples(Dataset[Batch]):
         """Read, decode and crop one request's samples."""
         ids = self._ids(request)
         keys = combine(np.full(ids.size, derive(self.order.seed, request.epoch)), ids)
-        numbers = crop_numbers(keys)
-        image = blank_images((ids.size, 3, *self.size))
-        pixels = image.numpy()  # its item assignment takes a tenth of a tensor's time
-        weight = np.zeros(ids.size, np.float32)
-        label = np.full(ids.size, NO_LABEL)
-        places: list[Place] = []
-        bad: list[LedgerEntry] = []
-        for slot in np.flatnonzero(ids != _PADDING).tolist():
-            shard, place = self.order.locate(int(ids[slot]))
-            name, key = self.manifest.shards.names[shard], self.reader.key(shard, place)
-            sample = Place(request.epoch, request.start + slot, name, key)
-            try:
-                content, label[slot] = self._read(shard, place)
-                pixels[slot] = self._crop(decode(content), numbers[slot]).numpy()
-            except (BadSample, UnreadableImage) as error:
-                bad.append(LedgerEntry(*sample, str(error)))
-                continue
-            weight[slot] = 1
-            places.append(sample)
-        arrays = {"weight": weight, "key": keys, "label": label}
-        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
-        return Batch({"image": image, **tensors}, places, bad)
+        located = {
+            slot: self.order.locate(int(ids[slot]))
+            for slot in np.flatnonzero(ids != _PADDING).tolist()
+        }
+        places = {
+            slot: Place(
+                request.epoch,
+                request.start + slot,
+                self.manifest.shards.names[shard],
+                self.reader.key(shard, place),
+            )
+            for slot, (shard, place) in located.items()
+        }
+        return fill_batch(
+            keys, places, self.size, lambda slot: self._read(*located[slot]), self._crop
+        )
 
     def _ids(self, request: Request) -> np.ndarray:
         """Return the sample ids of a request's slots; padding has the id -1."""
@@ -298,9 +293,40 @@ class Samples(Dataset[Batch]):
         return training_crop(image, numbers, self.size, self.crop_area)
 
 
-def crop_numbers(keys: np.ndarray) -> np.ndarray:
-    """Draw the random numbers of training crops: (n,) keys -> (n, NUM_UNIFORM)."""
-    return uniform(combine(keys, _CROP), NUM_UNIFORM)
+def fill_batch(
+    keys: np.ndarray,
+    places: Mapping[int, Place],
+    size: tuple[int, int],
+    read: Callable[[int], tuple[bytes, int]],
+    crop: Callable[[Tensor, np.ndarray], Tensor],
+) -> Batch:
+    """Decode and crop samples into a batch; one that cannot be used keeps its slot with weight 0.
+
+    Args:
+        keys: int64 (B,), each slot's random key.
+        places: The samples by slot; the other slots are padding.
+        size: (H, W) of the images.
+        read: A slot -> the image's bytes and the label; may raise `BadSample`.
+        crop: An image, uint8 (3, h, w), and its (NUM_UNIFORM,) numbers -> uint8 (3, H, W).
+    """
+    numbers = uniform(combine(keys, _CROP), NUM_UNIFORM)
+    image = blank_images((keys.size, 3, *size))
+    pixels = image.numpy()  # its item assignment takes a tenth of a tensor's time
+    weight = np.zeros(keys.size, np.float32)
+    label = np.full(keys.size, NO_LABEL)
+    bad: list[LedgerEntry] = []
+    for slot, place in places.items():
+        try:
+            content, label[slot] = read(slot)
+            pixels[slot] = crop(decode(content), numbers[slot]).numpy()
+        except (BadSample, UnreadableImage) as error:
+            bad.append(LedgerEntry(*place, str(error)))
+            continue
+        weight[slot] = 1
+    arrays = {"weight": weight, "key": keys, "label": label}
+    tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    good = [place for slot, place in places.items() if weight[slot]]
+    return Batch({"image": image, **tensors}, good, bad)
 
 
 def pick_image(members: dict[str, bytes]) -> bytes:

@@ -18,7 +18,6 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -28,18 +27,16 @@ from data.loader import (
     DataConfig,
     LedgerEntry,
     Place,
-    blank_images,
-    crop_numbers,
+    fill_batch,
     pick_image,
 )
 from data.order import permute
 from data.randomness import combine, derive
-from data.reader import BadSample
-from data.settings import RunStopped, UserError, require
+from data.settings import RunStopped, require
 from data.sources import STDIN, Source, TarStream, list_sources
 from data.storage import Storage
-from data.stream import Parcel, Share, unpacked
-from data.transforms import UnreadableImage, decode, training_crop
+from data.stream import STOPS, Parcel, Share, as_stop, unpacked
+from data.transforms import training_crop
 
 _EPOCH = 0  # the only one: how long a pass is, nobody knows
 _logger = logging.getLogger(__name__)
@@ -215,10 +212,8 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
     def __iter__(self) -> Iterator[Parcel | RunStopped]:
         try:
             yield from map(Parcel.of, self._batches())
-        except RunStopped as error:
-            yield error
-        except (OSError, UserError) as error:
-            yield RunStopped(f"the shards cannot be read: {error}; the same command resumes")
+        except STOPS as error:
+            yield as_stop(error)
 
     def _batches(self) -> Iterator[Batch]:
         waiting: list[tuple[int, _Sample]] = []
@@ -270,20 +265,16 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
         ]
         passes = np.array([pass_key for pass_key, _ in samples])
         keys = combine(passes, np.array([_hash(place.name) for place in places]))
-        image = blank_images((len(samples), 3, *self._reading.size))
-        weight = torch.zeros(len(samples))
-        bad = list(damage)
-        for slot, numbers in enumerate(crop_numbers(keys)):
-            try:
-                whole = decode(pick_image(samples[slot][1].members))
-            except (BadSample, UnreadableImage) as error:
-                bad.append(LedgerEntry(*places[slot], str(error)))
-                continue
-            image[slot] = training_crop(whole, numbers, self._reading.size, self._reading.crop_area)
-            weight[slot] = 1
-        label = torch.full((len(samples),), NO_LABEL)
-        tensors = {"image": image, "weight": weight, "key": torch.from_numpy(keys), "label": label}
-        return Batch(tensors, [p for p, w in zip(places, weight, strict=True) if w], bad)
+        batch = fill_batch(
+            keys,
+            dict(enumerate(places)),
+            self._reading.size,
+            lambda slot: (pick_image(samples[slot][1].members), NO_LABEL),
+            lambda image, numbers: training_crop(
+                image, numbers, self._reading.size, self._reading.crop_area
+            ),
+        )
+        return batch._replace(bad=damage + batch.bad)
 
 
 def _hash(name: str) -> int:

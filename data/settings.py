@@ -5,6 +5,7 @@ Every component's frozen dataclass stands beside the component and declares its 
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import field
@@ -60,6 +61,12 @@ def require(is_right: bool, message: str) -> None:
     """Raise `UserError(message)` unless the rule holds."""
     if not is_right:
         raise UserError(message)
+
+
+def leave_signals_to_parent() -> None:
+    """Ignore what asks a run to leave, in a process of the training process, which handles it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def run_entry_point(main: Callable[[list[str]], None]) -> None:

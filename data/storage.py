@@ -4,6 +4,7 @@ A location is an absolute path or a URL. What reads shards sees only `RangeFile`
 URL by `public_name` alone: what could be a password or a signature appears in no log.
 """
 
+import fcntl
 import os
 import re
 from contextlib import AbstractContextManager
@@ -97,6 +98,28 @@ class LocalFile:
     def close(self) -> None:
         """Give the descriptor back."""
         os.close(self._descriptor)
+
+
+def take_lock(path: Path) -> int:
+    """Lock a file, which is made if it is missing; the lock ends with the descriptor.
+
+    POSIX locks belong to the process alone. Those of `flock` would pass to its children, which
+    outlive a killed run for some seconds.
+
+    Raises:
+        BlockingIOError: Another process holds it; the file's first 200 bytes are the text.
+        OSError: The file cannot be made or locked.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        content = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError | PermissionError):  # POSIX allows either
+            raise BlockingIOError(content) from error
+        raise
+    return descriptor
 
 
 def user_cache(kind: str) -> Path:

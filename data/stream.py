@@ -3,7 +3,6 @@
 A resume reads nothing twice, and the whole state of the stream is one integer, the step.
 """
 
-import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.loader import Batch, LedgerEntry, Place, Request, Samples
 from data.remote.lookahead import ReadPlan
 from data.remote.prefetch import Prefetcher, node_slots
-from data.settings import RunStopped, UserError
+from data.settings import RunStopped, UserError, leave_signals_to_parent
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,18 @@ class Parcel:
         return replace(self, image=self.image.pin_memory())
 
 
+STOPS = (RunStopped, UserError, OSError)  # what ends the reading of shards
+
+
+def as_stop(error: Exception) -> RunStopped:
+    """Say why the reading of shards ended: torch would wrap the error in a traceback."""
+    if isinstance(error, RunStopped):
+        return error
+    return RunStopped(f"the shards cannot be read: {error}; the same command resumes")
+
+
 class _Answers(Dataset[Parcel | RunStopped]):
-    """Requests -> batches, or why there is none: torch would wrap an error in a traceback."""
+    """Requests -> batches, or why there is none."""
 
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
@@ -174,10 +183,8 @@ class _Answers(Dataset[Parcel | RunStopped]):
     def __getitem__(self, request: Request) -> Parcel | RunStopped:
         try:
             return Parcel.of(self._samples[request])
-        except RunStopped as error:
-            return error
-        except (OSError, UserError) as error:
-            return RunStopped(f"the shards cannot be read: {error}; the same command resumes")
+        except STOPS as error:
+            return as_stop(error)
 
 
 def _batches(samples: Samples, requests: Iterable[Request], workers: int) -> Iterator[Batch]:
@@ -219,6 +226,4 @@ def _as_it_is(answer: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Leave signals to the training process, which ends its workers when it leaves."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent()  # it ends its workers when it leaves

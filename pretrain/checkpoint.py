@@ -105,8 +105,9 @@ class Training:
 
 def _restore_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     own = model.state_dict()
-    known = {name: cut_like(value, own[name]) for name, value in tensors.items() if name in own}
-    model.load_state_dict({name: known.get(name, value) for name, value in tensors.items()})
+    model.load_state_dict(
+        {name: cut_like(value, own.get(name, value)) for name, value in tensors.items()}
+    )
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """A run's folder belongs to one run, and to one process group at a time."""
 
-import fcntl
 import os
 import socket
 from collections.abc import Generator
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from omegaconf import OmegaConf
 
 from data.settings import UserError, require
+from data.storage import take_lock
 from pretrain.config import keys, plain_value, read_yaml
 from pretrain.launch import RunConfig
 from pretrain.ranks import on_main
@@ -57,19 +57,12 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
 
 
 def _lock(folder: Path) -> int:
-    """Take the folder's lock; it is given back when the descriptor is closed.
-
-    POSIX locks belong to the process alone. Those of `flock` would pass to the loader processes,
-    which outlive a killed run for some seconds.
-    """
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Take the folder's lock; it is given back when the descriptor is closed."""
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
+        descriptor = take_lock(folder / _LOCK)
+    except BlockingIOError as error:
         raise UserError(
-            f"run.dir={folder} is in use by {holder or 'another process'}; "
+            f"run.dir={folder} is in use by {error.args[0] or 'another process'}; "
             "wait for it, stop it, or name another folder"
         ) from error
     with suppress(OSError):  # only a message, for whoever comes second

@@ -5,7 +5,6 @@ It appears by a rename. Any process may read; one alone writes, which holds a lo
 Nothing here is trusted: a part of the wrong size is a miss, and who reads a member checks it.
 """
 
-import fcntl
 import os
 import re
 import secrets
@@ -17,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from data.storage import Version, public_name
+from data.storage import Version, public_name, take_lock
 
 PART_BYTES = 8 << 20
 _LOCK = "lock"
@@ -120,13 +119,9 @@ class CacheWriter:
         self._last_need = last_need
         self._lock = threading.Lock()
         cache_dir.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(cache_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._descriptor)
-            if not isinstance(error, BlockingIOError | PermissionError):  # POSIX allows either
-                raise
+            self._descriptor = take_lock(cache_dir / _LOCK)
+        except BlockingIOError as error:
             raise BlockingIOError(f"another run writes to {cache_dir}") from error
         self._sizes = self._found()  # by part, the oldest first
         self._num_bytes = sum(self._sizes.values())

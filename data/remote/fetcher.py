@@ -3,7 +3,6 @@
 import logging
 import os
 import queue
-import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 from data.remote.cache import CacheWriter
 from data.remote.lookahead import Fetch, LookAhead, ReadPlan
+from data.settings import leave_signals_to_parent
 from data.storage import Storage, keep_connections, open_file
 
 STOP = -1  # in place of a step
@@ -26,8 +26,7 @@ _logger = logging.getLogger(__name__)
 
 def read_ahead(plan: ReadPlan, storage: Storage, step: Any, last: int) -> None:
     """Fill the cache until the parent says stop, or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # they are the training process's
+    leave_signals_to_parent()
     parent = _Parent(step)
     status = 0
     try:

@@ -1,10 +1,9 @@
 """Faults injected, and what was lost: ours beside plain webdataset, given the same faulty files."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import which
@@ -15,6 +14,7 @@ from data.settings import require
 from scripts.speed import faulty_files as files
 from scripts.speed.faulty_server import FaultyServer, serve
 from scripts.speed.interrupted import (
+    environment,
     our_steps,
     read_killed,
     read_ours_on_ranks,
@@ -82,17 +82,9 @@ def _quiet() -> Generator[None]:
         logging.disable(logging.NOTSET)
 
 
-@contextmanager
-def _own_environment(folder: Path) -> Generator[None]:
+def _own_environment(folder: Path) -> AbstractContextManager[None]:
     """Ask this machine's server without a proxy, and leave the user's cache alone."""
-    own = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "XDG_CACHE_HOME": str(folder)}
-    before = dict(os.environ)
-    os.environ.update(own)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    return environment(no_proxy="127.0.0.1", NO_PROXY="127.0.0.1", XDG_CACHE_HOME=str(folder))
 
 
 def _references(shards: list[str]) -> tuple[dict[Name, str], dict[Name, str]]:

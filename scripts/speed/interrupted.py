@@ -145,7 +145,7 @@ def _rank_names(rank: int, dataset: Any) -> list[Name]:
     loader = DataLoader(
         dataset.map(_name), batch_size=None, num_workers=_WORKERS, worker_init_fn=_one_thread
     )
-    with _environment(RANK=str(rank), WORLD_SIZE=str(_WORLD_SIZE)):
+    with environment(RANK=str(rank), WORLD_SIZE=str(_WORLD_SIZE)):
         return list(loader)
 
 
@@ -154,7 +154,8 @@ def _one_thread(_: int) -> None:
 
 
 @contextmanager
-def _environment(**values: str) -> Generator[None]:
+def environment(**values: str) -> Generator[None]:
+    """Set variables of the environment for a while."""
     before = dict(os.environ)
     os.environ.update(values)
     try:
