@@ -55,6 +55,7 @@ class ImageConfig:
     crop_area: tuple[float, float] = setting(
         (0.08, 1.0), "range of a training crop's area, as a fraction of the image's"
     )
+    fraction: float = setting(1.0, "fraction of the training samples that are used at all")
     workers: int = setting(
         2, "loader processes a rank; 0 decodes in the training process", changes_result=False
     )
@@ -96,6 +97,9 @@ class ImageConfig:
         require(
             self.std is None or min(self.std) > 0,
             f"data.std={self.std} must be above 0 in each channel; try [0.5, 0.5, 0.5]",
+        )
+        require(
+            0 < self.fraction <= 1, f"data.fraction={self.fraction} is not in (0, 1]; 1 uses all"
         )
         require(self.workers >= 0, f"data.workers={self.workers} is below 0; 0 needs no process")
         require(
@@ -169,6 +173,10 @@ class DataConfig(ImageConfig):
         require(
             self.read in ("random", "sequential"),
             f"data.read={self.read} is neither random nor sequential",
+        )
+        require(
+            self.read == "random" or self.fraction == 1,
+            f"data.fraction={self.fraction} needs data.read=random: a stream has no index",
         )
 
 

@@ -21,7 +21,7 @@ from data.labelled import k_shot
 from data.loader import Samples
 from data.settings import run_entry_point
 from data.stream import Share, evaluation_batches
-from finetune.config import FewshotConfig
+from finetune.frozen import FewshotConfig
 from pretrain.config import load, usage
 from pretrain.encoder import image_size, make_encoder
 from pretrain.evaluate import Features, check_features, extract, ridge_accuracy

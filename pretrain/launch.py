@@ -207,6 +207,8 @@ def share(accelerator: Accelerator, run: RunConfig, optim: OptimConfig) -> Share
     return Share(accelerator.process_index, world, micro)
 
 
-def open_shards(accelerator: Accelerator, spec: object, key: str, storage: Storage) -> Manifest:
+def open_shards(
+    accelerator: Accelerator, spec: object, key: str, storage: Storage, fraction: float = 1.0
+) -> Manifest:
     """Open the shards that a configuration key names; the main process makes missing indexes."""
-    return main_process_first(accelerator, lambda: open_manifest(spec, key, storage))
+    return main_process_first(accelerator, lambda: open_manifest(spec, key, storage, fraction))

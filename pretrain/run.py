@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     if data.read == "sequential":
         stream = open_sequential(data, size, seed, batch_size, part)
     else:
-        shards = open_shards(accelerator, data.shards, "data.shards", data.storage)
+        shards = open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction)
         samples = Samples(shards, size, seed, data.crop_area)
         stream = TrainingStream(samples, batch_size, part, data.workers)
     validation = None

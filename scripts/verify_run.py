@@ -74,7 +74,8 @@ def _verify(run: Path) -> Verdict:
     if newest is None:
         raise UserError(f"RUN={run} has no whole checkpoint, so none of its steps is committed yet")
     key = "shards" if isinstance(config, PretrainConfig) else "train"
-    manifest = open_manifest(getattr(config.data, key), f"data.{key}", config.data.storage)
+    data = config.data
+    manifest = open_manifest(getattr(data, key), f"data.{key}", data.storage, data.fraction)
     seed, batch_size = config.run.seed, config.optim.batch_size
     return verify(run, newest, manifest, seed, batch_size)
 

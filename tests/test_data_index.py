@@ -18,6 +18,7 @@ import data.index.making
 from data.index.manifest import Manifest, Row, append_rows, read_rows, tidy_rows
 from data.index.offsets import ShardIndex
 from data.index.opening import load_index, open_manifest
+from data.reader import ShardReader
 from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
 from data.storage import RangeFile
@@ -414,3 +415,48 @@ def test_many_shards_cost_little(tmp_path: Path) -> None:
     assert now < 400 * 2000  # bytes a shard
     assert peak < 1200 * 2000
     assert len(pickle.dumps(manifest)) < 400 * 2000
+
+
+# ---------------------------------------------------------------- a fraction of the samples
+
+
+def names(manifest: Manifest) -> list[str]:
+    reader = ShardReader(manifest)
+    return [
+        f"{shard.name}/{reader.key(number, place)}"
+        for number, shard in enumerate(manifest.shards)
+        for place in range(shard.num_samples)
+    ]
+
+
+def test_a_fraction_takes_each_shards_share_of_samples_as_they_are(tmp_path: Path) -> None:
+    for number, count in enumerate((40, 7, 13)):
+        write_shard(tmp_path / f"{number}.tar", samples(count))
+    whole, part = (open_manifest(tmp_path, "data.shards", fraction=f) for f in (1.0, 0.3))
+    assert [shard.num_samples for shard in part.shards] == [12, 2, 4]
+    assert whole.fingerprint != part.fingerprint
+    assert set(names(part)) < set(names(whole))
+    reader = ShardReader(part)
+    for number, shard in enumerate(part.shards):
+        for place in range(shard.num_samples):
+            key = int(reader.key(number, place))
+            members = reader.read(number, place, {"jpg", "cls"})
+            assert members == {"jpg": samples(key + 1)[key].data, "cls": str(key).encode()}
+
+
+def test_a_fraction_is_the_same_in_each_run_and_part_of_a_larger_one(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", samples(200, size=10))
+    small, again, large = (
+        names(open_manifest(tmp_path, "data.shards", fraction=f)) for f in (0.1, 0.1, 0.5)
+    )
+    assert small == again
+    assert set(small) < set(large)
+    places = [int(name.split("/")[-1]) for name in small]
+    assert len(places) == 20
+    assert max(places) > 150
+    assert min(places) < 50
+
+
+def test_a_fraction_that_leaves_nothing_is_refused(shard: Path) -> None:
+    with pytest.raises(UserError, match=r"data.fraction=0.01 leaves none of the 6 samples"):
+        open_manifest(str(shard), "data.shards", fraction=0.01)

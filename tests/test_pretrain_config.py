@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 import finetune.fewshot
 import finetune.run
 import pretrain.run
-from finetune.config import FewshotConfig, FinetuneConfig
+from finetune.config import FinetuneConfig
+from finetune.frozen import FewshotConfig
 from pretrain.config import PretrainConfig, keys, load, usage
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -181,6 +181,17 @@ def test_fine_tuning_is_verified_too(tmp_path: Path, tiny_finetune: list[str], a
     )
 
 
+def test_a_fraction_of_the_samples_is_verified_too(
+    tmp_path: Path, tiny_finetune: list[str], ask: Ask
+) -> None:
+    extra = ["data.trace=true", "data.fraction=0.5", f"run.dir={tmp_path}/run"]
+    finetune.run.main([*tiny_finetune, *extra])
+    said = ask(tmp_path / "run")
+    assert said.status == 0
+    [verdict] = said.splitlines()[-1:]
+    assert verdict.startswith("exactly once: 6 epochs, ")
+
+
 def test_what_is_past_the_newest_whole_checkpoint_is_left_out(run: Path, ask: Ask) -> None:
     model = run / "checkpoints/step-00000017/model.safetensors"
     model.write_bytes(model.read_bytes()[:-1])

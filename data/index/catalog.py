@@ -134,6 +134,7 @@ class Catalog:
             locations=Strings([self.locations[i] for i in places]),
             etags=Strings([self._etags.get(i, "") for i in places]),
             num_samples=self._num_samples[there],
+            num_indexed=self._num_samples[there],
             num_bytes=self._num_bytes[there],
             sha256s=self._sha256s[there],
             damages={i: self._damages[p] for i, p in enumerate(places) if p in self._damages},

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -36,7 +36,8 @@ class Shard:
         name: Its path below the deepest folder common to all shards of the manifest.
         location: The tar: an absolute path or a URL.
         index_path: Its index, for `data.index.opening.load_index`.
-        num_samples: Readable samples when it was indexed.
+        num_samples: Samples that are used.
+        num_indexed: Readable samples when it was indexed; more than are used of a `thinned` one.
         num_bytes: The tar's size.
         sha256: Of the whole tar that was indexed, in hex.
         etag: What the server called that tar; None of local ones, and where it is not known.
@@ -47,6 +48,7 @@ class Shard:
     location: str
     index_path: Path
     num_samples: int
+    num_indexed: int
     num_bytes: int
     sha256: str
     etag: str | None
@@ -85,6 +87,7 @@ class Shards(Sequence[Shard]):
         locations: One a shard.
         etags: Empty for None.
         num_samples: int64.
+        num_indexed: int64.
         num_bytes: int64.
         sha256s: uint8, (number of shards, 32).
         damages: By place, for the damaged ones alone.
@@ -96,6 +99,7 @@ class Shards(Sequence[Shard]):
     locations: Strings
     etags: Strings
     num_samples: npt.NDArray[np.int64]
+    num_indexed: npt.NDArray[np.int64]
     num_bytes: npt.NDArray[np.int64]
     sha256s: npt.NDArray[np.uint8]
     damages: dict[int, str]
@@ -120,6 +124,7 @@ class Shards(Sequence[Shard]):
             location=location,
             index_path=Path(folder, split_location(location).file + INDEX_SUFFIX),
             num_samples=int(self.num_samples[place]),
+            num_indexed=int(self.num_indexed[place]),
             num_bytes=int(self.num_bytes[place]),
             sha256=self.sha256s[place].tobytes().hex(),
             etag=self.etags[place] or None,
@@ -162,6 +167,18 @@ def make_manifest(shards: Shards, storage: Storage) -> Manifest:
         digest.update(json.dumps(row).encode() + b"\n")
     starts = np.concatenate([[0], np.cumsum(shards.num_samples)]).astype(np.int64)
     return Manifest(shards, starts, digest.hexdigest(), storage)
+
+
+def thinned(manifest: Manifest, ratio: float) -> Manifest:
+    """Use `ratio` of the samples alone: of each shard its share, the same ones in each run.
+
+    Which ones, `ShardIndex.thinned` decides by a hash; those of a smaller ratio are nearly all
+    among those of a larger one.
+    """
+    if ratio == 1:
+        return manifest
+    kept = np.diff(np.round(manifest.starts * ratio).astype(np.int64))
+    return make_manifest(replace(manifest.shards, num_samples=kept), manifest.storage)
 
 
 # ---------------------------------------------------------------- folders

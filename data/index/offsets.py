@@ -8,7 +8,7 @@ which tar it is of, and a checksum of itself.
 import json
 import mmap
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as to_safetensors
 
+from data.randomness import combine
 from data.settings import UserError
 from data.shards import atomic_write
 
@@ -83,6 +84,24 @@ class ShardIndex:
             )
             for i in range(start, int(self.member_ends[sample]))
         }
+
+    def thinned(self, num_kept: int, seed: int) -> "ShardIndex":
+        """Return an index of `num_kept` samples alone, chosen by a hash, in the order they lie."""
+        if num_kept == len(self):
+            return self
+        words = combine(np.full(len(self), seed), np.arange(len(self)))
+        kept = np.sort(np.argsort(words, kind="stable")[:num_kept])
+        fields: dict[str, Any] = {}
+        for ends, values in (
+            ("member_ends", ("offsets", "sizes", "crc32s", "extension_ids")),
+            ("key_ends", ("keys",)),
+        ):
+            stops = getattr(self, ends)
+            lengths = np.diff(stops, prepend=0)
+            is_kept = np.repeat(np.isin(np.arange(len(self)), kept), lengths)
+            fields[ends] = np.cumsum(lengths[kept])
+            fields |= {name: getattr(self, name)[is_kept] for name in values}
+        return replace(self, **fields)
 
     def has_layout_of(self, other: "ShardIndex") -> bool:
         """Tell whether another index has the same members at the same places."""

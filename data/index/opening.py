@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data.index.catalog import Catalog, fetch_index
 from data.index.making import Job, is_index_of, run_jobs
-from data.index.manifest import Manifest, Shard
+from data.index.manifest import Manifest, Shard, thinned
 from data.index.offsets import ShardIndex
 from data.settings import RunStopped, UserError, require
 from data.storage import Storage, is_remote, keep_connections
@@ -23,7 +23,9 @@ _DEFAULT = Storage()
 _logger = logging.getLogger(__name__)
 
 
-def open_manifest(spec: object, key: str, storage: Storage = _DEFAULT) -> Manifest:
+def open_manifest(
+    spec: object, key: str, storage: Storage = _DEFAULT, fraction: float = 1.0
+) -> Manifest:
     """Open the manifest of the shards that a configuration names, indexing what is new or changed.
 
     Where nothing is, it costs one `stat` a local shard, and of remote ones a request a folder.
@@ -34,6 +36,7 @@ def open_manifest(spec: object, key: str, storage: Storage = _DEFAULT) -> Manife
         spec: As for `data.shards.list_shards`.
         key: The configuration's key, for error texts.
         storage: How remote shards are read.
+        fraction: Of the samples, to be used alone.
 
     Raises:
         RunStopped: If a shard cannot be read, or its index not be written.
@@ -47,7 +50,13 @@ def open_manifest(spec: object, key: str, storage: Storage = _DEFAULT) -> Manife
     for shard in manifest.shards.damaged:
         _logger.warning("shard %s is damaged: %s", shard.name, shard.damage)
     require(manifest.num_samples > 0, f"{key}: the shards hold no samples; name others")
-    return manifest
+    used = thinned(manifest, fraction)
+    require(
+        used.num_samples > 0,
+        f"data.fraction={fraction} leaves none of the {manifest.num_samples} samples of {key}; "
+        "raise it",
+    )
+    return used
 
 
 def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex:
@@ -66,11 +75,11 @@ def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex:
         message = f"{path}, the index of shard {shard.name}, is gone; start again to make it anew"
         raise RunStopped(message) from error
     require(
-        is_index_of(index, shard.num_samples, shard.sha256),
+        is_index_of(index, shard.num_indexed, shard.sha256),
         f"{path} is the index of another tar than shard {shard.name}; delete it and it will be "
         "made again",
     )
-    return index
+    return index.thinned(shard.num_samples, int(shard.sha256[:15], 16))
 
 
 def _make(catalog: Catalog, missing: Sequence[int]) -> None:
