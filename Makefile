@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help install demo test test-faults lint format clean
 
 help:
-	@echo "make install   set up .venv (about 2 minutes, 6 GB)"
+	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
 	@echo "make demo      the whole job on 8 photographs, 4 to 6 minutes on 2 CPU cores"
 	@echo "make test      the test suite, under 15 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
@@ -19,7 +19,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null \
 		|| (echo "Python 3.11 or newer is needed; name it with make PYTHON=python3.12" && exit 1)
-	@echo "setting up .venv: about 2 minutes and 6 GB, most of it torch"
+	@echo "setting up .venv: about 3 minutes and 7 GB, most of it torch"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@

@@ -81,8 +81,8 @@ def find_images(source: Path, *, is_unlabelled: bool = False) -> Source:
         UserError: If it is no folder, or holds no image.
     """
     require(source.is_dir(), f"SOURCE={source} is not a folder; give the folder of the images")
-    sizes = _file_sizes(source)
-    found = {path: size for path, size in sizes.items() if _extension(path) in IMAGE_EXTENSIONS}
+    sizes = file_sizes(source)
+    found = {path: size for path, size in sizes.items() if extension_of(path) in IMAGE_EXTENSIONS}
     paths = sorted(path for path, size in found.items() if size > 0)
     require(
         len(paths) > 0,
@@ -98,7 +98,7 @@ def find_images(source: Path, *, is_unlabelled: bool = False) -> Source:
     return Source(images, tuple(classes), len(found) - len(paths), len(sizes) - len(found))
 
 
-def _file_sizes(source: Path) -> dict[str, int]:
+def file_sizes(source: Path) -> dict[str, int]:
     """Map the path of each file that is not hidden, below `source`, to its size."""
     sizes: dict[str, int] = {}
     for folder, folders, files in os.walk(source, followlinks=True):
@@ -110,7 +110,8 @@ def _file_sizes(source: Path) -> dict[str, int]:
     return sizes
 
 
-def _extension(path: str) -> str:
+def extension_of(path: str) -> str:
+    """Return a file name's extension in lower case, without the dot."""
     return Path(path).suffix.lower().removeprefix(".")
 
 
@@ -210,4 +211,4 @@ def load_image(source: Path, image: SourceImage) -> ImageFile:
     data = path.read_bytes() if path.exists() else b""
     if len(data) != image.num_bytes:
         raise UserError(f"{path} has changed since it was listed; start again when it is whole")
-    return ImageFile(image.key, _extension(image.path), data, image.label)
+    return ImageFile(image.key, extension_of(image.path), data, image.label)

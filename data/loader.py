@@ -23,6 +23,7 @@ from data.settings import require, setting
 from data.shards import IMAGE_EXTENSIONS, LABEL_EXTENSION
 from data.storage import Storage, user_cache
 from data.transforms import (
+    AUGMENTATION,
     NUM_UNIFORM,
     UnreadableImage,
     decode,
@@ -34,7 +35,7 @@ NO_LABEL = -1
 SHARDS_TYPE = "str | list[str]"
 _CROP = 1  # purpose of a sample's random numbers
 _PADDING = -1
-_MAX_LABEL = 10  # bytes of a `cls` member: beyond, it is no class number
+_MAX_LABEL = 10  # bytes: beyond, it is no class number
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,8 @@ class Batch(NamedTuple):
 
     Attributes:
         tensors: `image` uint8 (B, 3, H, W); `weight` float32 (B,), 0 for padding and bad samples;
-            `key` int64 (B,), each sample's random key in this epoch; `label` int64 (B,).
+            `key` int64 (B,), each sample's random key in this epoch; `label` int64 (B,), or of a
+            multi-label set 0 and 1 in int64 (B, K).
         places: The samples with weight 1, in order.
         bad: The samples that could not be used.
     """
@@ -240,6 +242,8 @@ class Samples(Dataset[Batch]):
         crop_area: Range of training crops' areas; None cuts evaluation crops and keeps the order
             of the shards.
         labelled: A sample without a label is bad.
+        num_classes: K of a multi-label set; None where a sample has one class.
+        augment: A training crop, uint8 (3, H, W), and a 32-bit seed -> such a crop.
     """
 
     def __init__(
@@ -249,6 +253,8 @@ class Samples(Dataset[Batch]):
         seed: int,
         crop_area: tuple[float, float] | None = None,
         labelled: bool = False,
+        num_classes: int | None = None,
+        augment: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
         self.manifest = manifest
         self.order = Order(manifest.starts, seed)
@@ -256,6 +262,8 @@ class Samples(Dataset[Batch]):
         self.size = size
         self.crop_area = crop_area
         self.labelled = labelled
+        self.num_classes = num_classes
+        self.augment = augment
 
     def __getitem__(self, request: Request) -> Batch:
         """Read, decode and crop one request's samples."""
@@ -275,7 +283,12 @@ class Samples(Dataset[Batch]):
             for slot, (shard, place) in located.items()
         }
         return fill_batch(
-            keys, places, self.size, lambda slot: self._read(*located[slot]), self._crop
+            keys,
+            places,
+            self.size,
+            lambda slot: self._read(*located[slot]),
+            self._crop,
+            self.num_classes,
         )
 
     def _ids(self, request: Request) -> np.ndarray:
@@ -288,25 +301,31 @@ class Samples(Dataset[Batch]):
         )
         return ids
 
-    def _read(self, shard: int, place: int) -> tuple[bytes, int]:
+    def _read(self, shard: int, place: int) -> tuple[bytes, int | np.ndarray]:
         """Return the image's bytes and the label; a label is only asked for where it matters."""
         wanted = IMAGE_EXTENSIONS | {LABEL_EXTENSION} if self.labelled else IMAGE_EXTENSIONS
         members = self.reader.read(shard, place, wanted)
-        label = read_label(members) if self.labelled else NO_LABEL
+        label = NO_LABEL
+        if self.labelled and self.num_classes is not None:
+            label = multi_hot(read_label_set(members), self.num_classes)
+        elif self.labelled:
+            label = read_label(members)
         return pick_image(members), label
 
     def _crop(self, image: Tensor, numbers: np.ndarray) -> Tensor:
         if self.crop_area is None:
             return evaluation_crop(image, self.size)
-        return training_crop(image, numbers, self.size, self.crop_area)
+        crop = training_crop(image, numbers, self.size, self.crop_area)
+        return self.augment(crop, int(numbers[AUGMENTATION] * 2**32)) if self.augment else crop
 
 
 def fill_batch(
     keys: np.ndarray,
     places: Mapping[int, Place],
     size: tuple[int, int],
-    read: Callable[[int], tuple[bytes, int]],
+    read: Callable[[int], tuple[bytes, int | np.ndarray]],
     crop: Callable[[Tensor, np.ndarray], Tensor],
+    num_classes: int | None = None,
 ) -> Batch:
     """Decode and crop samples into a batch; one that cannot be used keeps its slot with weight 0.
 
@@ -316,12 +335,14 @@ def fill_batch(
         size: (H, W) of the images.
         read: A slot -> the image's bytes and the label; may raise `BadSample`.
         crop: An image, uint8 (3, h, w), and its (NUM_UNIFORM,) numbers -> uint8 (3, H, W).
+        num_classes: K of a multi-label set.
     """
     numbers = uniform(combine(keys, _CROP), NUM_UNIFORM)
     image = blank_images((keys.size, 3, *size))
     pixels = image.numpy()  # its item assignment takes a tenth of a tensor's time
     weight = np.zeros(keys.size, np.float32)
-    label = np.full(keys.size, NO_LABEL)
+    shape = (keys.size,) if num_classes is None else (keys.size, num_classes)
+    label = np.full(shape, NO_LABEL)
     bad: list[LedgerEntry] = []
     for slot, place in places.items():
         try:
@@ -355,12 +376,47 @@ def read_label(members: dict[str, bytes]) -> int:
     Raises:
         BadSample: There is none, or it is no number from 0.
     """
+    text = _label_text(members)
+    if not _is_class(text):
+        raise BadSample(f".{LABEL_EXTENSION} holds {text[:20]!r}, not a class number")
+    return int(text)
+
+
+def read_label_set(members: dict[str, bytes]) -> list[int]:
+    """Return the class numbers in a `cls` member, none or several, apart by spaces or commas.
+
+    Raises:
+        BadSample: There is no such member, or it holds something else.
+    """
+    text = _label_text(members)
+    numbers = text.replace(b",", b" ").split()
+    if not all(map(_is_class, numbers)):
+        raise BadSample(f".{LABEL_EXTENSION} holds {text[:20]!r}, not class numbers")
+    return [int(number) for number in numbers]
+
+
+def _label_text(members: dict[str, bytes]) -> bytes:
     text = members.get(LABEL_EXTENSION)
     if text is None:
         raise BadSample(f"no .{LABEL_EXTENSION} member")
-    if not text.strip().isdigit() or len(text) > _MAX_LABEL:
-        raise BadSample(f".{LABEL_EXTENSION} holds {text[:20]!r}, not a class number")
-    return int(text)
+    return text
+
+
+def _is_class(text: bytes) -> bool:
+    return text.strip().isdigit() and len(text) <= _MAX_LABEL
+
+
+def multi_hot(classes: list[int], num_classes: int) -> np.ndarray:
+    """Return int64 (K,): 1 at the classes, 0 elsewhere.
+
+    Raises:
+        BadSample: There is no such class.
+    """
+    label = np.zeros(num_classes, np.int64)
+    if classes and max(classes) >= num_classes:
+        raise BadSample(f".{LABEL_EXTENSION} has class {max(classes)} of {num_classes}")
+    label[classes] = 1
+    return label
 
 
 def blank_images(shape: tuple[int, ...]) -> Tensor:

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
-NUM_UNIFORM = 23  # the random numbers that `training_crop` takes: 10 tries of 2, place, flip
+NUM_UNIFORM = 24  # random numbers of a sample: 10 tries of 2, place, flip, and what augments it
 _NUM_TRIES = 10
+_LEFT, _TOP, _FLIP, AUGMENTATION = range(2 * _NUM_TRIES, NUM_UNIFORM)
 
 
 class UnreadableImage(Exception):  # noqa: N818 - a finding about the data, as BadSample is
@@ -85,7 +86,7 @@ def training_crop(
 
     Args:
         image: uint8 (3, h, w).
-        uniform: (NUM_UNIFORM,) numbers in [0, 1): all the randomness there is.
+        uniform: (NUM_UNIFORM,) numbers in [0, 1), of which all but the last are used.
         size: (H, W) of the result.
         crop_area: Range of the part's area as a fraction of the image's.
 
@@ -106,9 +107,9 @@ def training_crop(
     else:  # the whole image, its longer side cut to the allowed aspect ratio
         w = max(1, min(width, round(height * aspect * 4 / 3)))
         h = max(1, min(height, round(width / aspect * 4 / 3)))
-    left, top = int(uniform[-3] * (width - w + 1)), int(uniform[-2] * (height - h + 1))
+    left, top = int(uniform[_LEFT] * (width - w + 1)), int(uniform[_TOP] * (height - h + 1))
     crop = resize(image[:, top : top + h, left : left + w], size)
-    return crop.flip(2) if uniform[-1] < 0.5 else crop
+    return crop.flip(2) if uniform[_FLIP] < 0.5 else crop
 
 
 def evaluation_crop(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,10 +1,11 @@
-"""What fine-tuning and the few-shot measure are told."""
+"""What fine-tuning is told."""
 
 from dataclasses import dataclass
 
 from data.labelled import LabelledDataConfig
-from data.settings import require, setting
+from data.settings import setting
 from finetune.head import HeadConfig
+from finetune.mixing import MixConfig
 from pretrain.encoder import EncoderConfig
 from pretrain.launch import RunConfig
 from pretrain.optim import OptimConfig
@@ -33,6 +34,7 @@ class FinetuneConfig:
     data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
     encoder: EncoderConfig = setting(EncoderConfig, "the network, and where it comes from")
     head: HeadConfig = setting(HeadConfig, "the classifier")
+    mix: MixConfig = setting(MixConfig, "mixing of training images")
     optim: OptimConfig = setting(_paper_optim, "the steps")
 
     def __post_init__(self) -> None:

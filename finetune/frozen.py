@@ -1,32 +1,130 @@
-"""What the few-shot measure is told."""
+"""Measuring a frozen encoder: what both scripts are told, and what they share.
 
+`fewshot.py` and `probe.py` read an encoder's features by layer and pooling, judge each, and write a
+table and `result.json`.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+from timm.models.vision_transformer import VisionTransformer
 
 from data.labelled import LabelledDataConfig
-from data.settings import require, setting
-from pretrain.encoder import EncoderConfig
+from data.loader import Samples
+from data.settings import RunStopped, UserError, require, setting
+from data.shards import atomic_write
+from finetune.features import cached_features, identity
+from pretrain.classifiers import NEIGHBOURS, PENALTY
+from pretrain.encoder import EncoderConfig, choose_attention, image_size, make_encoder
+from pretrain.evaluate import Features, View, make_views
+from pretrain.launch import RunConfig, start
+from pretrain.probe import Splits, check_shots, open_splits
+
+logger = logging.getLogger(__name__)
+
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
-class ShotsConfig:
-    """How the few-shot accuracy is measured."""
+class FrozenConfig:
+    """How features are read, whatever judges them.
 
-    shots: tuple[int, ...] = setting((1, 5, 10, 25), "labelled images a class")
-    num_seeds: int = setting(5, "choices of those images; the table shows mean and deviation")
-    layer: int = setting(0, "block whose output is read, from 1; 0: the last")
-    pooling: str = setting("average", "average over patches, or class (no loss in pretraining)")
-    penalty: float = setting(10.0, "ridge penalty on standardised features")
-    batch_size: int = setting(256, "images a forward pass")
-    output: str | None = setting(None, "JSON file for the result; default: none")
+    Attributes:
+        group: Where the keys are in the whole configuration, for messages.
+    """
+
+    group: ClassVar[str]
+
+    layers: Any = setting(
+        None,
+        "blocks whose output is read, such as [6,12], from 1; all; default: the last",
+        type_name="list[int] | all",
+    )
+    poolings: tuple[str, ...] = setting(
+        ("average",), "average over patches, class (no loss in pretraining), both (side by side)"
+    )
+    batch_size: int = setting(256, "images a forward pass on each process")
+    precision: str = setting("fp32", "of the forward pass: fp32 or bf16")
+    threads: int = setting(0, "CPU threads a process; 0: all, shared")
+    dir: str = setting("runs/frozen", "folder for result.json and table.md")
+    features: str | None = setting(None, "folder where features are kept; default: DIR/features")
 
     def __post_init__(self) -> None:
+        for key in ("poolings", "dir"):
+            require(len(getattr(self, key)) > 0, f"{self.group}.{key} is empty; leave it out")
+        is_list = isinstance(self.layers, list | tuple)
+        layers = self.layers if is_list else [self.layers]
         require(
-            len(self.shots) > 0 and min(self.shots) > 0,
-            f"fewshot.shots={list(self.shots)} must be numbers from 1; try [1, 5, 10, 25]",
+            self.layers in (None, "all")
+            or (len(layers) > 0 and all(type(layer) is int and layer > 0 for layer in layers)),
+            f"{self.group}.layers={self.layers} is neither a list of numbers from 1 nor all",
         )
-        for key in ("num_seeds", "penalty", "batch_size"):
+        self._require_positive("batch_size")
+        require(
+            self.precision in ("fp32", "bf16"),
+            f"{self.group}.precision={self.precision} is not one of fp32, bf16",
+        )
+        require(self.threads >= 0, f"{self.group}.threads={self.threads} is below 0; 0: all")
+
+    def _require_positive(self, *keys: str) -> None:
+        for key in keys:
             value = getattr(self, key)
-            require(value > 0, f"fewshot.{key}={value} must be above 0")
+            require(value > 0, f"{self.group}.{key}={value} must be above 0")
+
+    def numbers(self, depth: int) -> list[int]:
+        """Return the asked blocks of an encoder that has `depth`."""
+        if self.layers == "all":
+            return list(range(1, depth + 1))
+        if isinstance(self.layers, list | tuple):
+            return list(self.layers)
+        return [self.layers or depth]
+
+
+@dataclass(frozen=True)
+class ShotsConfig(FrozenConfig):
+    """How the few-shot accuracy is measured."""
+
+    group = "fewshot"
+
+    dir: str = setting("runs/fewshot", "folder for result.json and table.md")
+    shots: tuple[int, ...] = setting((1, 5, 10, 25), "labelled images a class")
+    num_seeds: int = setting(5, "choices of those images; the table shows mean and deviation")
+    penalty: float = setting(PENALTY, "ridge penalty on standardised features")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.shots) > 0, "fewshot.shots is empty; try [1, 5, 10, 25]")
+        check_shots(self.shots, "fewshot.shots")
+        self._require_positive("num_seeds", "penalty")
+
+
+@dataclass(frozen=True)
+class ClassifiersConfig(FrozenConfig):
+    """How k-NN and the linear probe are fitted."""
+
+    group = "probe"
+
+    dir: str = setting("runs/probe", "folder for result.json and table.md")
+    neighbours: int = setting(NEIGHBOURS, "nearest training images that vote in k-NN")
+    penalties: tuple[float, ...] = setting(
+        (1e-4, 1e-3, 1e-2, 1e-1),
+        "of the linear probe; a tenth of data.train chooses one",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("neighbours")
+        require(
+            len(self.penalties) > 0 and min(self.penalties) > 0,
+            f"probe.penalties={list(self.penalties)} must be numbers above 0; try [1e-3, 1e-2]",
+        )
 
 
 @dataclass(frozen=True)
@@ -38,4 +136,199 @@ class FewshotConfig:
     fewshot: ShotsConfig = setting(ShotsConfig, "the measure")
 
     def __post_init__(self) -> None:
-        self.data.require_splits()
+        check_data(self.data)
+
+    @property
+    def frozen(self) -> FrozenConfig:
+        """How features are read."""
+        return self.fewshot
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """Everything that k-NN and the linear probe are told."""
+
+    data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
+    encoder: EncoderConfig = setting(EncoderConfig, "the network, and where it comes from")
+    probe: ClassifiersConfig = setting(ClassifiersConfig, "the measure")
+
+    def __post_init__(self) -> None:
+        check_data(self.data)
+
+    @property
+    def frozen(self) -> FrozenConfig:
+        """How features are read."""
+        return self.probe
+
+
+def check_data(data: LabelledDataConfig) -> None:
+    """Raise `UserError` for a key that a frozen encoder's measure cannot follow."""
+    data.require_splits()
+    require(
+        not data.multi_label,
+        "data.multi_label=true, but a frozen encoder is measured by one class an image; leave it "
+        "out, or fine-tune",
+    )
+    require(
+        data.augment is None,
+        f"data.augment={data.augment}, but a frozen encoder sees images as they are; leave it out",
+    )
+
+
+# ---------------------------------------------------------------- one measurement
+
+
+class Measured(NamedTuple):
+    """An encoder's features of both splits, on the main process; empty on the others."""
+
+    train: dict[View, Features]
+    val: dict[View, Features]
+
+
+def measure(
+    config: FewshotConfig | LinearConfig,
+    prepare: Callable[[np.ndarray], Any],
+    judge: Callable[[Any, Features, Features], Figures],
+    about: dict[str, Any],
+) -> str | None:
+    """Read the features on all ranks, judge each view on the main process, and write the result.
+
+    Args:
+        config: What is asked for.
+        prepare: The labels of all training images -> what `judge` needs; refuses what cannot be
+            done before any image is read.
+        judge: That, and the features of both splits -> figures of a view.
+        about: What else `result.json` says.
+
+    Returns:
+        The table, on the main process.
+
+    Raises:
+        UserError: The images or the encoder do not allow what is asked for.
+        RunStopped: Too many images cannot be used, or the result cannot be written.
+    """
+    begin, frozen, data = time.monotonic(), config.frozen, config.data
+    accelerator = _start(frozen)
+    encoder = make_encoder(config.encoder, data.size, data.mean, data.std)
+    keys = (f"{frozen.group}.layers", f"{frozen.group}.poolings")
+    views = make_views(encoder, frozen.numbers(len(encoder.blocks)), frozen.poolings, keys)
+    _make_folder(frozen)
+    splits = open_splits(accelerator, data, data, image_size(encoder), "data", data.fraction)
+    prepared = prepare(splits.labels)
+
+    choose_attention(encoder, accelerator.device, accelerator.mixed_precision)
+    encoder.to(accelerator.device)
+    found = _read(accelerator, encoder, splits, views, config)
+    accelerator.end_training()  # the other ranks need not wait for what follows
+    if not accelerator.is_main_process:
+        return None
+    counts = _count(found, splits, data.max_bad_ratio)
+    cells = [
+        {**view._asdict(), **judge(prepared, *_on(accelerator, found, view))} for view in views
+    ]
+    result = {
+        "encoder.init": config.encoder.init,
+        "encoder.sha256": identity(encoder),
+        "precision": frozen.precision,
+        **about,
+        **counts,
+        "seconds": round(time.monotonic() - begin, 3),
+        "cells": cells,
+        **cells[0],  # what is asked for first stands by itself
+    }
+    table = _table(cells)
+    _write(frozen, result, table)
+    return f"{config.encoder.init}: {counts['num_val']} images\n\n{table}"
+
+
+def _start(frozen: FrozenConfig) -> Accelerator:
+    try:
+        return start(RunConfig(seed=0, precision=frozen.precision, threads=frozen.threads))
+    except UserError as error:  # it speaks of a run's keys
+        raise UserError(str(error).replace("run.", f"{frozen.group}.")) from error
+
+
+def _read(
+    accelerator: Accelerator,
+    encoder: VisionTransformer,
+    splits: Splits,
+    views: list[View],
+    config: FewshotConfig | LinearConfig,
+) -> Measured:
+    frozen, workers = config.frozen, config.data.workers
+    folder = Path(frozen.features or Path(frozen.dir, "features"))
+    train, val = (
+        cached_features(
+            accelerator, encoder, samples, views, folder, key, frozen.batch_size, workers
+        )
+        for key, samples in (("train", splits.train), ("val", splits.val))
+    )
+    return Measured(train, val)
+
+
+def _on(accelerator: Accelerator, found: Measured, view: View) -> tuple[Features, Features]:
+    device = accelerator.device
+    return found.train[view].to(device), found.val[view].to(device)
+
+
+def _count(found: Measured, splits: Splits, max_bad_ratio: float) -> dict[str, int]:
+    """Count the images; stop where more are unusable than `data.max_bad_ratio` bears."""
+    counts: dict[str, int] = {}
+    for key in ("train", "val"):
+        samples: Samples = getattr(splits, key)
+        features: dict[View, Features] = getattr(found, key)
+        total = samples.manifest.num_samples
+        used = len(next(iter(features.values())).labels)
+        bad = total - used
+        counts |= {f"num_{key}": used, f"num_bad_{key}": bad}
+        if bad > max_bad_ratio * total or not used:
+            raise RunStopped(
+                f"{bad} of {total} images of data.{key} cannot be used, more than "
+                f"data.max_bad_ratio={max_bad_ratio}; mend the shards, or raise the key"
+            )
+    return counts
+
+
+# ---------------------------------------------------------------- writing down
+
+
+def _make_folder(frozen: FrozenConfig) -> None:
+    try:
+        Path(frozen.dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{frozen.group}.dir={frozen.dir} is no folder that can be written: {error.strerror}"
+        ) from error
+
+
+def _write(frozen: FrozenConfig, result: dict[str, Any], table: str) -> None:
+    texts = {"result.json": json.dumps(result, indent=1) + "\n", "table.md": table}
+    try:
+        for name, text in texts.items():
+            with atomic_write(Path(frozen.dir, name)) as file:
+                file.write(text.encode())
+    except OSError as error:
+        logger.warning("%s", table)  # else it would be lost
+        raise RunStopped(f"the result cannot be written: {error}") from error
+
+
+def _table(cells: list[dict[str, Any]]) -> str:
+    """Return a Markdown table with a row a cell; what has a deviation shows it."""
+    names = [name for name in cells[0] if not name.startswith("deviation/")]
+    header = [name.removeprefix("accuracy/") for name in names]
+    rows = [header, *([_shown(cell, name) for name in names] for cell in cells)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(names))]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = (
+        " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _shown(cell: dict[str, Any], name: str) -> str:
+    value = cell[name]
+    if not name.startswith("accuracy/"):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    deviation = cell.get(name.replace("accuracy/", "deviation/"))
+    return f"{value:.2%}" + ("" if deviation is None else f" ± {deviation:.2%}")

@@ -1,28 +1,43 @@
-"""An encoder with one zero-initialised linear head, and its loss.
+"""An encoder with a zero-initialised head: a batch -> the loss, and what the loss means.
 
 Source: Dosovitskiy et al. 2021, section 3.2: the pretraining head is dropped, a D x K layer of
-zeros attached.
+zeros attached. Supervised pretraining has a hidden layer (tanh) before it; section 3.1.
 """
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_stat_scores
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from data.settings import require, setting
-from pretrain.encoder import Normalise
+from data.settings import UserError, require, setting
+from finetune.backbone import is_transformer
+from finetune.mixing import MixConfig, Mixing, fill_empty_slots
+from pretrain.encoder import Normalise, image_data, patch_tokens
 from pretrain.model import Output, Sums
 
-_TOP = 5
+_TIMM_POOLINGS = {"average": "avg", "class": "token"}
+_POOLINGS = (*_TIMM_POOLINGS, "both")
+MULTI_LABEL = "multi_label_classification"
+_KINDS = ("linear", "mlp")
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """How the head is trained."""
+    """What the head reads, what it is, and what is trained with it."""
 
+    pooling: str = setting(
+        "average", "average over patches, class (the token), or both side by side"
+    )
+    kind: str = setting(
+        "linear", "linear, or mlp: one hidden layer (tanh), for training from scratch"
+    )
+    tuned_blocks: int | None = setting(
+        None, "last blocks that are trained with the head; 0: the head alone; default: everything"
+    )
     label_smoothing: float = setting(0.0, "probability spread over all classes")
 
     def __post_init__(self) -> None:
@@ -30,71 +45,200 @@ class HeadConfig:
             0 <= self.label_smoothing < 1,
             f"head.label_smoothing={self.label_smoothing} is not in [0, 1)",
         )
+        for key, known in (("pooling", _POOLINGS), ("kind", _KINDS)):
+            value = getattr(self, key)
+            require(value in known, f"head.{key}={value} is not one of {', '.join(known)}")
+        require(
+            self.tuned_blocks is None or self.tuned_blocks >= 0,
+            f"head.tuned_blocks={self.tuned_blocks} is below 0; 0 trains the head alone",
+        )
 
 
 class Classifier(nn.Module):
-    """An encoder whose own `head` classifies its patch average.
+    """An encoder and its head.
 
-    The head is timm's, so the saved encoder is a whole timm classifier.
+    A linear head on one pooling is timm's own `encoder.head`, so that the saved encoder is a whole
+    timm classifier. Another head stands beside the encoder, which is then saved without one.
 
     Args:
-        encoder: Its head is replaced.
-        num_classes: K.
-        config: How the head is trained.
+        encoder: A timm model, the head of which is replaced.
+        class_names: One a class, in order of the labels.
+        config: What the head is.
+        is_multi_label: A sample has any number of classes.
+        mix: Mixing in training.
+
+    Raises:
+        UserError: The encoder has no such pooling or blocks.
     """
 
-    def __init__(self, encoder: VisionTransformer, num_classes: int, config: HeadConfig) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        class_names: list[str],
+        config: HeadConfig,
+        *,
+        is_multi_label: bool = False,
+        mix: MixConfig | None = None,
+    ) -> None:
         super().__init__()
-        encoder.reset_classifier(num_classes)
-        assert isinstance(encoder.head, nn.Linear)
-        nn.init.zeros_(encoder.head.weight)
-        nn.init.zeros_(encoder.head.bias)
         self.encoder = encoder
-        self.normalise = Normalise(encoder)
-        self.num_classes = num_classes
+        self.class_names = class_names
+        self.pooling = config.pooling
+        self.is_multi_label = is_multi_label
         self.label_smoothing = config.label_smoothing
+        self.head = self._make_head(config)
+        self.normalise = Normalise(encoder)
+        image_data(encoder)["label_names"] = class_names
+        if is_multi_label:
+            encoder.problem_type = MULTI_LABEL
+        self._tuned = self._freeze(config.tuned_blocks)
+        self._mixing = None
+        if mix is not None and mix.is_on:
+            self._mixing = Mixing(mix, self.num_classes, config.label_smoothing, is_multi_label)
+        has_batch_norm = any(isinstance(layer, _BatchNorm) for layer in encoder.modules())
+        self._fills = has_batch_norm or self._mixing is not None
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that gives the logits."""
+        layer = self.encoder.get_classifier() if self.head is None else self.head[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def _make_head(self, config: HeadConfig) -> nn.Sequential | None:
+        """Attach a head to the encoder, or return one to stand beside it."""
+        _check_pooling(self.encoder, config.pooling)
+        is_timms = config.kind == "linear" and config.pooling != "both"
+        pooling = _TIMM_POOLINGS.get(config.pooling) if is_transformer(self.encoder) else None
+        self.encoder.reset_classifier(self.num_classes if is_timms else 0, pooling)
+        head = None
+        if not is_timms:
+            width = int(self.encoder.head_hidden_size)
+            num_inputs = 2 * width if config.pooling == "both" else width
+            hidden = [nn.Linear(num_inputs, width), nn.Tanh()] if config.kind == "mlp" else []
+            last = nn.Linear(width if hidden else num_inputs, self.num_classes)
+            head = nn.Sequential(*hidden, last)
+        layer = self.encoder.get_classifier() if head is None else head[-1]
+        if not isinstance(layer, nn.Linear):
+            raise UserError(
+                "encoder.name is a model whose head is not one linear layer; name another"
+            )
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return head
+
+    # ---- what is trained
+
+    def _freeze(self, tuned_blocks: int | None) -> list[nn.Module] | None:
+        """Freeze what is not tuned; return the tuned parts of the encoder, None for all of it."""
+        if tuned_blocks is None:
+            return None
+        blocks: list[nn.Module] = list(self.encoder.blocks) if is_transformer(self.encoder) else []
+        require(
+            tuned_blocks <= len(blocks),
+            f"head.tuned_blocks={tuned_blocks}, but the encoder has {len(blocks)} transformer "
+            "blocks; 0 trains the head alone, null everything",
+        )
+        tuned = blocks[len(blocks) - tuned_blocks :]
+        if tuned:
+            tuned.append(self.encoder.norm)
+        self.encoder.requires_grad_(False)
+        for part in [*tuned, self.last_layer]:
+            part.requires_grad_(True)
+        return tuned
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training; frozen parts stay as they are in evaluation."""
+        super().train(mode)
+        if self._tuned is not None:
+            self.encoder.eval()
+            for part in self._tuned:
+                part.train(mode)
+        return self
+
+    # ---- running it
 
     def forward(self, batch: dict[str, Tensor]) -> Output:
         """Classify a batch.
 
         Args:
-            batch: `image` uint8 (B, 3, H, W), `weight` (B,), `label` int64 (B,).
+            batch: `image` uint8 (B, 3, H, W), `weight` (B,), `label` int64 (B,) or (B, K).
         """
-        weight = batch["weight"]
-        label = batch["label"].clamp(min=0)  # padding has none, and weight 0
-        logits = self.encoder(self.normalise(batch["image"])).float()  # (B, K)
-        smoothing = self.label_smoothing if self.training else 0.0
-        losses = F.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
-        loss = (losses * weight).sum()
+        images, label, weight = batch["image"], batch["label"].clamp(min=0), batch["weight"]
+        if self.training and self._fills:
+            images, label = fill_empty_slots(images, label, weight)
+        normalised, targets = self.normalise(images), self._targets(label)
+        if self.training and self._mixing is not None:
+            normalised, targets = self._mixing(normalised, label)
+        logits = self._logits(normalised)
+        loss = (self._losses(logits, targets) * weight).sum()
         with torch.no_grad():
             sums = self._sums(logits, label, weight)
             sums["loss"] = loss.detach().double()
-        return Output(loss, sums)
+        return Output(loss, sums, logits)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Classify images: uint8 (B, 3, H, W) -> float32 (B, K)."""
+        return self._logits(self.normalise(images))
+
+    def _logits(self, images: Tensor) -> Tensor:
+        tokens = self.encoder.forward_features(images)
+        if self.head is None:
+            return self.encoder.forward_head(tokens).float()
+        return self.head(self._pool(tokens)).float()
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if self.pooling != "both":
+            return self.encoder.forward_head(tokens, pre_logits=True)
+        patches = patch_tokens(self.encoder, tokens)
+        return torch.cat([tokens[:, 0], patches.mean(1)], dim=1)  # (B, 2 D)
+
+    def _targets(self, label: Tensor) -> Tensor:
+        """Return the probabilities that are asked for: float (B, K), smoothed in training."""
+        smoothing = self.label_smoothing if self.training else 0.0
+        if self.is_multi_label:
+            return label.float() * (1 - smoothing) + smoothing / 2
+        hot = F.one_hot(label, self.num_classes).float()
+        return hot * (1 - smoothing) + smoothing / self.num_classes
+
+    def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy of each image, in nats: (B,); of many labels, the mean over the classes."""
+        if self.is_multi_label:
+            losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+            return losses.mean(1)
+        return F.cross_entropy(logits, targets, reduction="none")
 
     def _sums(self, logits: Tensor, label: Tensor, weight: Tensor) -> Sums:
-        # samples of weight 0 count as of a class that is ignored
-        counted = label.masked_fill(weight == 0, -1)
-        scores = multiclass_stat_scores(
-            logits, counted, self.num_classes, average=None, ignore_index=-1, validate_args=False
-        )  # (K, 5): true and false positives, true and false negatives, support
-        top = logits.topk(min(_TOP, self.num_classes)).indices  # (B, 5)
-        return {
-            "right": scores[:, 0].double(),
-            "support": scores[:, 4].double(),
-            "right_top5": ((top == counted[:, None]).any(1)).double().sum(),
-            "weight": weight.double().sum(),
-        }
+        sums = {"weight": weight.double().sum()}
+        if not self.is_multi_label:
+            sums["right"] = ((logits.argmax(1) == label) * weight).double().sum()
+        return sums
 
     def summarise(self, sums: Sums) -> dict[str, float]:
-        """Turn sums into `loss` (nats), `accuracy`, `accuracy_top5` and `accuracy_balanced`.
+        """Turn sums into `loss` (nats) and, where a sample has one class, `accuracy`.
 
-        The balanced accuracy is the mean over the classes that occur.
+        Where images are mixed, the accuracy is against each image's own label.
         """
-        occurs = sums["support"] > 0
-        figures = {
-            "loss": sums["loss"] / sums["weight"],
-            "accuracy": sums["right"].sum() / sums["weight"],
-            "accuracy_top5": sums["right_top5"] / sums["weight"],
-            "accuracy_balanced": (sums["right"][occurs] / sums["support"][occurs]).mean(),
-        }
+        figures = {"loss": sums["loss"] / sums["weight"]}
+        if "right" in sums:
+            figures["accuracy"] = sums["right"] / sums["weight"]
         return {name: float(value) for name, value in figures.items()}
+
+
+def _check_pooling(encoder: Any, pooling: str) -> None:
+    if not is_transformer(encoder):
+        require(
+            pooling == "average",
+            f"head.pooling={pooling} needs a VisionTransformer; use average, the model's own",
+        )
+        return
+    transformer: VisionTransformer = encoder
+    require(
+        pooling == "average" or transformer.cls_token is not None,
+        f"head.pooling={pooling}, but the encoder has no class token; use average",
+    )

@@ -2,30 +2,35 @@
 
     accelerate launch finetune/run.py [CONFIG.yaml] encoder.init=RUN data.train=... data.val=...
 
-`encoder.init=none` trains the same thing from scratch. The same command again resumes. The last
-record's validation figures are written to `result.json`.
+`encoder.init=none` trains the same thing from scratch, and with `encoder.name` any timm model. The
+same command again resumes. The last validation's figures are written to `result.json`; a finished
+run that is started with another `data.val` is validated on that.
 """
 
 import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.labelled import count_classes, read_labels
+from data.augment import RandAugment
+from data.labelled import class_names, count_classes, read_label_sets, read_labels
 from data.loader import Samples
-from data.settings import run_entry_point
+from data.settings import require, run_entry_point
 from data.stream import TrainingStream, evaluation_batches
+from finetune.backbone import flops_per_image, is_transformer, make_backbone
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
+from finetune.metrics import Figures
+from finetune.validate import Validation
 from pretrain.claim import claim
 from pretrain.config import load, resolve, usage
-from pretrain.encoder import image_size, make_encoder
+from pretrain.encoder import image_data, image_size
 from pretrain.launch import open_shards, share, start
-from pretrain.loop import Trainer
-from pretrain.metrics import read_records
+from pretrain.loop import Evaluator, Trainer
 from pretrain.ranks import main_process_first
 
 
@@ -42,48 +47,67 @@ def main(arguments: list[str]) -> None:
     data = config.data
 
     # ---- the classes
-    train = open_shards(accelerator, data.train, "data.train", data.storage)
+    train = open_shards(accelerator, data.train, "data.train", data.storage, data.fraction)
     val = open_shards(accelerator, data.val, "data.val", data.storage)
+    read = read_label_sets if data.multi_label else read_labels
     num_classes = main_process_first(
-        accelerator,
-        lambda: count_classes(read_labels(train, "data.train"), read_labels(val, "data.val")),
+        accelerator, lambda: count_classes(read(train, "data.train"), read(val, "data.val"))
     )
+    names = class_names(train, data.classes, num_classes)
 
     # ---- the model
-    encoder = make_encoder(config.encoder, data.size, data.mean, data.std)
-    model = Classifier(encoder, num_classes, config.head)
+    encoder = make_backbone(config.encoder, data.size, data.mean, data.std)
+    flops = flops_per_image(encoder)
+    model = Classifier(encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix)
     config = resolve(config, encoder)
+    require(
+        config.run.parallel == "ddp" or is_transformer(encoder),
+        f"run.parallel=fsdp needs a VisionTransformer, not {config.encoder.name}; use ddp",
+    )
+    require(
+        not config.mix.is_on or part.micro_batch_size % 2 == 0,
+        f"mix.* mixes pairs, and a forward pass takes {part.micro_batch_size} images on each "
+        "process; choose optim.batch_size or run.micro_batch_size so that it is even",
+    )
 
     # ---- the stream
     size, seed = image_size(encoder), config.run.seed
-    samples = Samples(train, size, seed, data.crop_area, labelled=True)
+    multi = len(names) if data.multi_label else None
+    mean = image_data(encoder)["mean"]
+    augment = RandAugment(data.augment, size, mean) if data.augment else None
+    samples = Samples(train, size, seed, data.crop_area, True, multi, augment)
     stream = TrainingStream(samples, config.optim.batch_size, part, data.workers)
-    val_samples = Samples(val, size, seed, labelled=True)
-    validation = partial(evaluation_batches, val_samples, part, data.workers)
+    val_samples = Samples(val, size, seed, labelled=True, num_classes=multi)
+    validation = Validation(
+        accelerator, partial(evaluation_batches, val_samples, part, data.workers)
+    )
 
     # ---- the steps
     with claim(accelerator, config):
-        trainer = Trainer(accelerator, config.run, config.optim, model, stream, validation)
+        evaluators = [Evaluator("val", config.run.eval_every, validation)]
+        trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)
-    if accelerator.is_main_process:
-        _report(Path(config.run.dir), config.encoder.init)
+        if validation.figures is None:  # it was finished before
+            validation(trainer.training.best)
+    if accelerator.is_main_process and validation.figures is not None:
+        facts = {
+            "encoder.init": config.encoder.init,
+            "steps": config.optim.steps,
+            "epochs": config.optim.steps / stream.steps_per_epoch,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "flops_per_image": flops,
+        }
+        _report(Path(config.run.dir), validation.figures, names, facts)
     accelerator.end_training()
 
 
-def _report(folder: Path, init: str) -> None:
-    """Write `result.json` from the last record, and say it."""
-    last = read_records(folder / "metrics.jsonl")[-1]
-    result = {
-        "accuracy/top1": last["val/accuracy"],
-        "accuracy/top5": last["val/accuracy_top5"],
-        "accuracy/balanced": last["val/accuracy_balanced"],
-        "loss": last["val/loss"],
-        "steps": last["step"],
-        "epochs": last["epoch"],
-        "encoder.init": init,
-    }
+def _report(folder: Path, figures: Figures, names: list[str], facts: dict[str, Any]) -> None:
+    """Write `result.json`, and say what counts most of it."""
+    result = {**figures.scalars, **facts, "classes": names, **figures.details}
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"top-1 accuracy {result['accuracy/top1']:.2%} after {last['step']} steps")
+    main_figure = "accuracy" if "accuracy" in figures.scalars else "map"
+    said = {"accuracy": "top-1 accuracy", "map": "mean average precision"}[main_figure]
+    print(f"{said} {figures.scalars[main_figure]:.2%} after {facts['steps']} steps")
     print(f"the result is in {folder}/result.json, the classifier in {folder}/encoder")
 
 

@@ -19,6 +19,7 @@ from pretrain.corruption import CorruptionConfig
 from pretrain.encoder import EncoderConfig, image_data, image_size
 from pretrain.launch import RunConfig
 from pretrain.optim import OptimConfig
+from pretrain.probe import ProbeConfig
 from pretrain.targets import TargetConfig
 
 Config = TypeVar("Config")
@@ -34,6 +35,7 @@ class PretrainConfig:
     corruption: CorruptionConfig = setting(CorruptionConfig, "the corrupted patches")
     target: TargetConfig = setting(TargetConfig, "what is predicted")
     optim: OptimConfig = setting(OptimConfig, "the steps")
+    probe: ProbeConfig = setting(ProbeConfig, "whether it is learning")
 
     def __post_init__(self) -> None:
         require(

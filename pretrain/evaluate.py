@@ -1,121 +1,190 @@
-"""What a frozen encoder's features are worth: features by layer and pooling, ridge in closed form.
+"""What a frozen encoder says of images: features by layer and pooling, in one pass over them."""
 
-Source: the paper's in-loop measure, section 4.1 "few-shot"; google-research/big_vision,
-evaluators/fewshot_lsr.py.
-"""
-
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import cast
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from tqdm import tqdm
 
-from data.loader import Batch
+from data.loader import LedgerEntry, Samples
 from data.settings import UserError, require
+from data.stream import Share, evaluation_batches
 from pretrain.encoder import Normalise
 
-POOLINGS = ("average", "class")
+logger = logging.getLogger(__name__)
+
+POOLINGS = ("average", "class", "both")
+
+
+class View(NamedTuple):
+    """What is read of an encoder.
+
+    Attributes:
+        layer: 1 is the first block's output, `depth` the last's; the final norm is applied.
+        pooling: `average` over the patches; the `class` token, which pretraining by masked patches
+            gives no loss; or `both`, side by side.
+    """
+
+    layer: int
+    pooling: str
 
 
 @dataclass(frozen=True)
 class Features:
-    """Frozen features of a split.
+    """Frozen features of the usable images of a split, in listed order.
 
     Attributes:
-        values: float32 (N, D).
+        values: float32 (N, D), or (N, 2D) of `both`.
         labels: int64 (N,).
+        positions: int64 (N,), each image's place among all that are listed.
     """
 
     values: Tensor
     labels: Tensor
+    positions: Tensor
+
+    def at(self, positions: Tensor) -> "Features":
+        """Return the features of those listed positions that are usable."""
+        is_chosen = torch.isin(self.positions, positions.to(self.positions.device))
+        return self.where(is_chosen)
+
+    def where(self, is_chosen: Tensor) -> "Features":
+        """Return the chosen features, bool (N,)."""
+        return Features(self.values[is_chosen], self.labels[is_chosen], self.positions[is_chosen])
+
+    def to(self, device: torch.device) -> "Features":
+        """Move them to a device."""
+        tensors = {name: getattr(self, name).to(device) for name in vars(self)}
+        return replace(self, **tensors)
 
 
-def check_features(encoder: VisionTransformer, layer: int, pooling: str) -> None:
-    """Raise `UserError` unless the encoder has that layer and pooling."""
+def make_views(
+    encoder: VisionTransformer,
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    keys: tuple[str, str],
+) -> list[View]:
+    """Return each layer with each pooling.
+
+    Args:
+        encoder: Where the layers are.
+        layers: Numbers of blocks, from 1; 0 is the last.
+        poolings: Some of `POOLINGS`.
+        keys: The configuration keys of the two, for messages.
+
+    Raises:
+        UserError: The encoder has no such layer or pooling.
+    """
     depth = len(encoder.blocks)
-    require(
-        1 <= layer <= depth, f"fewshot.layer={layer} is not in 1..{depth}, the encoder's blocks"
-    )
-    if pooling not in POOLINGS:
-        raise UserError(f"fewshot.pooling={pooling} is not one of {', '.join(POOLINGS)}")
-    require(
-        pooling != "class" or encoder.cls_token is not None,
-        "fewshot.pooling=class, but the encoder has no class token; use average",
-    )
+    for layer in layers:
+        require(
+            0 <= layer <= depth, f"{keys[0]}={layer} is not in 1..{depth}, the encoder's blocks"
+        )
+    for pooling in poolings:
+        if pooling not in POOLINGS:
+            raise UserError(f"{keys[1]}={pooling} is not one of {', '.join(POOLINGS)}")
+        require(
+            pooling == "average" or encoder.cls_token is not None,
+            f"{keys[1]}={pooling}, but the encoder has no class token; use average",
+        )
+    views = [View(layer or depth, pooling) for layer in layers for pooling in poolings]
+    return list(dict.fromkeys(views))
 
 
 @torch.no_grad()
 def extract(
-    encoder: VisionTransformer, batches: Iterable[Batch], layer: int, pooling: str, title: str
-) -> Features:
-    """Return the pooled tokens of all samples with weight 1.
+    accelerator: Accelerator,
+    encoder: VisionTransformer,
+    samples: Samples,
+    views: Sequence[View],
+    batch_size: int,
+    workers: int,
+    name: str,
+) -> dict[View, Features]:
+    """Read the features of a split on all ranks; unusable images are counted and left out.
+
+    They are the same on any number of ranks: every batch has the same positions there. The main
+    process holds all of them, N x D x 4 bytes a view and twice that for a moment.
 
     Args:
-        encoder: On the device that is to do it.
-        batches: Labelled evaluation batches.
-        layer: 1 is the first block's output, `depth` the last's; the final norm is applied.
-        pooling: `average` over the patches, or the `class` token, which pretraining by masked
-            patches gives no loss.
-        title: What the progress bar says.
+        accelerator: What `start` gave.
+        encoder: On this rank's device; left in evaluation mode.
+        samples: Labelled, in listed order.
+        views: What is read.
+        batch_size: Images a forward pass on each rank.
+        workers: Loader processes a rank.
+        name: The key of the split, for the log.
+
+    Returns:
+        On the main process the features, on the CPU; on the others nothing.
     """
     encoder.eval()
-    device = next(encoder.parameters()).device
-    normalise = Normalise(encoder).to(device)
-    values: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in tqdm(batches, title, unit="batch", delay=2, disable=None):
-        images = normalise(batch.tensors["image"].to(device))
-        pooled = _pool(encoder, images, layer, pooling)
-        is_good = batch.tensors["weight"] > 0
-        values.append(pooled.float().cpu()[is_good])
-        labels.append(batch.tensors["label"][is_good])
-    return Features(torch.cat(values), torch.cat(labels))
+    normalise = Normalise(encoder).to(accelerator.device)
+    share = Share(accelerator.process_index, accelerator.num_processes, batch_size)
+    parts: list[list[Tensor]] = []
+    bad: list[LedgerEntry] = []
+    batches = evaluation_batches(samples, share, workers)
+    is_quiet = None if accelerator.is_main_process else True  # None: where there is no terminal
+    progress = tqdm(
+        batches, f"features of {name}", unit="batch", delay=2, leave=False, disable=is_quiet
+    )
+    for batch in progress:
+        images = normalise(batch.tensors["image"].to(accelerator.device))
+        with accelerator.autocast():
+            pooled = _pool(encoder, images, views)
+        about = [batch.tensors[key].to(accelerator.device) for key in ("weight", "label")]
+        # rank after rank: the listed order
+        gathered = cast(list[Tensor], accelerator.gather([*about, *pooled]))
+        bad += batch.bad
+        if accelerator.is_main_process:
+            parts.append([tensor.cpu() for tensor in gathered])
+    _say_unusable(gather_object(bad), samples.manifest.num_samples, name)
+    return _join(parts, views) if accelerator.is_main_process else {}
 
 
-def _pool(encoder: VisionTransformer, images: Tensor, layer: int, pooling: str) -> Tensor:
-    layers = encoder.forward_intermediates(
+def _pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> list[Tensor]:
+    """Images -> float32 (B, D) for each view, or (B, 2D)."""
+    layers = sorted({view.layer for view in views})
+    outputs = encoder.forward_intermediates(
         images,
-        indices=[layer - 1],
+        indices=[layer - 1 for layer in layers],
         norm=True,
+        stop_early=True,
         output_fmt="NLC",
+        output_dict=True,
         return_prefix_tokens=True,
         intermediates_only=True,
     )
-    [(patches, prefix)] = cast(list[tuple[Tensor, Tensor]], layers)
-    return patches.mean(1) if pooling == "average" else prefix[:, 0]  # (B, D)
+    tokens = cast(dict[str, list[Tensor]], outputs)
+    pooled: dict[View, Tensor] = {}
+    for place, layer in enumerate(layers):
+        pooled[View(layer, "average")] = tokens["image_intermediates"][place].float().mean(1)
+        if encoder.cls_token is not None:
+            first = tokens["image_intermediates_prefix"][place][:, 0].float()
+            pooled[View(layer, "class")] = first
+            pooled[View(layer, "both")] = torch.cat([pooled[View(layer, "average")], first], dim=1)
+    return [pooled[view] for view in views]
 
 
-def ridge(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
-    """Solve min_W |[X, 1] W - Y|^2 + penalty |W|^2 in closed form, in float64.
-
-    Setting the gradient to zero: (X'X + penalty I) W = X'Y. The bias is a feature like any other.
-
-    Args:
-        features: (n, D).
-        targets: (n, K).
-        penalty: Above 0.
-
-    Returns:
-        W: (D + 1, K).
-    """
-    x = _with_bias(features.double())
-    gram = x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype)
-    return torch.linalg.solve(gram, x.T @ targets.double())
+def _join(parts: list[list[Tensor]], views: Sequence[View]) -> dict[View, Features]:
+    """Put the batches together, without padding and unusable images."""
+    weight, label, *values = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    is_good = weight > 0
+    labels, positions = label[is_good], is_good.nonzero()[:, 0]
+    return {
+        view: Features(value[is_good], labels, positions)
+        for view, value in zip(views, values, strict=True)
+    }
 
 
-def ridge_accuracy(train: Features, val: Features, penalty: float) -> float:
-    """Fit labels as {-1, 1}^K on standardised features; return the accuracy on `val`."""
-    mean = train.values.mean(0)
-    deviation = train.values.std(0, correction=0) + 1e-6
-    classes = torch.arange(int(train.labels.max()) + 1)
-    targets = (train.labels[:, None] == classes) * 2 - 1  # (n, K)
-    weights = ridge((train.values - mean) / deviation, targets, penalty)
-    scores = _with_bias(((val.values - mean) / deviation).double()) @ weights
-    return float((scores.argmax(1) == val.labels).double().mean())
-
-
-def _with_bias(x: Tensor) -> Tensor:
-    return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+def _say_unusable(bad: list[LedgerEntry], num_samples: int, name: str) -> None:
+    if bad:
+        first = min(bad, key=lambda entry: entry.position or 0)
+        what = f"{len(bad)} of {num_samples} images of {name} cannot be used"
+        logger.warning("%s, such as %s/%s: %s", what, first.shard, first.key, first.reason)

@@ -16,6 +16,7 @@ from data.storage import Storage
 from data.stream import Share
 from pretrain.optim import OptimConfig
 from pretrain.ranks import main_process_first
+from pretrain.trackers import check_installed, check_names
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _PARALLEL = ("ddp", "fsdp")
@@ -42,6 +43,11 @@ class RunConfig:
     )
     keep_checkpoints: int = setting(2, "newest checkpoints to keep; 0: all", changes_result=False)
     log_every: int = setting(50, "steps between records in metrics.jsonl", changes_result=False)
+    trackers: tuple[str, ...] = setting(
+        (),
+        "whom to tell the same records, such as [tensorboard, wandb]; those that accelerate knows",
+        changes_result=False,
+    )
     eval_every: int = setting(
         1000, "steps between validations; 0: only at the end", changes_result=False
     )
@@ -100,6 +106,7 @@ class RunConfig:
             f"run.requeue_status={self.requeue_status} is not in 3..125, the statuses that nothing "
             "else uses; try 75",
         )
+        check_names(self.trackers)
         if self.resume not in _RESUME:
             raise UserError(f"run.resume={self.resume} is not one of {', '.join(_RESUME)}")
 
@@ -108,7 +115,7 @@ def start(run: RunConfig) -> Accelerator:
     """Set up processes, devices, precision and seeds.
 
     Raises:
-        UserError: fp16 is asked for without a GPU.
+        UserError: fp16 is asked for without a GPU, or a tracker is not installed.
     """
     has_gpu = torch.cuda.is_available()
     require(
@@ -123,8 +130,11 @@ def start(run: RunConfig) -> Accelerator:
         torch.use_deterministic_algorithms(True)
     _check_launcher(run)
     _silence_ddp()
+    check_installed(run.trackers)
     accelerator = Accelerator(
         mixed_precision=_PRECISIONS[run.precision],
+        log_with=list(run.trackers) or None,
+        project_dir=run.dir if run.trackers else None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     require(

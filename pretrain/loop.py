@@ -9,11 +9,12 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -26,6 +27,7 @@ from data.sequential import SequentialStream
 from data.settings import RunStopped, require
 from data.stream import TrainingStream, loader_deaths
 from pretrain import checkpoint
+from pretrain.batch_norm import RunningStatistics
 from pretrain.checkpoint import Training
 from pretrain.encoder import choose_attention
 from pretrain.interrupt import Interrupt
@@ -36,6 +38,7 @@ from pretrain.optim import OptimConfig, make_optimizer, set_lr
 from pretrain.parallel import Late, backward_of, cut, whole
 from pretrain.ranks import first_problem, on_main, reduce, reduce_sums
 from pretrain.traces import SKIPPED
+from pretrain.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,20 @@ class _Flag(NamedTuple):
     places: list[Place]
 
 
+class Evaluator(NamedTuple):
+    """A measure of the model as it is, which changes neither its training nor its stream.
+
+    Attributes:
+        name: Its figures are logged as NAME/figure.
+        every: Steps between measurements; 0: only at the end.
+        measure: The model with the weights that would be handed on -> figures; called on all ranks.
+    """
+
+    name: str
+    every: int
+    measure: Callable[[Any], dict[str, float]]
+
+
 class Trainer:
     """One run: from its newest checkpoint, or from the start, to its last step.
 
@@ -60,7 +77,7 @@ class Trainer:
         optim: How long and how fast.
         model: An `Objective` whose parameters are trained.
         stream: The training samples of this rank.
-        validation: Makes this rank's validation batches; None validates nothing.
+        evaluators: What is measured in between, and at the end.
     """
 
     def __init__(
@@ -70,16 +87,17 @@ class Trainer:
         optim: OptimConfig,
         model: Any,
         stream: TrainingStream | SequentialStream,
-        validation: Callable[[], Iterable[Batch]] | None,
+        evaluators: Sequence[Evaluator] = (),
     ) -> None:
         self.accelerator = accelerator
         self.run = run
         self.optim = optim
         self.stream = stream
-        self.validation = validation
+        self.evaluators = evaluators
         self.folder = Path(run.dir)
         self.training = self._spread(model)
         self.objective: Objective = model
+        self._statistics = RunningStatistics(model)
         self._interrupt = Interrupt()
         self._flags: list[_Flag] = []
         self._num_bad_steps = 0  # in a row
@@ -122,6 +140,7 @@ class Trainer:
         Raises:
             RunStopped: A signal came, steps or data are too bad, or the last checkpoint could not
                 be written. What was committed is intact.
+            UserError: A tracker cannot be started.
         """
         first, last = self._resume(), self.optim.steps
         if first == last:
@@ -129,9 +148,11 @@ class Trainer:
         record: dict[str, float] = {}
         rank = self.accelerator.process_index
         self._max_bad_ratio = max_bad_ratio
+        self._trackers = Trackers(self.accelerator, self.folder, first)
         self._logs = RunLogs(self.folder, rank, has_trace)
         with (
             closing(self._logs),
+            closing(self._trackers),
             Progress(first, last, is_shown=rank == 0) as progress,
             self._interrupt,
             loader_deaths(),
@@ -146,7 +167,8 @@ class Trainer:
                 self._write_trace(done, batches)
                 self._speed.step_done()
                 self._settle(done - 1)
-                if self._is_due(done, self.run.eval_every) or done % self.run.log_every == 0:
+                is_measured = any(self._is_due(done, e.every) for e in self.evaluators)
+                if is_measured or self._is_due(done, self.run.log_every):
                     record = self._log(done, sums, norm)
                     progress.show(record)
                 is_leaving = is_asked_to_leave.read() > 0
@@ -166,8 +188,10 @@ class Trainer:
         if self.accelerator.num_processes < 3 or self.run.parallel == "fsdp":
             return
         self.wrapped.train()
+        self._statistics.hold()
         for _ in range(2):
             self.accelerator.backward(self._forward(batch).loss)
+        self._statistics.restore()
         self.optimizer.zero_grad()
 
     def _forward(self, batch: Batch) -> Output:
@@ -192,11 +216,11 @@ class Trainer:
         scale = accelerator.num_processes / total.clamp(min=1)
         set_lr(self.optimizer, self.optim.lr_at(step))
         self.wrapped.train()
+        self._statistics.hold()
         sums: Sums = {}
         is_finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
         for number, batch in enumerate(batches):
-            # drop-path and dropout draw from the global generator
-            torch.manual_seed(derive(self.run.seed, step, number, accelerator.process_index))
+            _seed_generators(derive(self.run.seed, step, number, accelerator.process_index))
             with backward_of(accelerator, self.wrapped, is_last=number == len(batches) - 1):
                 output = self._forward(batch)
                 # an infinite loss can have a finite gradient: make it one that all ranks see
@@ -207,6 +231,7 @@ class Trainer:
             self._bad += [(step + 1, entry) for entry in batch.bad]
         limit = self.optim.grad_clip or math.inf
         norm = whole(cast(Tensor, accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)))
+        self._statistics.settle(accelerator, norm)
         places = [place for batch in batches for place in batch.places]
         self._flags.append(_Flag(step + 1, self._skip_if_bad(norm, is_finite), places))
         self.optimizer.step()
@@ -280,11 +305,13 @@ class Trainer:
             "optim/grad_norm": float(norm),
             **self._speed.read(),
         }
-        if self.validation is not None and self._is_due(done, self.run.eval_every):
-            figures = evaluate(self.accelerator, self.training.best, self.validation())
-            record |= {f"val/{name}": value for name, value in figures.items()}
+        for evaluator in self.evaluators:
+            if self._is_due(done, evaluator.every):
+                figures = evaluator.measure(self.training.best)
+                record |= {f"{evaluator.name}/{name}": value for name, value in figures.items()}
         if self._logs.metrics is not None:
             self._logs.metrics.write(record)
+        self._trackers.log(record)
         self._write_ledger()
         self._judge_data(done)
         self._speed.restart()
@@ -353,6 +380,8 @@ class Trainer:
                 text = f"{what}; make room, and the same command goes on from it"
                 raise RunStopped(text, is_agreed=True)
             logger.warning("%s; trying again at the next one", what)
+        else:
+            self._trackers.commit()
         self._last_commit = time.monotonic()
         self._speed.restart()
 
@@ -396,6 +425,12 @@ class Trainer:
         return step
 
 
+def _seed_generators(seed: int) -> None:
+    """Seed the global generators: torch's for drop-path and dropout, NumPy's for timm's mixup."""
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - what timm draws from
+
+
 def _by_place(line: tuple[int, LedgerEntry]) -> tuple[int, int, str]:
     step, entry = line
     return step, -1 if entry.position is None else entry.position, entry.shard
@@ -415,17 +450,19 @@ def add_sums(left: Sums, right: Sums) -> Sums:
 
 
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: Any, batches: Iterable[Batch]) -> dict[str, float]:
+def evaluate(
+    accelerator: Accelerator, batches: Callable[[], Iterable[Batch]], model: Any
+) -> dict[str, float]:
     """Return the model's figures over all ranks' batches; the same number on any number of ranks.
 
     Args:
         accelerator: What `start` gave.
+        batches: Makes this rank's part.
         model: An `Objective`, not wrapped.
-        batches: This rank's part.
     """
     model.eval()
     sums: Sums = {}
-    for batch in batches:
+    for batch in batches():
         with accelerator.autocast():
             output: Output = model(to_device(batch.tensors, accelerator.device))
         sums = add_sums(sums, output.sums)

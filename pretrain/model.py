@@ -27,10 +27,12 @@ class Output(NamedTuple):
     Attributes:
         loss: Sum over images of weight times the image's loss, in nats.
         sums: Float64 sums over images from which `summarise` makes figures; detached.
+        logits: A classifier's, (B, K).
     """
 
     loss: Tensor
     sums: Sums
+    logits: Tensor | None = None
 
 
 class Objective(Protocol):

@@ -76,7 +76,7 @@ class OptimConfig:
 def make_optimizer(
     model: nn.Module, encoder: VisionTransformer, config: OptimConfig
 ) -> torch.optim.Optimizer:
-    """Make the optimizer over all parameters of `model`, the encoder among them.
+    """Make the optimizer over the trained parameters of `model`, the encoder's among them.
 
     Biases, norms, position embeddings and lone tokens do not decay. With `layer_decay`, each group
     carries an `lr_scale`, which `set_lr` applies.
@@ -86,7 +86,7 @@ def make_optimizer(
         sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
         if config.momentum:
             # torch's fused kernel leaves them uninitialised where the first step is skipped
-            for parameter in model.parameters():
+            for parameter in _trained(model):
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
@@ -105,13 +105,17 @@ def _parameter_groups(
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         encoder,
         weight_decay=config.weight_decay,
-        no_weight_decay_list=encoder.no_weight_decay(),
+        no_weight_decay_list=getattr(encoder, "no_weight_decay", set[str])(),
         layer_decay=config.layer_decay,
     )
     inside = {id(parameter) for group in groups for parameter in group["params"]}
-    outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    outside = [parameter for parameter in _trained(model) if id(parameter) not in inside]
     for is_matrix in (True, False):
         parameters = [p for p in outside if (p.ndim > 1) == is_matrix]
         decay = config.weight_decay if is_matrix else 0.0
         groups.append({"params": parameters, "lr_scale": 1.0, "weight_decay": decay})
     return [group for group in groups if group["params"]]
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

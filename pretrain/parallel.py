@@ -4,7 +4,8 @@ FSDP2 is torch's own `fully_shard`, and not accelerate's plugin: that silently g
 ranks, so it could not be tested where this is.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -27,6 +28,23 @@ def cut(model: nn.Module, accelerator: Accelerator) -> None:
     for block in cast(Any, model).encoder.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+@contextmanager
+def open_to_parts(model: nn.Module) -> Generator[None]:
+    """Let a part of the model, such as its encoder, be run by itself; all ranks have to.
+
+    A cut model gathers its blocks in their own forward pass, but what lies around them only in the
+    model's, which is not called here.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
 
 
 def backward_of(

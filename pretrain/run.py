@@ -24,8 +24,9 @@ from pretrain.claim import claim
 from pretrain.config import PretrainConfig, load, resolve, usage
 from pretrain.encoder import image_size, make_encoder
 from pretrain.launch import open_shards, share, start
-from pretrain.loop import Trainer
+from pretrain.loop import Evaluator, Trainer, evaluate
 from pretrain.model import MaskedPatchModel
+from pretrain.probe import Probe
 from pretrain.ranks import main_process_first
 
 DEMO = Path(__file__).resolve().parents[1] / "configs/pretrain/demo.yaml"
@@ -57,15 +58,21 @@ def main(arguments: list[str]) -> None:
         shards = open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction)
         samples = Samples(shards, size, seed, data.crop_area)
         stream = TrainingStream(samples, batch_size, part, data.workers)
-    validation = None
+
+    # ---- what is measured in between
+    evaluators: list[Evaluator] = []
     if data.val_shards:
         val_shards = open_shards(accelerator, data.val_shards, "data.val_shards", data.storage)
-        val_samples = Samples(val_shards, size, seed)
-        validation = partial(evaluation_batches, val_samples, part, data.workers)
+        batches = partial(evaluation_batches, Samples(val_shards, size, seed), part, data.workers)
+        validate = partial(evaluate, accelerator, batches)
+        evaluators.append(Evaluator("val", config.run.eval_every, validate))
+    if config.probe.train:
+        probe = Probe(accelerator, config.probe, data, encoder, part)
+        evaluators.append(Evaluator("probe", config.probe.every, probe))
 
     # ---- the steps
     with claim(accelerator, config):
-        trainer = Trainer(accelerator, config.run, config.optim, model, stream, validation)
+        trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)
     if accelerator.is_main_process:
         print(f"finished: {config.optim.steps} steps; the encoder is in {config.run.dir}/encoder")

@@ -25,11 +25,11 @@ STEPS = (
     ("Make the shards if they are missing, and pretrain", f"{LAUNCH} pretrain/run.py"),
     (
         "Few-shot accuracy of the pretrained encoder",
-        f"{FEWSHOT} encoder.init={RUN} fewshot.output={RUN}/fewshot.json",
+        f"{FEWSHOT} encoder.init={RUN} fewshot.dir={RUN}/fewshot",
     ),
     (
         "Few-shot accuracy of an untrained encoder",
-        f"{FEWSHOT} encoder.init=none fewshot.output={RUN}/fewshot-untrained.json",
+        f"{FEWSHOT} encoder.init=none fewshot.dir={RUN}/fewshot-untrained",
     ),
     ("Fine-tune the pretrained encoder", f"{FINETUNE} encoder.init={RUN} run.dir={RUN}/finetune"),
     ("Train the same from scratch", f"{FINETUNE} encoder.init=none run.dir={RUN}/scratch"),
@@ -63,14 +63,16 @@ def _run(command: str) -> None:
 
 
 def _summarise(seconds: float) -> None:
-    pretrained, untrained = _read("fewshot.json"), _read("fewshot-untrained.json")
+    pretrained, untrained = (
+        _read(f"{name}/result.json") for name in ("fewshot", "fewshot-untrained")
+    )
     print(f"\n== Done in {seconds / 60:.1f} minutes. What pretraining without labels gained:")
     print("  labelled images a class    untrained    pretrained")
     for shots in (1, 5, 10, 25):
         key = f"accuracy/{shots}shot"
         print(f"  {shots:>23}    {untrained[key]:>9.1%}    {pretrained[key]:>10.1%}")
     scratch, tuned = (_read(f"{name}/result.json") for name in ("scratch", "finetune"))
-    key = "accuracy/top1"
+    key = "accuracy"
     print(f"  {'all, fine-tuned':>23}    {scratch[key]:>9.1%}    {tuned[key]:>10.1%}")
     print("\nWhere it lies:")
     print(f"  {RUN}/encoder/      the encoder, in timm's format")

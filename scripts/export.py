@@ -1,96 +1,140 @@
-"""Hand an encoder on: a plain folder in timm's format, checked by loading it back.
+"""Hand an encoder or a classifier on, checked by loading it back.
 
-    python scripts/export.py RUN OUT
+    python scripts/export.py RUN OUT [--to timm|transformers|onnx|torch]
 
-`timm.create_model("local-dir:OUT", pretrained=True)` then loads it anywhere, without this project.
+OUT holds the model and its card, README.md:
+  timm           timm.create_model("local-dir:OUT", pretrained=True)
+  transformers   ViTModel or ViTForImageClassification, and an image processor
+  onnx           OUT/model.onnx: images in 0..1 go in, in batches of any size
+  torch          OUT/model.pt2, of torch.export, likewise
+transformers and onnx need the extra [export]. The largest difference on real images is printed;
+over 1e-4 nothing is written.
 """
 
 import argparse
+import logging
 import shutil
 import sys
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import timm
-import torch
-from timm.data.config import resolve_model_data_config
-from timm.data.transforms_factory import create_transform
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
-from data.settings import UserError, require, run_entry_point
-from pretrain.encoder import Normalise, embed, encode, image_size, load_encoder, save_encoder
+from data.settings import RunStopped, UserError, require, run_entry_point
+from scripts.exporting import hugging_face, onnx_file, timm_folder, torch_program
+from scripts.exporting.card import NO_LICENCE, write_card
+from scripts.exporting.format import HUB, Format
+from scripts.exporting.pictures import pick_images
+from scripts.exporting.push import check_repository, push
+from scripts.exporting.source import Source, load_source
 
 TOLERANCE = 1e-4
-_NUM_IMAGES = 8
+_FORMATS = {
+    module.FORMAT.name: module.FORMAT
+    for module in (timm_folder, hugging_face, onnx_file, torch_program)
+}
 
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/export.py ARGUMENTS`."""
+    options = _parse(arguments)
+    form, out = _FORMATS[options.to], options.out
+    _check(options)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pretrain").setLevel(logging.INFO)  # what it did not use
+
+    source = load_source(options.run, keep_head=not options.no_head)
+    form.check(source)
+    images, whose = pick_images(source, options.images)
+    place = f"{HUB}{options.push}" if options.push else out.resolve().name
+    with _new_folder(out) as folder:
+        form.write(source, folder)
+        checked = _compare(source, form, folder, images, whose)
+        card = write_card(source, form, place, options.license, checked)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    rows, columns = source.size
+    kind = f"{len(source.class_names)} classes" if source.classifier else f"width {source.width}"
+    print(f"exported {options.run} to {out} for {form.name}: images {rows}x{columns}, {kind}")
+    print(checked)
+    for line in form.describe(source):
+        print(line)
+    print(f"how to load it is in {out}/README.md")
+    if options.push:
+        print(f"pushed to {push(out, options.push, options.public)}")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("run", help="a run's folder, or any folder in timm's format")
+    parser.add_argument("run", help="a run's folder, or one that timm or transformers wrote")
     parser.add_argument("out", type=Path, help="folder to write; it must be new or empty")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--to", choices=_FORMATS, default="timm", help="the format (timm)")
+    parser.add_argument("--no-head", action="store_true", help="leave a classifier's head out")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="image files or folders to compare on (the run's own)",
+    )
+    parser.add_argument(
+        "--license", default=NO_LICENCE, help="the card's, such as apache-2.0 (other: not stated)"
+    )
+    parser.add_argument("--push", metavar="USER/REPO", help="upload it to the Hugging Face hub")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+    return parser.parse_args(arguments)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what can be refused before any work."""
     out: Path = options.out
     require(
         not out.exists() or (out.is_dir() and not any(out.iterdir())),
         f"OUT={out} exists; name a new folder, or delete it first",
     )
-    encoder = load_encoder(options.run, keep_head=True).eval()
-    _write(encoder, out)
-    difference = largest_difference(encoder, out)
-    require(
-        difference <= TOLERANCE,
-        f"OUT={out}: features differ by {difference:.2g}, over {TOLERANCE:g}; do not use it",
-    )
-    rows, columns = image_size(encoder)
-    print(f"exported {options.run} to {out}: images {rows}x{columns}, width {encoder.embed_dim}")
-    print(f"largest difference of features after loading it back: {difference:.2g}")
-    print(f'load it with timm.create_model("local-dir:{out}", pretrained=True)')
+    require(not options.public or options.push, "--public goes with --push=USER/REPO; add it")
+    if options.push:
+        check_repository(options.push)
+    _FORMATS[options.to].require_packages()
 
 
-def _write(encoder: VisionTransformer, out: Path) -> None:
-    """Write the folder, whole or not at all."""
+@contextmanager
+def _new_folder(out: Path) -> Generator[Path]:
+    """Give a temporary folder's name; what is written there becomes OUT, whole or not at all."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
-            folder = Path(temporary, "encoder")
-            save_encoder(encoder, folder)
-            shutil.rmtree(out, ignore_errors=True)
+            folder = Path(temporary, "export")
+            yield folder
+            shutil.rmtree(out, ignore_errors=True)  # empty, or it was refused
             folder.rename(out)
     except OSError as error:
         raise UserError(f"OUT={out} cannot be written: {error}") from error
 
 
-def largest_difference(encoder: VisionTransformer, out: Path) -> float:
-    """Compare our tokens and outputs with those of timm's own model and preprocessing.
+def _compare(source: Source, form: Format, folder: Path, images: Tensor, whose: str) -> str:
+    """Say the largest difference between what was exported and what was loaded back.
 
-    The images are drawn at random: smooth ones, so that they are like photographs in scale, and of
-    the encoder's size, so that resizing changes nothing.
+    Raises:
+        RunStopped: It is over the tolerance.
     """
-    exported: Any = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    transform: Any = create_transform(**resolve_model_data_config(exported))
-    images = _random_images(image_size(encoder))
-    with torch.no_grad():
-        ours = encode(encoder, embed(encoder, Normalise(encoder)(images)))  # (B, T, D)
-        prepared = torch.stack([torch.as_tensor(transform(to_pil_image(i))) for i in images])
-        theirs = exported.forward_features(prepared)
-        outputs = encoder.forward_head(ours) - exported(prepared)  # patch averages, or logits
-    return float(torch.maximum((ours - theirs).abs().max(), outputs.abs().max()))
-
-
-def _random_images(size: tuple[int, int]) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand((_NUM_IMAGES, 3, 4, 4), generator=generator) * 255
-    smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic")
-    return smooth.clamp(0, 255).to(torch.uint8)  # (B, 3, H, W)
+    ours, theirs = source.outputs(images), form.run(folder, images)
+    differences = {name: float((value - ours[name]).abs().max()) for name, value in theirs.items()}
+    said = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
+    if not all(value <= TOLERANCE for value in differences.values()):  # so that nan is over it
+        raise RunStopped(
+            f"--to {form.name}: loaded back, it differs from {source.path}: {said}, over "
+            f"{TOLERANCE:g}; nothing was written"
+        )
+    number = f"{len(images)} image{'s' * (len(images) > 1)}"
+    return f"largest difference after loading it back, on {number} of {whose}: {said}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ RUN is the folder of a pretraining or fine-tuning run, finished or not; nothing 
 RUN/report.html is one file that works offline. For a pretraining run it shows colour
 reconstructions of validation images, written to RUN/reconstructions.png too; start the script from
 the folder in which the run was started, so that its shards are found. What lies in
-RUN/fewshot.json, RUN/fewshot-untrained.json, RUN/finetune*/result.json and
+RUN/fewshot/result.json, RUN/fewshot-untrained/result.json, RUN/finetune*/result.json and
 RUN/scratch*/result.json is shown too.
 """
 

@@ -313,7 +313,7 @@ def test_the_whole_image_at_its_own_size_is_left_as_it_is() -> None:
     image = gradient(32, 48)
     uniform = np.full(NUM_UNIFORM, 0.5)  # the middle of the aspect ratios; no flip
     assert torch.equal(training_crop(image, uniform, (32, 48), (1, 1)), image)
-    uniform[-1] = 0.4
+    uniform[-2] = 0.4
     assert torch.equal(training_crop(image, uniform, (32, 48), (1, 1)), image.flip(2))
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ["data", "pretrain", "finetune", "scripts"]
 SCRIPTS = {f"scripts.{path.stem}" for path in (ROOT / "scripts").glob("*.py")}
-ENTRY_POINTS = {"pretrain.run", "finetune.run", "finetune.fewshot", *SCRIPTS}
+ENTRY_POINTS = {"pretrain.run", "finetune.run", "finetune.fewshot", "finetune.probe", *SCRIPTS}
 
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 

@@ -8,10 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 import finetune.fewshot
+import finetune.probe
 import finetune.run
 import pretrain.run
 from finetune.config import FinetuneConfig
-from finetune.frozen import FewshotConfig
+from finetune.frozen import FewshotConfig, LinearConfig
 from pretrain.config import PretrainConfig, keys, load, usage
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -128,7 +129,7 @@ def leaves(kind: type[Any]) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig, FewshotConfig])
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig, FewshotConfig, LinearConfig])
 def test_the_help_names_every_key_with_type_default_and_meaning(kind: type[Any]) -> None:
     lines = usage(kind, "COMMAND").splitlines()
     assert lines[0] == "usage: COMMAND [CONFIG.yaml] [key.sub=value ...]"
@@ -151,7 +152,7 @@ def test_keys_that_change_nothing_but_speed_and_talk_are_free() -> None:
     assert "run.seed" not in free
 
 
-@pytest.mark.parametrize("module", [pretrain.run, finetune.run, finetune.fewshot])
+@pytest.mark.parametrize("module", [pretrain.run, finetune.run, finetune.fewshot, finetune.probe])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_is_printed_and_nothing_is_run(
     module: Any, flag: str, capsys: pytest.CaptureFixture[str]

@@ -1,11 +1,14 @@
 """The encoder in two halves, saved, loaded and resized."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 from data.settings import UserError
@@ -135,6 +138,132 @@ def test_what_is_given_replaces_what_was_saved(tmp_path: Path) -> None:
     assert (image_data(encoder)["mean"], image_data(encoder)["std"]) == (mean, std)
 
 
+# ---------------------------------------------------------------- what does not fit
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "pretrain.encoder"]
+
+
+def test_what_a_folder_has_more_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = small()
+    encoder.reset_classifier(3)
+    save_encoder(encoder, tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"decoder.bias": torch.ones(2)}, path)
+    with caplog.at_level(logging.INFO, "pretrain"):
+        loaded = load_encoder(tmp_path)
+    assert said(caplog) == [
+        f"encoder.init={tmp_path}: not used: decoder.bias",
+        f"encoder.init={tmp_path}: not used: head.bias, head.weight",
+    ]
+    assert torch.equal(positions(loaded), positions(encoder))
+
+
+def test_what_a_folder_lacks_is_named(tmp_path: Path) -> None:
+    save_encoder(small(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    gone = ("blocks.1.norm2.bias", "cls_token")
+    save_file({name: value for name, value in load_file(path).items() if name not in gone}, path)
+    with pytest.raises(UserError) as raised:
+        load_encoder(tmp_path)
+    assert str(raised.value) == (
+        f"encoder.init={tmp_path} lacks blocks.1.norm2.bias, cls_token; nothing is left at random: "
+        "correct encoder.args, or start from another encoder"
+    )
+
+
+def test_an_argument_that_needs_other_weights(tmp_path: Path) -> None:
+    save_encoder(small(), tmp_path)
+    config = EncoderConfig(init=str(tmp_path), args={"init_values": 0.1})
+    with pytest.raises(UserError, match=r"lacks blocks\.0\.ls1\.gamma, blocks\.0\.ls2\.gamma, "):
+        make_encoder(config)
+    with pytest.raises(
+        UserError, match=r"cannot be loaded: .*size mismatch for blocks\.0\.mlp\.fc1"
+    ):
+        make_encoder(EncoderConfig(init=str(tmp_path), args={"mlp_ratio": 2}))
+
+
+def test_damaged_weights_are_one_line(tmp_path: Path) -> None:
+    save_encoder(small(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read: "):
+        load_encoder(tmp_path)
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, **state: torch.Tensor) -> None:
+    """Answer timm's requests for pretrained weights, in place of the hub."""
+
+    def answer(*_: object, **__: object) -> dict[str, torch.Tensor]:
+        return dict(state)
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", answer)
+
+
+def weights_of(name: str) -> dict[str, torch.Tensor]:
+    model = timm.create_model(name)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "notes"),
+    [
+        ("test_vit.r160_in1k", ["not used: head.bias, head.weight"]),
+        (
+            "test_vit2.r160_in1k",
+            [
+                "fc_norm becomes norm, before pooling and not after",
+                "not used: head.bias, head.weight",
+            ],
+        ),
+    ],
+)
+def test_of_a_timm_name_what_is_not_used_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    notes: list[str],
+) -> None:
+    state = weights_of(name.split(".")[0])
+    serve(monkeypatch, **state)
+    with caplog.at_level(logging.INFO, "pretrain"):
+        encoder = load_encoder(name)
+    assert said(caplog) == [f"encoder.init={name}: {note}" for note in notes]
+    own = encoder.state_dict()
+    norm = "fc_norm" if "fc_norm.weight" in state else "norm"
+    assert torch.equal(own["norm.weight"], state[f"{norm}.weight"])
+    assert torch.equal(own["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
+    assert (encoder.global_pool, encoder.num_classes) == ("avg", 0)
+
+
+def test_the_attention_that_pools_is_dropped_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve(monkeypatch, **weights_of("test_vit3"))
+    with caplog.at_level(logging.INFO, "pretrain"):
+        encoder = load_encoder("test_vit3.r160_in1k").eval()
+    assert "attn_pool.kv.bias, attn_pool.kv.weight" in said(caplog)[-1]
+    save_encoder(encoder, tmp_path)
+    by_timm: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    pixels = images((160, 160))
+    with torch.no_grad():
+        expected = patch_tokens(encoder, encoder.forward_features(pixels)).mean(1)
+        torch.testing.assert_close(encoder(pixels), expected)
+        torch.testing.assert_close(by_timm(pixels), expected)
+
+
+def test_of_a_timm_name_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = weights_of("test_vit")
+    del state["norm.weight"]
+    serve(monkeypatch, **state)
+    with pytest.raises(
+        UserError, match=r'encoder.init=test_vit.r160_in1k cannot be .*"norm.weight"'
+    ):
+        load_encoder("test_vit.r160_in1k")
+
+
 # ---------------------------------------------------------------- another size
 
 
@@ -173,6 +302,26 @@ def test_position_embeddings_are_interpolated_by_place(
         assert across.max() < 1e-4
     with torch.no_grad():
         assert larger(images(size)).shape == (2, 32)
+
+
+@pytest.mark.parametrize(("before", "after"), [((16, 16), (24, 24)), ((16, 24), (32, 12))])
+@pytest.mark.parametrize("args", [{}, {"reg_tokens": 2}, {"no_embed_class": True}], ids=str)
+def test_interpolation_is_timms_and_leaves_prefix_tokens(
+    tmp_path: Path, before: tuple[int, int], after: tuple[int, int], args: dict[str, Any]
+) -> None:
+    encoder = small(before, **args)
+    num_prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
+    larger = resized(encoder, tmp_path, after)
+    expected = resample_abs_pos_embed(
+        positions(encoder),
+        new_size=[side // 4 for side in after],
+        old_size=[side // 4 for side in before],
+        num_prefix_tokens=num_prefix,
+    )
+    assert torch.equal(positions(larger), expected)
+    assert torch.equal(positions(larger)[:, :num_prefix], positions(encoder)[:, :num_prefix])
+    with torch.no_grad():
+        assert larger(images(after)).shape == (2, 32)
 
 
 def test_a_size_between_patches_is_refused(tmp_path: Path) -> None:

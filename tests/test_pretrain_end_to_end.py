@@ -328,7 +328,7 @@ def test_fine_tuning_writes_its_result(
     assert result["encoder.init"] == str(one)
     assert (result["steps"], result["epochs"]) == (20, 4.0)
     assert result["loss"] == records(tmp_path / "run")[-1]["val/loss"]
-    assert 0 <= result["accuracy/top1"] <= result["accuracy/top5"] == 1
+    assert 0 <= result["accuracy"] <= result["accuracy_top5"] == 1
     classifier: Any = timm.create_model(f"local-dir:{tmp_path}/run/encoder", pretrained=True)
     with torch.no_grad():
         assert classifier(torch.zeros(1, 3, size, size)).shape == (1, 3)
@@ -365,14 +365,16 @@ def test_fewshot_prints_and_writes_its_table(
         f"encoder.init={one if init == 'run' else 'none'}",
         "fewshot.shots=[1,5]",
         "fewshot.num_seeds=2",
-        f"fewshot.output={tmp_path}/fewshot.json",
+        f"fewshot.dir={tmp_path}/fewshot",
     ]
     finetune.fewshot.main(arguments)
-    result = json.loads((tmp_path / "fewshot.json").read_text())
+    result = json.loads((tmp_path / "fewshot/result.json").read_text())
     assert (result["layer"], result["num_seeds"]) == (2, 2)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("block 2, average, 10 images")
-    for shots, line in zip((1, 5), lines[1:], strict=True):
+    assert lines[0].endswith(": 10 images")
+    cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
+    assert cells[:2] == ["2", "average"]
+    for shots, cell in zip((1, 5), cells[2:], strict=True):
         accuracy, deviation = result[f"accuracy/{shots}shot"], result[f"deviation/{shots}shot"]
-        assert line == f"{shots:4d} images a class: {accuracy:.2%} +- {deviation:.2%}"
+        assert cell == f"{accuracy:.2%} ± {deviation:.2%}"
         assert 0 <= accuracy <= 1

@@ -282,8 +282,8 @@ def test_a_class_that_training_lacks_is_named(tmp_path: Path, tiny_finetune: lis
     [
         ("fewshot.shots=[1,50]", "fewshot.shots has 50, but class 0 of data.train has only 12"),
         ("fewshot.shots=[0]", "fewshot.shots=[0] must be numbers from 1; try [1, 5, 10, 25]"),
-        ("fewshot.layer=3", "fewshot.layer=3 is not in 1..2, the encoder's blocks"),
-        ("fewshot.pooling=max", "fewshot.pooling=max is not one of average, class"),
+        ("fewshot.layers=[1,3]", "fewshot.layers=3 is not in 1..2, the encoder's blocks"),
+        ("fewshot.poolings=[max]", "fewshot.poolings=max is not one of average, class, both"),
         ("head.lr=1", "head.lr is no key"),
     ],
 )

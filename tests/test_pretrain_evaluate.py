@@ -1,54 +1,117 @@
-"""Frozen features and ridge regression in closed form."""
+"""Features by layer and pooling, in one pass over the images."""
+
+import logging
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from timm.models.vision_transformer import VisionTransformer
 
+from data.index.opening import open_manifest
+from data.labelled import read_labels
+from data.loader import Request, Samples
 from data.settings import UserError
-from pretrain.encoder import EncoderConfig, make_encoder
-from pretrain.evaluate import Features, check_features, ridge, ridge_accuracy
+from pretrain.encoder import EncoderConfig, Normalise, make_encoder
+from pretrain.evaluate import POOLINGS, View, extract, make_views
+from tests.conftest import BAD
 
-TINY = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, embed_dim=32, depth=2, num_heads=2)
-
-
-def problem(num: int, width: int, seed: int) -> Features:
-    """Draw two classes that one direction tells apart, among noise."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num) % 2
-    values = torch.randn(num, width, generator=generator)
-    values[:, 0] += 6.0 * labels
-    return Features(values * 3 + 5, labels)
+SIZE = (16, 16)
+KEYS = ("fewshot.layers", "fewshot.poolings")
 
 
-def test_ridge_is_the_minimum_of_its_objective() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(20, 5, generator=generator, dtype=torch.float64)
-    y = torch.randn(20, 3, generator=generator, dtype=torch.float64)
-    weights = ridge(x, y, penalty=2.0).requires_grad_()
-    with_bias = torch.cat([x, torch.ones(20, 1, dtype=torch.float64)], dim=1)
-    objective = (with_bias @ weights - y).pow(2).sum() + 2.0 * weights.pow(2).sum()
-    [gradient] = torch.autograd.grad(objective, weights)
-    assert gradient.abs().max() < 1e-10
+def tiny(**arguments: object) -> VisionTransformer:
+    config = EncoderConfig(
+        name="vit_tiny_patch16_224",
+        patch_size=4,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        args=dict(arguments),
+    )
+    torch.manual_seed(0)
+    return make_encoder(config, SIZE)
 
 
-def test_ridge_works_with_fewer_samples_than_features() -> None:
-    weights = ridge(torch.eye(4)[:2], torch.ones(2, 1), penalty=0.1)
-    assert weights.shape == (5, 1)
-    assert torch.isfinite(weights).all()
+def samples(shards: Path, pattern: str) -> Samples:
+    manifest = open_manifest(f"{shards}/{pattern}", "data.train")
+    return Samples(manifest, SIZE, seed=0, labelled=True)
 
 
-def test_accuracy_on_separable_classes_whatever_their_scale() -> None:
-    assert ridge_accuracy(problem(40, 8, 0), problem(200, 8, 1), penalty=1.0) > 0.98
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
 
 
-def test_accuracy_counts_wrong_answers() -> None:
-    val = problem(200, 8, 1)
-    swapped = Features(val.values, 1 - val.labels)
-    assert ridge_accuracy(problem(40, 8, 0), swapped, penalty=1.0) < 0.02
+@torch.no_grad()
+def tokens_of_each_block(encoder: VisionTransformer, images: torch.Tensor) -> list[torch.Tensor]:
+    """Run block after block by hand: (B, T, D) after each, with the final norm."""
+    x = encoder.norm_pre(encoder._pos_embed(encoder.patch_embed(images)))
+    outputs: list[torch.Tensor] = []
+    for block in encoder.blocks:
+        x = block(x)
+        outputs.append(encoder.norm(x))
+    return outputs
+
+
+def test_layers_and_poolings_against_running_the_blocks_by_hand(shards: Path) -> None:
+    encoder = tiny().eval()
+    views = make_views(encoder, [3, 1], POOLINGS, KEYS)
+    assert views[0] == View(3, "average")
+    found = extract(accelerator(), encoder, samples(shards, "val-0.tar"), views, 4, 0, "data.val")
+    assert list(found) == views
+    batch = samples(shards, "val-0.tar")[Request(0, 0, 10)]
+    outputs = tokens_of_each_block(encoder, Normalise(encoder)(batch.tensors["image"]))
+    for view, features in found.items():
+        tokens = outputs[view.layer - 1]
+        average, first = tokens[:, 1:].mean(1), tokens[:, 0]
+        both = torch.cat([average, first], dim=1)
+        expected = {"average": average, "class": first, "both": both}[view.pooling]
+        assert torch.allclose(features.values, expected, atol=1e-5)
+        assert torch.equal(features.labels, batch.tensors["label"])
+
+
+def test_features_keep_the_listed_order_and_say_what_is_missing(
+    shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = tiny()
+    view = View(3, "average")
+    train = samples(shards, "train-*.tar")
+    with caplog.at_level(logging.WARNING):
+        features = extract(accelerator(), encoder, train, [view], 5, 0, "data.train")[view]
+    positions = [place for place in range(36) if place != BAD]
+    assert features.positions.tolist() == positions
+    labels = read_labels(train.manifest, "data.train")
+    assert features.labels.tolist() == labels[positions].tolist()
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line == (
+        "1 of 36 images of data.train cannot be used, such as train-1.tar/022: "
+        "no image format that Pillow knows"
+    )
+
+
+def test_no_global_generator_is_drawn_from(shards: Path) -> None:
+    encoder, before = tiny(), torch.get_rng_state()
+    extract(accelerator(), encoder, samples(shards, "val-0.tar"), [View(1, "both")], 4, 1, "data")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_encoder_without_any_prefix_token_is_averaged(shards: Path) -> None:
+    encoder = tiny(class_token=False)
+    [view] = make_views(encoder, [0], ["average"], KEYS)
+    found = extract(accelerator(), encoder, samples(shards, "val-0.tar"), [view], 4, 0, "data.val")
+    assert found[view].values.shape == (10, 32)
+    for pooling in ("class", "both"):
+        with pytest.raises(UserError, match=rf"fewshot.poolings={pooling}, but the encoder has no"):
+            make_views(encoder, [0], [pooling], KEYS)
+
+
+def test_a_view_that_is_asked_for_twice_is_read_once() -> None:
+    assert make_views(tiny(), [0, 3, 3], ["average"], KEYS) == [View(3, "average")]
 
 
 def test_layers_and_poolings_that_do_not_exist_are_refused() -> None:
-    encoder = make_encoder(TINY, (16, 16))
-    with pytest.raises(UserError, match=r"fewshot.layer=3 is not in 1..2"):
-        check_features(encoder, 3, "average")
-    with pytest.raises(UserError, match=r"fewshot.pooling=max is not one of average, class"):
-        check_features(encoder, 1, "max")
+    with pytest.raises(UserError, match=r"fewshot.layers=4 is not in 1..3, the encoder's blocks"):
+        make_views(tiny(), [1, 4], ["average"], KEYS)
+    rule = r"fewshot.poolings=max is not one of average, class, both"
+    with pytest.raises(UserError, match=rule):
+        make_views(tiny(), [1], ["max"], KEYS)

@@ -29,5 +29,7 @@ def test_the_demo_makes_its_shards_pretrains_and_is_measured(tmp_path: Path) -> 
     assert len(list((tmp_path / "shards/demo").glob("train-*.tar"))) == 4
     measure = [f"{ROOT}/finetune/fewshot.py", f"{ROOT}/configs/finetune/demo-fewshot.yaml"]
     table = run(tmp_path, *measure, "encoder.init=runs/demo", "fewshot.num_seeds=1")
-    assert table.startswith("runs/demo: block 4, average, 800 images\n")
-    assert [line.split()[0] for line in table.splitlines()[1:]] == ["1", "5", "10", "25"]
+    assert table.startswith("runs/demo: 800 images\n")
+    header, _, row = (line.strip("| ").split("|") for line in table.splitlines()[2:])
+    assert [name.strip() for name in header[2:]] == ["1shot", "5shot", "10shot", "25shot"]
+    assert [cell.strip() for cell in row[:2]] == ["4", "average"]

@@ -129,10 +129,11 @@ def test_the_pictures_are_the_same_each_time(run: Path, report: Report):
 
 def test_results_beside_the_run_are_shown(run: Path, report: Report):
     shots = {"accuracy/5shot": 0.5, "deviation/5shot": 0.02}
-    (run / "fewshot.json").write_text(json.dumps(shots))
-    (run / "fewshot-untrained.json").write_text(json.dumps({"accuracy/5shot": 0.25}))
-    (run / "finetune-long").mkdir()
-    result = {"accuracy/top1": 0.8125, "encoder.init": "<mine>", "steps": 6}
+    for name in ("fewshot", "fewshot-untrained", "finetune-long"):
+        (run / name).mkdir()
+    (run / "fewshot/result.json").write_text(json.dumps(shots))
+    (run / "fewshot-untrained/result.json").write_text(json.dumps({"accuracy/5shot": 0.25}))
+    result = {"accuracy": 0.8125, "encoder.init": "<mine>", "steps": 6}
     (run / "finetune-long" / "result.json").write_text(json.dumps(result))
     report(run)
     page = (run / "report.html").read_text()

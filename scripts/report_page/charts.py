@@ -125,6 +125,19 @@ _PRETRAINING = (
         scale=100,
         start_at_zero=True,
     ),
+    Chart(
+        "Frozen features on labelled images",
+        "accuracy (%)",
+        (
+            Series("probe/knn", "k nearest neighbours", "blue", "points"),
+            Series("probe/1shot", "1 image a class", "grey", "points", "^"),
+            Series("probe/5shot", "5 images a class", "orange", "points", "s"),
+            Series("probe/10shot", "10 images a class", "green", "points", "^"),
+        ),
+        "Higher is better; what the encoder is worth for other work, measured while it is trained.",
+        scale=100,
+        start_at_zero=True,
+    ),
 )
 _FINETUNING = (
     Chart(

@@ -8,12 +8,12 @@ from scripts.report_page.findings import percent
 from scripts.report_page.history import read_json
 from scripts.report_page.page import section, table
 
-_FEW_SHOT = {"pretrained": "fewshot.json", "untrained": "fewshot-untrained.json"}
+_FEW_SHOT = {"pretrained": "fewshot/result.json", "untrained": "fewshot-untrained/result.json"}
 _FINE_TUNING = ("finetune", "scratch")  # how their folders' names begin
 _ACCURACIES = {
-    "accuracy/top1": "Top 1",
-    "accuracy/top5": "Top 5",
-    "accuracy/balanced": "Mean over classes",
+    "accuracy": "Top 1",
+    "accuracy_top5": "Top 5",
+    "accuracy_balanced": "Mean over classes",
 }
 
 

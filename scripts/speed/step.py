@@ -73,7 +73,7 @@ def measure_step(options: StepOptions) -> Speeds:
     optim = OptimConfig(batch_size=options.batch_size, steps=_NO_LAST_STEP)
     with TemporaryDirectory() as folder:
         run = _run_config(options, folder)
-        trainer = Trainer(accelerator, run, optim, model, stream, None)
+        trainer = Trainer(accelerator, run, optim, model, stream, [])
         ready = _pinned(samples[Request(0, 0, options.batch_size)])
         stream.others = {
             "timm": _timm_step(accelerator, options),

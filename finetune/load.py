@@ -1,0 +1,61 @@
+"""Classifiers that are trained already."""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from data.settings import UserError
+from finetune.backbone import is_transformer, load_as_saved
+from finetune.config import FinetuneConfig
+from finetune.head import MULTI_LABEL, Classifier, HeadConfig
+from pretrain.checkpoint import latest, load_weights
+from pretrain.config import load, read_yaml
+from pretrain.encoder import encoder_folder, image_data
+
+_TIMM_POOLINGS = {"token": "class"}
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Load a fine-tuned classifier, in evaluation mode.
+
+    Args:
+        path: A fine-tuning run's folder, or a folder in timm's format with a head.
+
+    Raises:
+        UserError: There is none.
+    """
+    config = Path(path, "config.yaml")
+    is_run = config.is_file() and "head" in read_yaml(str(config))
+    model = _load_run(Path(path), config) if is_run else _load_folder(path)
+    return model.eval()
+
+
+def _load_run(run: Path, config: Path) -> Classifier:
+    told = load(FinetuneConfig, [str(config)])
+    checkpoint = latest(run)
+    if checkpoint is None:
+        raise UserError(f"{run} has no checkpoint yet; wait for its first")
+    encoder = load_as_saved(run)
+    names = list(image_data(encoder)["label_names"])
+    model = Classifier(encoder, names, told.head, is_multi_label=told.data.multi_label)
+    load_weights(model, checkpoint)
+    return model
+
+
+def _load_folder(path: str | Path) -> Classifier:
+    encoder = load_as_saved(path)
+    folder = encoder_folder(path)
+    layer = encoder.get_classifier()
+    if folder is None or not isinstance(layer, nn.Linear):
+        raise UserError(f"{path} holds an encoder without a classifier; fine-tune it first")
+    weights = layer.state_dict()
+    numbers = [str(number) for number in range(encoder.num_classes)]
+    names = list(image_data(encoder).get("label_names") or numbers)
+    pooling = _TIMM_POOLINGS.get(encoder.global_pool, "average")
+    head = HeadConfig(pooling=pooling if is_transformer(encoder) else "average")
+    told = json.loads((folder / "config.json").read_text())
+    is_multi_label = told.get("problem_type") == MULTI_LABEL
+    model = Classifier(encoder, names, head, is_multi_label=is_multi_label)
+    model.last_layer.load_state_dict(weights)
+    return model

@@ -1,0 +1,59 @@
+"""Measure a frozen encoder: k-NN, and a linear probe on all labelled images.
+
+    accelerate launch finetune/probe.py [CONFIG.yaml] encoder.init=RUN data.train=... data.val=...
+
+`encoder.init=none` measures an untrained encoder. The probe is a logistic regression whose penalty
+a tenth of `data.train` chooses; `data.val` chooses nothing. The images are read once, on all
+processes, for all of `probe.layers` and `probe.poolings`; `probe.dir` holds the table,
+`result.json` and the features.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+if not __package__:  # started as a file: search the checkout, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from data.settings import run_entry_point
+from finetune.frozen import ClassifiersConfig, Figures, LinearConfig, measure
+from pretrain.classifiers import check_penalties, knn, linear_probe
+from pretrain.config import load, usage
+from pretrain.evaluate import Features
+from pretrain.probe import check_neighbours
+
+
+def main(arguments: list[str]) -> None:
+    """Run `python finetune/probe.py ARGUMENTS`."""
+    if {"-h", "--help"} & set(arguments):
+        print(usage(LinearConfig, "accelerate launch finetune/probe.py"))
+        return
+    config = load(LinearConfig, arguments)
+    asked = config.probe
+    about = {"neighbours": asked.neighbours, "penalties": list(asked.penalties)}
+    table = measure(config, partial(_check, asked), partial(_judge, asked), about)
+    if table is not None:
+        print(table, end="")
+
+
+def _check(asked: ClassifiersConfig, labels: np.ndarray) -> None:
+    check_neighbours(asked.neighbours, labels, ("probe.neighbours", "data.train"))
+    check_penalties(asked.penalties, labels, ("probe.penalties", "data.train"))
+
+
+def _judge(asked: ClassifiersConfig, _: None, train: Features, val: Features) -> Figures:
+    nearest = knn(train, val, asked.neighbours)
+    linear = linear_probe(train, val, asked.penalties)
+    return {
+        "accuracy/knn_top1": nearest.top1,
+        "accuracy/knn_top5": nearest.top5,
+        "accuracy/linear_top1": linear.accuracy.top1,
+        "accuracy/linear_top5": linear.accuracy.top5,
+        "penalty": linear.penalty,
+    }
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

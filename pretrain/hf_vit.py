@@ -1,0 +1,219 @@
+"""Between timm's VisionTransformer and Hugging Face's ViT: names and settings, in both directions.
+
+It knows the files that transformers writes, and needs no transformers: the names are those in
+`model.safetensors`, which transformers 4 and 5 share.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from data.settings import UserError, require
+
+EPS = 1e-6  # of timm's layer norms
+_MODEL_TYPES = ("vit", "vit_mae")  # a masked autoencoder's encoder is the same ViT
+
+# timm's parameter or module -> Hugging Face's, of which several are stacked; # is the block
+_NAMES = {
+    "cls_token": ("embeddings.cls_token",),
+    "pos_embed": ("embeddings.position_embeddings",),
+    "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
+    "blocks.#.norm1": ("encoder.layer.#.layernorm_before",),
+    "blocks.#.attn.qkv": (
+        "encoder.layer.#.attention.attention.query",
+        "encoder.layer.#.attention.attention.key",
+        "encoder.layer.#.attention.attention.value",
+    ),
+    "blocks.#.attn.proj": ("encoder.layer.#.attention.output.dense",),
+    "blocks.#.norm2": ("encoder.layer.#.layernorm_after",),
+    "blocks.#.mlp.fc1": ("encoder.layer.#.intermediate.dense",),
+    "blocks.#.mlp.fc2": ("encoder.layer.#.output.dense",),
+    "norm": ("layernorm",),
+    "head": ("classifier",),
+}
+_BASE = "vit."  # before all names but the classifier's, where a model is more than the encoder
+
+ACTIVATIONS = {  # Hugging Face's -> timm's
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
+_DEFAULTS = {  # transformers' own, for what a config.json leaves out
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "qkv_bias": True,
+}
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
+
+# ---------------------------------------------------------------- names
+
+
+class Renamed(NamedTuple):
+    """Weights under timm's names.
+
+    Attributes:
+        state: Those that timm's model has and the file too.
+        missing: What the file lacks of the others, as the file would name it.
+        unused: What else is in the file.
+    """
+
+    state: dict[str, Tensor]
+    missing: list[str]
+    unused: list[str]
+
+
+def hf_names(name: str) -> list[str]:
+    """Return Hugging Face's names of one of timm's parameters; none where its ViT has no such."""
+    module, dot, kind = name, "", ""
+    if name.endswith((".weight", ".bias")):
+        module, dot, kind = name.rpartition(".")
+    block = re.search(r"(?<=^blocks\.)\d+", module)
+    number = block.group() if block else ""
+    names = _NAMES.get(re.sub(r"^blocks\.\d+", "blocks.#", module), ())
+    return [f"{hf.replace('#', number)}{dot}{kind}" for hf in names]
+
+
+def to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename timm's parameters and cut those that it stacks; with a head, as a classifier's.
+
+    Args:
+        state: Parameters for all of which there are `hf_names`.
+    """
+    base = _BASE if "head.weight" in state else ""
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        names = hf_names(name)
+        prefix = "" if name.startswith("head.") else base
+        for hf, part in zip(names, value.chunk(len(names)), strict=True):
+            tensors[prefix + hf] = part.contiguous()
+    return tensors
+
+
+def from_hf(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Renamed:
+    """Rename Hugging Face's parameters and stack those that timm stacks.
+
+    Args:
+        tensors: The weights as transformers wrote them.
+        names: The parameters that the timm model has.
+    """
+    base = _BASE if any(name.startswith(_BASE) for name in tensors) else ""
+    parts = {name: [base + hf for hf in hf_names(name)] for name in names}
+    missing = [hf for hfs in parts.values() for hf in hfs if hf not in tensors]
+    state = {
+        name: torch.cat([tensors[hf] for hf in hfs])
+        for name, hfs in parts.items()
+        if all(hf in tensors for hf in hfs)
+    }
+    used = {hf for hfs in parts.values() for hf in hfs}
+    return Renamed(state, missing, sorted(tensors.keys() - used))
+
+
+# ---------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class HFSettings:
+    """What a folder that transformers wrote says of its ViT.
+
+    Attributes:
+        arguments: Those of timm's VisionTransformer.
+        data: `mean` and `std`, where preprocessor_config.json has them.
+        notes: What is not taken over as it is, one a line.
+    """
+
+    arguments: dict[str, Any]
+    data: dict[str, tuple[float, ...]]
+    notes: list[str]
+
+
+def is_hf_folder(folder: Path) -> bool:
+    """Tell whether transformers wrote a folder's config.json, and not timm."""
+    return "model_type" in _read_json(folder / "config.json")
+
+
+def read_hf_settings(folder: Path) -> HFSettings:
+    """Read what kind of ViT a folder holds: a ViT model of any head, or a masked autoencoder.
+
+    Raises:
+        UserError: It is another model, or has what timm's VisionTransformer lacks.
+    """
+    config = _DEFAULTS | _read_json(folder / "config.json")
+    kind = config["model_type"]
+    require(
+        kind in _MODEL_TYPES,
+        f"encoder.init={folder}: model_type={kind} is not read; of transformers' models only "
+        f"{' and '.join(_MODEL_TYPES)} are",
+    )
+    path = folder / "preprocessor_config.json"
+    seen = _read_json(path) if path.is_file() else {}
+    data = {key: tuple(seen[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in seen}
+    return HFSettings(_arguments(config, folder), data, list(_notes(config)))
+
+
+def _arguments(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    refused = {
+        "hidden_act": config["hidden_act"] not in ACTIVATIONS,
+        "layer_norm_eps": config["layer_norm_eps"] > EPS,
+        "num_channels": config["num_channels"] != 3,
+    }
+    for key, is_refused in refused.items():
+        require(
+            not is_refused,
+            f"encoder.init={folder}: {key}={config[key]} is nothing that this project's encoders "
+            "have; start from another one",
+        )
+    return {
+        "img_size": _pair(config["image_size"]),
+        "patch_size": _pair(config["patch_size"]),
+        "embed_dim": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "mlp_ratio": _ratio(config["hidden_size"], config["intermediate_size"]),
+        "qkv_bias": config["qkv_bias"],
+        "act_layer": ACTIVATIONS[config["hidden_act"]],
+    }
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _ratio(width: int, hidden: int) -> float:
+    """Return the ratio from which timm's `int(width * ratio)` gets the hidden width back."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _notes(config: dict[str, Any]) -> Iterator[str]:
+    if config["layer_norm_eps"] != EPS:
+        yield f"layer_norm_eps={config['layer_norm_eps']} becomes timm's {EPS}"
+    for key in _DROPOUTS:
+        if config.get(key):
+            yield f"{key}={config[key]} is not used; see encoder.args.proj_drop_rate and its like"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"encoder.init: {path} cannot be read: {error}; restore it") from error
+    require(isinstance(content, dict), f"encoder.init: {path} holds no JSON object; restore it")
+    return cast(dict[str, Any], content)

@@ -1,0 +1,196 @@
+"""Is it learning? Few-shot and k-NN accuracy of the encoder as it is, while it is pretrained."""
+
+import statistics
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+from timm.models.vision_transformer import VisionTransformer
+
+from data.labelled import count_classes, read_labels
+from data.loader import SHARDS_TYPE, ImageConfig, Samples
+from data.settings import require, setting
+from data.stream import Share
+from pretrain.classifiers import NEIGHBOURS, choose_shots, few_shot, knn
+from pretrain.encoder import image_size
+from pretrain.evaluate import Features, extract, make_views
+from pretrain.launch import open_shards
+from pretrain.parallel import open_to_parts
+from pretrain.ranks import on_main
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """How the encoder is measured while it is pretrained; the losses are the same without it."""
+
+    train: Any = setting(
+        None,
+        "labelled shards that few-shot and k-NN learn from; default: no probe",
+        changes_result=False,
+        type_name=SHARDS_TYPE,
+    )
+    val: Any = setting(
+        None,
+        "labelled shards that they are judged on",
+        changes_result=False,
+        type_name=SHARDS_TYPE,
+    )
+    every: int = setting(
+        1000, "steps between measurements; 0: only at the end", changes_result=False
+    )
+    shots: tuple[int, ...] = setting(
+        (1, 5, 10), "labelled images a class for few-shot; [] leaves it out", changes_result=False
+    )
+    num_seeds: int = setting(3, "choices of those images; the mean is logged", changes_result=False)
+    neighbours: int = setting(NEIGHBOURS, "nearest images that vote in k-NN", changes_result=False)
+    layer: int = setting(
+        0,
+        "block whose output is read, from 1 (the middle ones often do better); 0: the last",
+        changes_result=False,
+    )
+    pooling: str = setting(
+        "average",
+        "average over patches, class (no loss in pretraining), or both",
+        changes_result=False,
+    )
+
+    def __post_init__(self) -> None:
+        for given, missing in (("train", "val"), ("val", "train")):
+            require(
+                bool(getattr(self, missing)) or not getattr(self, given),
+                f"probe.{given} is set, but probe.{missing} is missing; name labelled shards for "
+                "both, or for neither",
+            )
+        require(self.every >= 0, f"probe.every={self.every} is below 0; 0: only at the end")
+        check_shots(self.shots, "probe.shots")
+        for key in ("num_seeds", "neighbours"):
+            value = getattr(self, key)
+            require(value > 0, f"probe.{key}={value} must be above 0")
+
+
+def check_shots(shots: tuple[int, ...], key: str) -> None:
+    """Raise `UserError` unless all are numbers from 1."""
+    require(
+        all(num > 0 for num in shots),
+        f"{key}={list(shots)} must be numbers from 1; try [1, 5, 10, 25]",
+    )
+
+
+class Splits(NamedTuple):
+    """Labelled images to learn from and to be judged on.
+
+    Attributes:
+        train: In listed order, and so is `val`.
+        val: Of no class that `train` lacks.
+        labels: int64 (N,), of all images that `train` lists.
+    """
+
+    train: Samples
+    val: Samples
+    labels: np.ndarray
+
+
+def open_splits(
+    accelerator: Accelerator,
+    specs: Any,
+    data: ImageConfig,
+    size: tuple[int, int],
+    group: str,
+    fraction: float = 1.0,
+) -> Splits:
+    """Open both splits and read their labels, before any image is read.
+
+    Args:
+        accelerator: What `start` gave.
+        specs: Has the keys `train` and `val`.
+        data: How shards are read.
+        size: (H, W) of the images.
+        group: Where those keys are, for messages.
+        fraction: Of the training images, how many are used at all.
+
+    Raises:
+        UserError: There are no such shards, a sample has no label, or `val` has a class more.
+    """
+    train, val = (
+        open_shards(accelerator, getattr(specs, key), f"{group}.{key}", data.storage, share)
+        for key, share in (("train", fraction), ("val", 1.0))
+    )
+
+    def labels() -> np.ndarray:
+        known = read_labels(train, f"{group}.train")
+        count_classes(known, read_labels(val, f"{group}.val"), group)
+        return known
+
+    return Splits(
+        Samples(train, size, seed=0, labelled=True),
+        Samples(val, size, seed=0, labelled=True),
+        on_main(accelerator, labels),
+    )
+
+
+def check_neighbours(neighbours: int, labels: np.ndarray, keys: tuple[str, str]) -> None:
+    """Raise `UserError` unless there are as many training images as are to vote."""
+    require(
+        neighbours <= len(labels),
+        f"{keys[0]}={neighbours} is more than the {len(labels)} images of {keys[1]}; lower it",
+    )
+
+
+class Probe:
+    """Measures a model's encoder on all ranks, and leaves stream and generators alone.
+
+    Args:
+        accelerator: What `start` gave.
+        config: What is measured.
+        data: How shards are read.
+        encoder: As the model's; only its shape is looked at.
+        part: This rank, and how many images it passes at a time.
+
+    Raises:
+        UserError: The probe's images or the encoder do not allow what is asked for.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: ProbeConfig,
+        data: ImageConfig,
+        encoder: VisionTransformer,
+        part: Share,
+    ) -> None:
+        keys = ("probe.layer", "probe.pooling")
+        [self._view] = make_views(encoder, [config.layer], [config.pooling], keys)
+        self._splits = open_splits(accelerator, config, data, image_size(encoder), "probe")
+        labels = self._splits.labels
+        self._choices = choose_shots(
+            labels, config.shots, config.num_seeds, ("probe.shots", "probe.train")
+        )
+        check_neighbours(config.neighbours, labels, ("probe.neighbours", "probe.train"))
+        self._accelerator = accelerator
+        self._neighbours = config.neighbours
+        self._batch_size = part.micro_batch_size
+        self._workers = data.workers
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Return `knn` and `{k}shot`, top-1 accuracies on `probe.val`; all ranks have to ask."""
+        with open_to_parts(model):
+            train, val = (self._features(model.encoder, key) for key in ("train", "val"))
+        return on_main(self._accelerator, lambda: self._figures(train, val))
+
+    def _features(self, encoder: VisionTransformer, key: str) -> Features | None:
+        samples: Samples = getattr(self._splits, key)
+        name = f"probe.{key}"
+        size, workers = self._batch_size, self._workers
+        views = [self._view]
+        found = extract(self._accelerator, encoder, samples, views, size, workers, name)
+        return found.get(self._view)
+
+    def _figures(self, train: Features | None, val: Features | None) -> dict[str, float]:
+        assert train is not None, "the main process holds the features"
+        assert val is not None
+        device = self._accelerator.device
+        train, val = train.to(device), val.to(device)
+        accuracies = few_shot(train, val, self._choices)
+        shots = {f"{num}shot": statistics.fmean(found) for num, found in accuracies.items()}
+        return {"knn": knn(train, val, self._neighbours).top1, **shots}

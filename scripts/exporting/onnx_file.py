@@ -1,0 +1,72 @@
+"""ONNX: one file, model.onnx, checked in onnxruntime."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scripts.exporting.format import Format, Outputs, run_in_two_batches
+from scripts.exporting.graph import (
+    INPUT,
+    Graph,
+    describe,
+    export_arguments,
+    make_folder,
+    name_file,
+    read_photo,
+)
+from scripts.exporting.source import Source
+
+_FILE = "model.onnx"
+_MAX_BYTES = 1_900_000_000  # a file of protobuf holds 2 GiB; larger weights go beside it
+
+
+def _check(source: Source) -> None:
+    """Accept anything: a graph holds any head."""
+
+
+def _write(source: Source, folder: Path) -> None:
+    make_folder(source, folder)
+    graph = Graph(source).eval()
+    num_bytes = sum(value.numel() * value.element_size() for value in graph.parameters())
+    torch.onnx.export(
+        graph,
+        f=folder / _FILE,
+        input_names=[INPUT],
+        output_names=source.output_names,
+        dynamo=True,
+        external_data=num_bytes > _MAX_BYTES,
+        verbose=False,
+        **export_arguments(source),
+    )
+
+
+def _run(folder: Path, images: Tensor) -> Outputs:
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(folder / _FILE)
+    names = [output.name for output in session.get_outputs()]
+
+    def run(part: Tensor) -> Outputs:
+        values = session.run(names, {INPUT: (part.float() / 255).numpy()})
+        return dict(zip(names, map(torch.from_numpy, values), strict=True))
+
+    return run_in_two_batches(run, images)
+
+
+def _usage(source: Source, place: str) -> str:
+    imports, file = name_file(place, _FILE)
+    names = source.output_names
+    return f"""import numpy as np
+import onnxruntime
+{imports}from PIL import Image
+
+{read_photo(source)}
+session = onnxruntime.InferenceSession({file})
+[{", ".join(names)}] = session.run({names}, {{"{INPUT}": images}})"""
+
+
+FORMAT = Format(
+    "onnx", "onnx", ("onnx", "onnxscript", "onnxruntime"), _check, _write, _run, _usage, describe
+)

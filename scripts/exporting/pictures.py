@@ -1,0 +1,102 @@
+"""The images that an export is compared on."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.demo import PHOTOGRAPHS
+from data.index.opening import open_manifest
+from data.loader import Samples
+from data.settings import RunStopped, UserError, require
+from data.shards import IMAGE_EXTENSIONS
+from data.storage import is_remote
+from data.transforms import UnreadableImage, decode, evaluation_crop
+from pretrain.reconstruct import pick
+from scripts.exporting.source import Source
+
+_NUM_IMAGES = 8
+_SPLITS = ("val_shards", "val", "shards", "train")
+
+
+def pick_images(source: Source, given: list[Path]) -> tuple[Tensor, str]:
+    """Choose images of the encoder's size: those given, else the run's own, else photographs.
+
+    Shards on a server are left alone.
+
+    Returns:
+        uint8 (B, 3, H, W), and what they are.
+
+    Raises:
+        UserError: What was given cannot be read.
+    """
+    if given:
+        return _read_files(_list_files(given), source.size)
+    own = _read_own(source)
+    if own is not None:
+        return own
+    package = find_spec("skimage")
+    if package is not None and package.origin is not None:
+        folder = Path(package.origin).parent / "data"
+        files = [folder / name for name in PHOTOGRAPHS]
+        return _read_files(files, source.size)[0], "scikit-image's photographs"
+    return _draw(source.size), "smooth random images"
+
+
+def _list_files(given: list[Path]) -> list[Path]:
+    """Return the files that `--images` names, and some of each folder, evenly spread."""
+    files: list[Path] = []
+    for path in given:
+        require(path.exists(), f"--images={path} does not exist; name image files or a folder")
+        inside = sorted(file for file in path.rglob("*") if is_image(file)) if path.is_dir() else []
+        files += [path] if path.is_file() else inside[:: max(1, len(inside) // _NUM_IMAGES)]
+    require(len(files) > 0, f"--images={given[0]} holds no images; name others")
+    return files
+
+
+def is_image(path: Path) -> bool:
+    """Tell by its name whether a file is an image."""
+    return path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS and path.is_file()
+
+
+def _read_files(files: list[Path], size: tuple[int, int]) -> tuple[Tensor, str]:
+    crops: list[Tensor] = []
+    for file in files:
+        try:
+            crops.append(evaluation_crop(decode(file.read_bytes()), size))
+        except (UnreadableImage, OSError) as error:
+            raise UserError(f"--images: {file}: {error}; name other images") from error
+    return torch.stack(crops), f"{files[0]}" + f" and {len(files) - 1} more" * (len(files) > 1)
+
+
+def _read_own(source: Source) -> tuple[Tensor, str] | None:
+    """Read images of the run's data, if it lies on this machine and is still there."""
+    data: dict[str, Any] = source.config.get("data", {})
+    for split in _SPLITS:
+        spec = data.get(split)
+        if not spec or not is_local(spec):
+            continue
+        try:
+            samples = Samples(open_manifest(spec, f"data.{split}"), source.size, seed=0)
+            images, _ = pick(samples, _NUM_IMAGES)
+        except (UserError, RunStopped, OSError):
+            continue
+        if len(images) > 0:
+            return images, f"data.{split}"
+    return None
+
+
+def is_local(spec: object) -> bool:
+    """Tell whether shards are files of this machine: no URL, no pipe, no stream."""
+    specs = [str(part) for part in spec] if isinstance(spec, list) else [str(spec)]
+    return not any(is_remote(s) or s.startswith("pipe:") or s == "-" for s in specs)
+
+
+def _draw(size: tuple[int, int]) -> Tensor:
+    """Draw smooth images, which are like photographs in scale: uint8 (B, 3, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((_NUM_IMAGES, 3, 4, 4), generator=generator) * 255
+    smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic")
+    return smooth.clamp(0, 255).to(torch.uint8)

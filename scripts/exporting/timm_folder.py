@@ -1,0 +1,60 @@
+"""timm's own format: config.json and model.safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from pretrain.encoder import save_encoder
+from scripts.exporting.format import HUB, Format, Outputs
+from scripts.exporting.source import Source, refuse_other_heads, tokens_name
+
+
+def _check(source: Source) -> None:
+    refuse_other_heads(source, "timm")
+
+
+def _write(source: Source, folder: Path) -> None:
+    save_encoder(source.encoder, folder)
+
+
+@torch.no_grad()
+def _run(folder: Path, images: Tensor) -> Outputs:
+    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform: Any = create_transform(**resolve_model_data_config(model))
+    prepared = torch.stack([torch.as_tensor(transform(to_pil_image(image))) for image in images])
+    tokens = model.forward_features(prepared)
+    last = "logits" if model.num_classes else "features"
+    return {tokens_name(model): tokens, last: model(prepared)}
+
+
+def _usage(source: Source, place: str) -> str:
+    where = place if place.startswith(HUB) else f"local-dir:{place}"
+    what = "logits (1, K)" if source.classifier else "features (1, D)"
+    return f'''import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+model = timm.create_model("{where}", pretrained=True).eval()
+transform = create_transform(**resolve_model_data_config(model))
+image = transform(Image.open("photo.jpg").convert("RGB"))
+with torch.inference_mode():
+    output = model(image[None])  # {what}
+    tokens = model.forward_features(image[None])  # before pooling'''
+
+
+def _describe(source: Source) -> list[str]:
+    rows, columns = source.size
+    lines = [f"images {rows}x{columns}; mean, deviation and resizing are in config.json"]
+    if source.classifier:
+        lines.append("class names are in config.json, label_names")
+    return lines
+
+
+FORMAT = Format("timm", "timm", (), _check, _write, _run, _usage, _describe)

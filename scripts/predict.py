@@ -1,0 +1,206 @@
+"""Name what is in images: class names and probabilities, as a table or JSON.
+
+    python scripts/predict.py MODEL IMAGE_OR_FOLDER [...] [--top 5] [--json]
+
+MODEL is a fine-tuning run, or a folder in timm's format with a head; the training data is not
+needed. Folders are searched for images in sorted order. Images are cut as in validation. JSON is
+one list of {"path", "classes": [{"name", "probability"}]}, or {"path", "error"}. A classifier of
+many labels gives each class a probability of its own; --threshold shows all classes from it on.
+
+Status 0: all images were answered. 1: some could not be read; each is named on standard error. 2: a
+mistake in the arguments.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if not __package__:  # started as a file: search the checkout, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor
+
+from data.folder import extension_of, file_sizes
+from data.settings import require, run_entry_point
+from data.shards import IMAGE_EXTENSIONS
+from data.transforms import UnreadableImage, decode, evaluation_crop
+from finetune.head import Classifier
+from finetune.load import load_classifier
+from pretrain.encoder import image_size
+
+_MAX_PADDING = 30  # characters; one long class name does not push all others aside
+
+
+class Answer(NamedTuple):
+    """What an image shows: classes with their probabilities, best first; or why it has none."""
+
+    path: Path
+    classes: list[tuple[str, float]]
+    error: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        if self.error is not None:
+            return {"path": str(self.path), "error": self.error}
+        classes = [{"name": name, "probability": value} for name, value in self.classes]
+        return {"path": str(self.path), "classes": classes}
+
+
+def main(arguments: list[str]) -> None:
+    """Run `python scripts/predict.py ARGUMENTS`."""
+    options = _parse(arguments)
+    paths = find(options.images)
+    model = load_classifier(options.model)
+    require(
+        options.threshold is None or model.is_multi_label,
+        f"--threshold={options.threshold} is for classifiers of many labels, and MODEL="
+        f"{options.model} gives one; use --top",
+    )
+    answers = predict(model, paths, options)
+    write = _write_json if options.json else _write_table
+    try:
+        num_bad = write(answers, paths, model.class_names)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it has enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    if num_bad > 0:
+        sys.exit(1)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="a fine-tuning run, or a timm folder")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--top", type=int, default=5, help="classes to show (5)")
+    shown.add_argument("--threshold", type=float, help="show all classes of this probability on")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (64)")
+    options = parser.parse_args(arguments)
+    for name, value in (("--top", options.top), ("--batch-size", options.batch_size)):
+        require(value > 0, f"{name}={value} must be above 0")
+    threshold: float | None = options.threshold
+    require(
+        threshold is None or 0 <= threshold <= 1,
+        f"--threshold={threshold} is not in [0, 1]; try 0.5",
+    )
+    return options
+
+
+def find(places: Sequence[Path]) -> list[Path]:
+    """List the images: files as they are named, those of a folder by extension and in order.
+
+    Raises:
+        UserError: There are none.
+    """
+    found: list[Path] = []
+    for place in places:
+        names = sorted(file_sizes(place)) if place.is_dir() else []
+        below = [place / name for name in names if extension_of(name) in IMAGE_EXTENSIONS]
+        found += below if place.is_dir() else [place]
+    require(
+        len(found) > 0,
+        f"{' '.join(map(str, places))}: no image there; known extensions: "
+        f"{', '.join(sorted(IMAGE_EXTENSIONS))}",
+    )
+    return found
+
+
+# ---------------------------------------------------------------- answering
+
+
+def predict(
+    model: Classifier, paths: Sequence[Path], options: argparse.Namespace
+) -> Iterator[Answer]:
+    """Answer image by image, in order, with no more than a batch of them in memory."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
+        for first in range(0, len(paths), options.batch_size):
+            own = paths[first : first + options.batch_size]
+            crops = _read(own, image_size(model.encoder), executor)
+            good = [crop for crop in crops if isinstance(crop, Tensor)]
+            shown = iter(_classify(model, torch.stack(good), options) if good else [])
+            for path, crop in zip(own, crops, strict=True):
+                is_good = isinstance(crop, Tensor)
+                yield Answer(path, next(shown)) if is_good else Answer(path, [], crop)
+
+
+def _read(paths: Sequence[Path], size: tuple[int, int], executor: Executor) -> list[Tensor | str]:
+    """Read images as uint8 (3, H, W); of those that cannot be read, what is wrong."""
+
+    def read(path: Path) -> Tensor | str:
+        try:
+            return evaluation_crop(decode(path.read_bytes()), size)
+        except UnreadableImage as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+
+    return list(executor.map(read, paths))
+
+
+@torch.inference_mode()
+def _classify(
+    model: Classifier, images: Tensor, options: argparse.Namespace
+) -> list[list[tuple[str, float]]]:
+    """Choose the classes to show of each image."""
+    device = next(model.parameters()).device
+    logits = model.logits(images.to(device)).double().cpu()  # (B, K)
+    probability = logits.sigmoid() if model.is_multi_label else logits.softmax(1)
+    ranked = probability.sort(dim=1, descending=True, stable=True)
+    counts = [options.top] * len(images)
+    if options.threshold is not None:
+        counts = (probability >= options.threshold).sum(1).tolist()
+    return [
+        [(model.class_names[k], value) for k, value in zip(own[:n], values[:n], strict=True)]
+        for own, values, n in zip(
+            ranked.indices.tolist(), ranked.values.tolist(), counts, strict=True
+        )
+    ]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _write_json(answers: Iterator[Answer], _: Sequence[Path], __: Sequence[str]) -> int:
+    """Write one document, an image a line; return how many images could not be read."""
+    num_bad = 0
+    for number, answer in enumerate(answers):
+        print(",\n" if number else "[\n", json.dumps(answer.record()), sep="", end="")
+        num_bad += _complain(answer)
+    print("\n]")
+    return num_bad
+
+
+def _write_table(answers: Iterator[Answer], paths: Sequence[Path], names: Sequence[str]) -> int:
+    """Write a row an image; return how many images could not be read."""
+    path_width = max(len("image"), *(len(str(path)) for path in paths))
+    name_width = max(len("class"), min(_MAX_PADDING, max(map(len, names))))
+    print(f"{'image':{path_width}}  {'class':{name_width}}  probability  next")
+    num_bad = 0
+    for answer in answers:
+        num_bad += _complain(answer)
+        if answer.error is None:
+            cells = [f"{name:{name_width}}  {value:11.2%}" for name, value in answer.classes[:1]]
+            rest = ", ".join(f"{name} {value:.2%}" for name, value in answer.classes[1:])
+            print(f"{answer.path!s:{path_width}}  {''.join(cells) or '-'}  {rest}".rstrip())
+    return num_bad
+
+
+def _complain(answer: Answer) -> bool:
+    if answer.error is not None:
+        print(f"{answer.path}: {answer.error}", file=sys.stderr)
+    return answer.error is not None
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
