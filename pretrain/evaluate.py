@@ -166,7 +166,9 @@ def _pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> 
     for place, layer in enumerate(layers):
         pooled[View(layer, "average")] = tokens["image_intermediates"][place].float().mean(1)
         if encoder.cls_token is not None:
-            first = tokens["image_intermediates_prefix"][place][:, 0].float()
+            prefix = tokens["image_intermediates_prefix"][place]
+            # a copy: a view would keep all tokens of all batches, 6 GB of CIFAR-10
+            first = prefix[:, 0].to(torch.float32, copy=True)
             pooled[View(layer, "class")] = first
             pooled[View(layer, "both")] = torch.cat([pooled[View(layer, "average")], first], dim=1)
     return [pooled[view] for view in views]

@@ -13,7 +13,7 @@ from data.labelled import read_labels
 from data.loader import Request, Samples
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, Normalise, make_encoder
-from pretrain.evaluate import POOLINGS, View, extract, make_views
+from pretrain.evaluate import POOLINGS, View, _pool, extract, make_views
 from tests.conftest import BAD
 
 SIZE = (16, 16)
@@ -107,6 +107,12 @@ def test_an_encoder_without_any_prefix_token_is_averaged(shards: Path) -> None:
 
 def test_a_view_that_is_asked_for_twice_is_read_once() -> None:
     assert make_views(tiny(), [0, 3, 3], ["average"], KEYS) == [View(3, "average")]
+
+
+def test_what_is_pooled_keeps_no_other_tokens() -> None:
+    views = [View(layer, pooling) for layer in (1, 2) for pooling in POOLINGS]
+    for pooled in _pool(tiny(), torch.zeros(3, 3, 16, 16), views):
+        assert pooled.untyped_storage().nbytes() == 4 * pooled.numel()
 
 
 def test_layers_and_poolings_that_do_not_exist_are_refused() -> None:
