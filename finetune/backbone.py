@@ -1,29 +1,26 @@
 """What is fine-tuned: our encoder or, as a baseline, any image model of timm."""
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.settings import UserError, require
 from pretrain.encoder import (
-    DEFAULT_NAME,
     EncoderConfig,
     Normalise,
     check_channels,
     describe_images,
-    encoder_folder,
     image_size,
     load_encoder,
     make_encoder,
 )
 from pretrain.hf_vit import is_hf_folder
+from pretrain.pretrained import BARE, DEFAULT_NAME, check_name, create_model, encoder_folder
 
 
 def make_backbone(
@@ -46,20 +43,13 @@ def make_backbone(
     name = config.name or DEFAULT_NAME
     if config.init != "none" or _is_plain_transformer(name):
         return make_encoder(config, size, mean, std)
-    if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "see timm.list_models()"
-        raise UserError(f"encoder.name={name} is no model that timm knows; {hint}")
-    arguments: dict[str, Any] = config.overrides | {"num_classes": 0}
+    check_name(name, timm.list_models(), "model")
+    arguments = config.overrides | {"num_classes": 0}
     if name.split(".")[0] in timm.list_models(module="vision_transformer_hybrid"):
-        arguments |= {"global_pool": "avg", "fc_norm": False}  # as in our encoders
+        arguments |= BARE  # as in our encoders
     if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         arguments |= {"img_size": size}
-    try:
-        model: Any = timm.create_model(name, pretrained=False, **arguments)
-    except (TypeError, AssertionError, ValueError, LookupError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"encoder.name={name} with {arguments}: timm says: {reason}") from error
+    model = create_model(name, arguments)
     check_channels(model, f"encoder.name={name}")
     describe_images(model, size or image_size(model), mean, std)
     _check_size(model, name)
@@ -103,11 +93,7 @@ def load_as_saved(path: str | Path) -> Any:
         (folder / "model.safetensors").is_file(),
         f"{folder} has no model.safetensors; pickled weights are not read",
     )
-    try:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} cannot be loaded: {reason}; copy it anew") from error
+    return create_model(f"local-dir:{folder}", {}, pretrained=True, said=str(path))
 
 
 def is_transformer(model: Any) -> bool:

@@ -11,7 +11,8 @@ from finetune.config import FinetuneConfig
 from finetune.head import MULTI_LABEL, Classifier, HeadConfig
 from pretrain.checkpoint import latest, load_weights
 from pretrain.config import load, read_yaml
-from pretrain.encoder import encoder_folder, image_data
+from pretrain.encoder import image_data
+from pretrain.pretrained import encoder_folder
 
 _TIMM_POOLINGS = {"token": "class"}
 

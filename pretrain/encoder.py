@@ -5,28 +5,28 @@ prediction, so every encoder pools by patch average, and `norm` stays inside `fo
 (`fc_norm=False`): what a head reads is what the colour head was trained on.
 """
 
-import difflib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from data.settings import UserError, require, setting
-from pretrain.hf_vit import Renamed, from_hf, is_hf_folder, read_hf_settings
+from pretrain.pretrained import (
+    BARE,
+    DEFAULT_NAME,
+    check_name,
+    create_model,
+    load_pretrained,
+    make_bare,
+    plain,
+)
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_NAME = "vit_base_patch16_224"
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-_PATCH_AVERAGE: dict[str, Any] = {"global_pool": "avg", "fc_norm": False}
 _FIXED_ARGS = {"img_size", "num_classes", "global_pool", "fc_norm", "pretrained", "patch_drop_rate"}
 
 
@@ -129,102 +129,21 @@ def load_encoder(path: str | Path, keep_head: bool = False) -> VisionTransformer
 
 def _create(config: EncoderConfig, size: tuple[int, int] | None) -> VisionTransformer:
     name = config.name or DEFAULT_NAME
-    known = timm.list_models(module="vision_transformer")
-    if name.split(".")[0] not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else 'see timm.list_models("vit_*")'
-        raise UserError(f"encoder.name={name} is no VisionTransformer that timm knows; {hint}")
+    check_name(name, timm.list_models(module="vision_transformer"), "VisionTransformer")
     default_patch = config.patch_size
     if size is not None and default_patch is not None:
         check_image_size(size, (default_patch, default_patch))
-    arguments = config.overrides | {"img_size": size, "num_classes": 0} | _PATCH_AVERAGE
-    return _timm_model(name, name, arguments)
+    arguments = config.overrides | {"img_size": size} | BARE
+    return plain(create_model(name, arguments), name)
 
 
 def _load(config: EncoderConfig, num_classes: int | None = 0) -> VisionTransformer:
     """Load what `encoder.init` names, as it was saved; with `num_classes=0` as a bare encoder."""
-    folder = _find_folder(config.init)
-    if folder is None:
-        encoder = _timm_model(config.init, config.init, config.args, pretrained=True)
-    elif is_hf_folder(folder):
-        encoder = _load_from_hf(folder, config)
-    else:
-        encoder = _timm_model(config.init, f"local-dir:{folder}", config.args)
-        own, tensors = encoder.state_dict(), _read_weights(config.init, folder)
-        missing, unused = own.keys() - tensors.keys(), tensors.keys() - own.keys()
-        state = {name: tensors[name] for name in own if name in tensors}
-        _fill(encoder, config.init, Renamed(state, sorted(missing), sorted(unused)))
+    encoder = load_pretrained(config.init, config.args)
     _check_asked(encoder, config)
     if num_classes == 0:
-        _make_bare(encoder, config.init)
+        make_bare(encoder, config.init)
     return encoder
-
-
-def encoder_folder(path: str | Path) -> Path | None:
-    """Return the folder of a run's encoder, or of an encoder by itself; None if there is none."""
-    folders = (Path(path, "encoder"), Path(path))
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
-
-
-def _find_folder(init: str) -> Path | None:
-    """Return the folder that holds an encoder, or None for what timm finds by its name."""
-    folder = encoder_folder(init)
-    if folder is not None:
-        return folder
-    is_name = timm.is_model(init.split(".")[0]) or init.startswith("hf-hub:")
-    require(
-        is_name and not Path(init).exists(),
-        f"encoder.init={init} is no run or folder with an encoder, and no timm name; "
-        "a run has its first encoder after its first checkpoint",
-    )
-    return None
-
-
-def _load_from_hf(folder: Path, config: EncoderConfig) -> VisionTransformer:
-    """Build timm's VisionTransformer of a ViT that transformers wrote; its head is left out."""
-    settings = read_hf_settings(folder)
-    arguments = settings.arguments | config.args | {"num_classes": 0} | _PATCH_AVERAGE
-    encoder = _timm_model(config.init, DEFAULT_NAME, arguments)
-    size = (3, *settings.arguments["img_size"])
-    image_data(encoder).update(settings.data, input_size=size)
-    for note in settings.notes:
-        logger.info("encoder.init=%s: %s", config.init, note)
-    tensors = _read_weights(config.init, folder)
-    _fill(encoder, config.init, from_hf(tensors, encoder.state_dict()))
-    return encoder
-
-
-def _read_weights(init: str, folder: Path) -> dict[str, Tensor]:
-    path = folder / "model.safetensors"
-    require(
-        path.is_file(),
-        f"encoder.init={init}: the encoder in {folder} has no {path.name}; pickled weights are "
-        "not read, since reading them can run code",
-    )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"encoder.init={init}: {path} cannot be read: {error}") from error
-
-
-def _fill(encoder: VisionTransformer, init: str, weights: Renamed) -> None:
-    """Put weights into an encoder; what it needs has to be there, and what else is there is said.
-
-    Raises:
-        UserError: One is missing, or of another shape.
-    """
-    missing, unused = ", ".join(weights.missing), ", ".join(weights.unused)
-    require(
-        not missing,
-        f"encoder.init={init} lacks {missing}; nothing is left at random: correct encoder.args, "
-        "or start from another encoder",
-    )
-    if unused:
-        logger.info("encoder.init=%s: not used: %s", init, unused)
-    try:
-        encoder.load_state_dict(weights.state)
-    except RuntimeError as error:
-        raise UserError(f"encoder.init={init} cannot be loaded: {_one_line(error)}") from error
 
 
 def _check_asked(encoder: VisionTransformer, config: EncoderConfig) -> None:
@@ -248,44 +167,6 @@ def _check_asked(encoder: VisionTransformer, config: EncoderConfig) -> None:
             f"encoder.{key}={asked}, but the encoder of encoder.init={config.init} has {value}; "
             "leave the key out",
         )
-
-
-def _make_bare(encoder: VisionTransformer, init: str) -> None:
-    """Drop the head, pool by patch average, and say what is not used any more."""
-    if not isinstance(encoder.fc_norm, nn.Identity):  # timm's place for it where it pools so
-        encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()
-        logger.info("encoder.init=%s: fc_norm becomes norm, before pooling and not after", init)
-    if encoder.pool_include_prefix:
-        encoder.pool_include_prefix = False
-        cast(Any, encoder)._model_args["pool_include_prefix"] = False  # what save_for_hf writes
-    before = encoder.state_dict().keys()
-    encoder.reset_classifier(0, "avg")
-    image_data(encoder).pop("label_names", None)
-    if dropped := ", ".join(sorted(before - encoder.state_dict().keys())):
-        logger.info("encoder.init=%s: not used: %s", init, dropped)
-
-
-def _timm_model(
-    said: str, name: str, arguments: dict[str, Any], pretrained: bool = False
-) -> VisionTransformer:
-    """Let timm create a model; of pretrained weights it refuses those that do not fit by name."""
-    try:
-        encoder = timm.create_model(name, pretrained=pretrained, **arguments)
-    except (TypeError, AssertionError, ValueError, LookupError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"encoder.name={name} with {arguments}: timm says: {reason}") from error
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"encoder.init={said} cannot be loaded: {_one_line(error)}") from error
-    require(
-        isinstance(encoder, VisionTransformer)
-        and type(encoder).forward_features is VisionTransformer.forward_features,
-        f"encoder.name={name} is no plain timm VisionTransformer; try {DEFAULT_NAME}",
-    )
-    return cast(VisionTransformer, encoder)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def check_image_size(size: tuple[int, int], patch: tuple[int, int]) -> None:

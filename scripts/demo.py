@@ -18,9 +18,7 @@ RUN = Path("runs/demo")
 LAUNCH = (
     "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
 )
-PROBE = (
-    "probe.train=shards/demo/train-*.tar probe.val=shards/demo/val-000000.tar probe.every=100"
-)
+PROBE = "probe.train=shards/demo/train-*.tar probe.val=shards/demo/val-000000.tar probe.every=100"
 FEWSHOT = "python finetune/fewshot.py configs/finetune/demo-fewshot.yaml"
 FINETUNE = f"{LAUNCH} finetune/run.py configs/finetune/demo.yaml"
 

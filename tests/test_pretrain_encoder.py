@@ -142,7 +142,7 @@ def test_what_is_given_replaces_what_was_saved(tmp_path: Path) -> None:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "pretrain.encoder"]
+    return [r.getMessage() for r in caplog.records if r.name == "pretrain.pretrained"]
 
 
 def test_what_a_folder_has_more_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

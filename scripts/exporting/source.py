@@ -14,8 +14,9 @@ from data.settings import UserError
 from finetune.head import Classifier
 from finetune.load import load_classifier
 from pretrain.config import read_yaml
-from pretrain.encoder import Normalise, encoder_folder, image_data, image_size, load_encoder
+from pretrain.encoder import Normalise, image_data, image_size, load_encoder
 from pretrain.hf_vit import is_hf_folder
+from pretrain.pretrained import encoder_folder
 
 
 @dataclass(frozen=True)
