@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from data.settings import UserError, require, setting
 
@@ -83,13 +84,42 @@ def make_optimizer(
     """
     groups = _parameter_groups(model, encoder, config)
     if config.algorithm == "sgd":
-        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        is_cut = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        kind, options = (_CutSGD, {}) if is_cut else (torch.optim.SGD, {"fused": True})
+        sgd = kind(groups, lr=config.lr, momentum=config.momentum, **options)
         if config.momentum:
             # torch's fused kernel leaves them uninitialised where the first step is skipped
             for parameter in _trained(model):
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+class _CutSGD(torch.optim.SGD):
+    """SGD on this rank's pieces of a cut model, for which torch has no fused kernel.
+
+    Like that one it skips a step, without a wait for the device, where `found_inf` is not 0.
+    """
+
+    found_inf: Tensor
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: Any, group: dict[str, Any]) -> None:
+        value, change = parameter.to_local(), parameter.grad.to_local()
+        change = change + group["weight_decay"] * value
+        if group["momentum"]:
+            buffer = self.state[parameter]["momentum_buffer"].to_local()
+            change = change + group["momentum"] * buffer
+            buffer.copy_(torch.where(self.found_inf > 0, buffer, change))
+        value.copy_(torch.where(self.found_inf > 0, value, value - group["lr"] * change))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

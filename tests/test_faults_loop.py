@@ -69,6 +69,7 @@ def _poison(kind: str, steps: tuple[int, ...], rank_only: bool) -> None:
         ("inf", 1, []),
         ("nan", 2, []),
         ("inf", 2, ["run.parallel=fsdp"]),
+        ("nan", 2, ["run.parallel=fsdp", "optim.algorithm=sgd"]),
         ("nan", 1, ["optim.algorithm=sgd", "optim.grad_clip=0"]),
     ],
 )

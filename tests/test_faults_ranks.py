@@ -111,6 +111,7 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     "compile-ddp2": (2, ["run.compile=true"]),
     "compile-fsdp2": (2, ["run.compile=true", "run.parallel=fsdp"]),
     "ema-sgd": (1, ["optim.ema=0.9", "optim.algorithm=sgd"]),
+    "fsdp2-sgd": (2, ["run.parallel=fsdp", "optim.algorithm=sgd"]),
 }
 SHORT = {"ddp3", "fsdp2"}
 

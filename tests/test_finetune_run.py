@@ -124,6 +124,19 @@ def test_a_step_that_is_skipped_leaves_the_statistics(
             assert (value == start).all(), name
 
 
+def test_a_cut_model_is_tuned_and_validated_as_a_whole_one(
+    tmp_path: Path, tiny_finetune: list[str]
+) -> None:
+    told = [*tiny_finetune, "head.tuned_blocks=1", "head.pooling=both", "optim.steps=4"]
+    for parallel in ("ddp", "fsdp"):
+        more = [f"run.parallel={parallel}", f"run.dir={tmp_path}/{parallel}"]
+        run_ranks([*told, *more], 2, tmp_path / "logs", script="finetune.run")
+    whole, cut = result(tmp_path / "ddp"), result(tmp_path / "fsdp")
+    assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert cut["confusion"] == whole["confusion"]
+    assert load_classifier(tmp_path / "fsdp").class_names == ["0", "1", "2"]
+
+
 # ---------------------------------------------------------------- classifiers
 
 
