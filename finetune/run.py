@@ -9,7 +9,7 @@ run that is started with another `data.val` is validated on that.
 
 import json
 import sys
-from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from data.augment import RandAugment
 from data.labelled import class_names, count_classes, read_label_sets, read_labels
 from data.loader import Samples
 from data.settings import require, run_entry_point
-from data.stream import TrainingStream, evaluation_batches
+from data.stream import TrainingStream
 from finetune.backbone import flops_per_image, is_transformer, make_backbone
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
@@ -78,9 +78,7 @@ def main(arguments: list[str]) -> None:
     samples = Samples(train, size, seed, data.crop_area, True, multi, augment)
     stream = TrainingStream(samples, config.optim.batch_size, part, data.workers)
     val_samples = Samples(val, size, seed, labelled=True, num_classes=multi)
-    validation = Validation(
-        accelerator, partial(evaluation_batches, val_samples, part, data.workers)
-    )
+    validation = Validation(accelerator, val_samples, part, data.workers)
 
     # ---- the steps
     with claim(accelerator, config):
@@ -103,7 +101,8 @@ def main(arguments: list[str]) -> None:
 
 def _report(folder: Path, figures: Figures, names: list[str], facts: dict[str, Any]) -> None:
     """Write `result.json`, and say what counts most of it."""
-    result = {**figures.scalars, **facts, "classes": names, **figures.details}
+    scalars = {key: value if isfinite(value) else None for key, value in figures.scalars.items()}
+    result = {**scalars, **facts, "classes": names, **figures.details}
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     main_figure = "accuracy" if "accuracy" in figures.scalars else "map"
     said = {"accuracy": "top-1 accuracy", "map": "mean average precision"}[main_figure]

@@ -1,13 +1,15 @@
 """The validation pass: a classifier's figures over a whole split, on all ranks."""
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
-from data.loader import Batch
+from data.loader import LedgerEntry, Samples
+from data.stream import Share, evaluation_batches
 from finetune.metrics import Figures, Scores
+from pretrain.evaluate import say_unusable
 from pretrain.loop import to_device
 
 
@@ -16,15 +18,21 @@ class Validation:
 
     Args:
         accelerator: What `start` gave.
-        batches: Makes this rank's part of the split.
+        samples: The split, labelled.
+        part: This rank's.
+        workers: Loader processes a rank.
 
     Attributes:
         figures: Of the last pass, None before the first.
     """
 
-    def __init__(self, accelerator: Accelerator, batches: Callable[[], Iterable[Batch]]) -> None:
+    def __init__(
+        self, accelerator: Accelerator, samples: Samples, part: Share, workers: int
+    ) -> None:
         self._accelerator = accelerator
-        self._batches = batches
+        self._samples = samples
+        self._part = part
+        self._workers = workers
         self.figures: Figures | None = None
 
     @torch.no_grad()
@@ -37,10 +45,15 @@ class Validation:
         accelerator: Any = self._accelerator
         model.eval()
         scores = Scores(model.num_classes, model.is_multi_label, accelerator.device)
-        for batch in self._batches():
+        bad: list[LedgerEntry] = []
+        for batch in evaluation_batches(self._samples, self._part, self._workers):
             tensors = to_device(batch.tensors, accelerator.device)
             with accelerator.autocast():
                 output = model(tensors)
             scores.update(output.logits, tensors["label"], tensors["weight"])
+            bad += batch.bad
+        all_bad: list[LedgerEntry] = gather_object(bad)
+        if self.figures is None:  # they are the same in each pass
+            say_unusable(all_bad, self._samples.manifest.num_samples, "data.val")
         self.figures = scores.compute()
         return self.figures.scalars

@@ -144,7 +144,7 @@ def extract(
         bad += batch.bad
         if accelerator.is_main_process:
             parts.append([tensor.cpu() for tensor in gathered])
-    _say_unusable(gather_object(bad), samples.manifest.num_samples, name)
+    say_unusable(gather_object(bad), samples.manifest.num_samples, name)
     return _join(parts, views) if accelerator.is_main_process else {}
 
 
@@ -185,7 +185,8 @@ def _join(parts: list[list[Tensor]], views: Sequence[View]) -> dict[View, Featur
     }
 
 
-def _say_unusable(bad: list[LedgerEntry], num_samples: int, name: str) -> None:
+def say_unusable(bad: list[LedgerEntry], num_samples: int, name: str) -> None:
+    """Count the images of a split that cannot be used, and name the first."""
     if bad:
         first = min(bad, key=lambda entry: entry.position or 0)
         what = f"{len(bad)} of {num_samples} images of {name} cannot be used"

@@ -197,6 +197,19 @@ def test_a_finished_run_is_validated_on_other_shards(
     assert sum(result(tmp_path / "run")["support"]) == 20
 
 
+def test_images_that_cannot_be_validated_are_said_once(
+    tmp_path: Path, shards: Path, tiny_finetune: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    told = [*tiny_finetune, "optim.steps=4", "run.eval_every=2", f"data.val={shards}/train-1.tar"]
+    finetune.run.main([*told, f"run.dir={tmp_path}/run"])
+    said = [line for line in caplog.messages if "data.val" in line]
+    assert said == [
+        "1 of 7 images of data.val cannot be used, such as train-1.tar/022: "
+        "no image format that Pillow knows"
+    ]
+    assert sum(result(tmp_path / "run")["support"]) == 6
+
+
 # ---------------------------------------------------------------- many labels
 
 
