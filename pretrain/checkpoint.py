@@ -201,7 +201,16 @@ def newest(run: Path) -> Path | None:
     """Return the newest checkpoint whose files are all as its manifest says, or None.
 
     What a killed commit left behind is deleted; a damaged checkpoint is named and passed over.
+
+    Raises:
+        UserError: `RUN/encoder` is no link, as after a copy that followed links.
     """
+    encoder = run / "encoder"
+    require(
+        encoder.is_symlink() or not encoder.exists(),
+        f"{encoder} is a folder, and should be a link into the newest checkpoint; delete it, and "
+        "it will be made again",
+    )
     for left_over in (run / "checkpoints").glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left_over)
     return find_newest(run)

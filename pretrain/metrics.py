@@ -135,6 +135,7 @@ class Progress:
             "accuracy": record.get("train/accuracy"),
             "val loss": record.get("val/loss"),
             "val accuracy": record.get("val/accuracy"),
+            "k-NN": record.get("probe/knn"),
             "images/s": record.get("speed/images_per_second"),
         }
         shown = {name: f"{value:.4g}" for name, value in named.items() if value is not None}

@@ -244,3 +244,11 @@ def test_the_encoder_link_follows_the_newest(tmp_path: Path) -> None:
     assert names(tmp_path) == ["checkpoints", "encoder"]
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert load_encoder(moved).embed_dim == 16
+
+
+def test_a_copy_that_followed_the_link_is_refused_in_one_line(tmp_path: Path) -> None:
+    commit(tmp_path, 1)
+    (tmp_path / "encoder").unlink()
+    (tmp_path / "encoder").mkdir()
+    with pytest.raises(UserError, match=r"encoder is a folder, and should be a link into the newest"):
+        checkpoint.newest(tmp_path)
