@@ -8,7 +8,7 @@ BIN := .venv/bin
 help:
 	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
 	@echo "make demo      the whole job on 8 photographs, 4 to 6 minutes on 2 CPU cores"
-	@echo "make test      the test suite, under 15 minutes on 2 CPU cores"
+	@echo "make test      the test suite, about 15 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
 	@echo "make lint      ruff and pyright (strict)"
 	@echo "make format    apply ruff's formatting and fixes"

@@ -228,7 +228,7 @@ def server(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
         yield server
 
 
-@pytest.mark.parametrize("num_kills", [6, pytest.param(200, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("num_kills", [4, pytest.param(200, marks=pytest.mark.faults)])
 @pytest.mark.timeout(2400)
 def test_kill9_anywhere(
     tmp_path: Path, arguments: list[str], server: FlakyServer, num_kills: int
