@@ -19,8 +19,8 @@ from finetune.mixing import MixConfig, Mixing, fill_empty_slots
 from pretrain.encoder import Normalise, image_data, patch_tokens
 from pretrain.model import Output, Sums
 
-_TIMM_POOLINGS = {"average": "avg", "class": "token"}
-_POOLINGS = (*_TIMM_POOLINGS, "both")
+TIMM_POOLINGS = {"average": "avg", "class": "token"}
+_POOLINGS = (*TIMM_POOLINGS, "both")
 MULTI_LABEL = "multi_label_classification"
 _KINDS = ("linear", "mlp")
 
@@ -114,7 +114,7 @@ class Classifier(nn.Module):
         """Attach a head to the encoder, or return one to stand beside it."""
         _check_pooling(self.encoder, config.pooling)
         is_timms = config.kind == "linear" and config.pooling != "both"
-        pooling = _TIMM_POOLINGS.get(config.pooling) if is_transformer(self.encoder) else None
+        pooling = TIMM_POOLINGS.get(config.pooling) if is_transformer(self.encoder) else None
         self.encoder.reset_classifier(self.num_classes if is_timms else 0, pooling)
         head = None
         if not is_timms:

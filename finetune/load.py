@@ -8,13 +8,13 @@ from torch import nn
 from data.settings import UserError
 from finetune.backbone import is_transformer, load_as_saved
 from finetune.config import FinetuneConfig
-from finetune.head import MULTI_LABEL, Classifier, HeadConfig
+from finetune.head import MULTI_LABEL, TIMM_POOLINGS, Classifier, HeadConfig
 from pretrain.checkpoint import latest, load_weights
 from pretrain.config import load, read_yaml
 from pretrain.encoder import image_data
 from pretrain.pretrained import encoder_folder
 
-_TIMM_POOLINGS = {"token": "class"}
+_POOLINGS = {timm: ours for ours, timm in TIMM_POOLINGS.items()}
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -53,8 +53,13 @@ def _load_folder(path: str | Path) -> Classifier:
     weights = layer.state_dict()
     numbers = [str(number) for number in range(encoder.num_classes)]
     names = list(image_data(encoder).get("label_names") or numbers)
-    pooling = _TIMM_POOLINGS.get(encoder.global_pool, "average")
-    head = HeadConfig(pooling=pooling if is_transformer(encoder) else "average")
+    pooling = _POOLINGS.get(encoder.global_pool) if is_transformer(encoder) else "average"
+    if pooling is None:
+        raise UserError(
+            f"{path} pools by {encoder.global_pool}, and only {' and '.join(_POOLINGS)} are read "
+            "here; load it with timm"
+        )
+    head = HeadConfig(pooling=pooling)
     told = json.loads((folder / "config.json").read_text())
     is_multi_label = told.get("problem_type") == MULTI_LABEL
     model = Classifier(encoder, names, head, is_multi_label=is_multi_label)

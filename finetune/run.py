@@ -31,7 +31,7 @@ from pretrain.config import load, resolve, usage
 from pretrain.encoder import image_data, image_size
 from pretrain.launch import open_shards, share, start
 from pretrain.loop import Evaluator, Trainer
-from pretrain.ranks import main_process_first
+from pretrain.ranks import on_main
 
 
 def main(arguments: list[str]) -> None:
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     train = open_shards(accelerator, data.train, "data.train", data.storage, data.fraction)
     val = open_shards(accelerator, data.val, "data.val", data.storage)
     read = read_label_sets if data.multi_label else read_labels
-    num_classes = main_process_first(
+    num_classes = on_main(
         accelerator, lambda: count_classes(read(train, "data.train"), read(val, "data.val"))
     )
     names = class_names(train, data.classes, num_classes)

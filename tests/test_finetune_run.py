@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from timm.models import save_for_hf
 
 import finetune.run
 from data.settings import UserError
@@ -171,6 +173,13 @@ def test_a_classifier_is_loaded_with_its_names(
         pixels = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
         assert torch.equal(load_classifier(copy).logits(pixels), model.logits(pixels))
         assert load_classifier(copy).pooling == model.pooling
+
+
+def test_a_pooling_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", global_pool="max", num_classes=3)
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    with pytest.raises(UserError, match="pools by max, and only avg and token are read here"):
+        load_classifier(tmp_path)
 
 
 def test_supervised_pretraining_hands_its_encoder_on_without_the_hidden_layer(
