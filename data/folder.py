@@ -7,13 +7,19 @@ writing can stop at any shard and go on later. scripts/make_shards.py carries it
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from data.settings import UserError, require
-from data.shards import IMAGE_EXTENSIONS, ImageFile, split_name
+from data.shards import (
+    ARRAY_EXTENSION,
+    IMAGE_EXTENSIONS,
+    PICTURE_EXTENSIONS,
+    ImageFile,
+    split_name,
+)
 
 _BLOCK = 512  # a tar's unit, bytes
 
@@ -70,7 +76,7 @@ class PlanOptions:
 
 
 def find_images(source: Path, *, is_unlabelled: bool = False) -> Source:
-    """List the images below a folder; hidden files and folders are passed over.
+    """List the images below a folder (see `image_paths`); what is hidden is passed over.
 
     Args:
         source: The folder.
@@ -82,7 +88,7 @@ def find_images(source: Path, *, is_unlabelled: bool = False) -> Source:
     """
     require(source.is_dir(), f"SOURCE={source} is not a folder; give the folder of the images")
     sizes = file_sizes(source)
-    found = {path: size for path, size in sizes.items() if extension_of(path) in IMAGE_EXTENSIONS}
+    found = {path: sizes[path] for path in image_paths(sizes)}
     paths = sorted(path for path, size in found.items() if size > 0)
     require(
         len(paths) > 0,
@@ -96,6 +102,16 @@ def find_images(source: Path, *, is_unlabelled: bool = False) -> Source:
         for path, key in zip(paths, unique_keys(paths), strict=True)
     )
     return Source(images, tuple(classes), len(found) - len(paths), len(sizes) - len(found))
+
+
+def image_paths(paths: Iterable[str]) -> list[str]:
+    """Return those of a folder's files that are images; NumPy's only where there are no others.
+
+    Beside pictures they may be anything, such as features.
+    """
+    by_kind = {path: extension_of(path) for path in paths}
+    pictures = [path for path, kind in by_kind.items() if kind in PICTURE_EXTENSIONS]
+    return pictures or [path for path, kind in by_kind.items() if kind == ARRAY_EXTENSION]
 
 
 def file_sizes(source: Path) -> dict[str, int]:

@@ -20,10 +20,17 @@ from data.order import Order
 from data.randomness import combine, derive, uniform
 from data.reader import BadSample, ShardReader
 from data.settings import require, setting
-from data.shards import IMAGE_EXTENSIONS, LABEL_EXTENSION
+from data.shards import (
+    ARRAY_EXTENSION,
+    IMAGE_EXTENSIONS,
+    LABEL_EXTENSION,
+    PICTURE_EXTENSIONS,
+    choose_image,
+)
 from data.storage import Storage, user_cache
 from data.transforms import (
     AUGMENTATION,
+    MODES,
     NUM_UNIFORM,
     UnreadableImage,
     decode,
@@ -47,11 +54,14 @@ class ImageConfig:
         "pixels a side, or [height, width]; default: the encoder's own",
         type_name="int | [int, int]",
     )
-    mean: tuple[float, float, float] | None = setting(
-        None, "channel means of pixels in 0..1; default: the encoder's own"
+    channels: int | None = setting(
+        None, "3: RGB; 1: grey; others: npy, or TIFF of so many pages; default: the encoder's own"
     )
-    std: tuple[float, float, float] | None = setting(
-        None, "channel deviations of pixels in 0..1; default: the encoder's own"
+    mean: tuple[float, ...] | None = setting(
+        None, "means of pixels in 0..1, one a channel; default: the encoder's own"
+    )
+    std: tuple[float, ...] | None = setting(
+        None, "deviations of pixels in 0..1, one a channel; default: the encoder's own"
     )
     crop_area: tuple[float, float] = setting(
         (0.08, 1.0), "range of a training crop's area, as a fraction of the image's"
@@ -90,14 +100,20 @@ class ImageConfig:
             self.image_size is None or _is_size(self.image_size),
             f"data.image_size={self.image_size} is no size; give pixels, or [height, width]",
         )
+        require(
+            self.channels is None or self.channels > 0,
+            f"data.channels={self.channels} must be above 0; 3 is RGB, 1 is grey",
+        )
+        if self.channels is not None:
+            check_values(self.mean, self.std, self.channels)
         low, high = self.crop_area
         require(
             0 < low <= high <= 1,
             f"data.crop_area={list(self.crop_area)} is no range within (0, 1]; try [0.08, 1]",
         )
         require(
-            self.std is None or min(self.std) > 0,
-            f"data.std={self.std} must be above 0 in each channel; try [0.5, 0.5, 0.5]",
+            self.std is None or min(self.std, default=1) > 0,
+            f"data.std={self.std} must be above 0 in each channel; try 0.5 each",
         )
         require(
             0 < self.fraction <= 1, f"data.fraction={self.fraction} is not in (0, 1]; 1 uses all"
@@ -136,6 +152,18 @@ class ImageConfig:
         if isinstance(self.image_size, int):
             return (self.image_size, self.image_size)
         return (self.image_size[0], self.image_size[1])
+
+
+def check_values(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int
+) -> None:
+    """Raise `UserError` unless what is given of mean and deviation is one value a channel."""
+    for key, values in (("mean", mean), ("std", std)):
+        require(
+            values is None or len(values) == channels,
+            f"data.{key} has {len(values or ())} values, data.channels={channels}; "
+            "give one a channel",
+        )
 
 
 def _is_size(value: object) -> bool:
@@ -220,7 +248,7 @@ class Batch(NamedTuple):
     """What a request gives.
 
     Attributes:
-        tensors: `image` uint8 (B, 3, H, W); `weight` float32 (B,), 0 for padding and bad samples;
+        tensors: `image` uint8 (B, C, H, W); `weight` float32 (B,), 0 for padding and bad samples;
             `key` int64 (B,), each sample's random key in this epoch; `label` int64 (B,), or of a
             multi-label set 0 and 1 in int64 (B, K).
         places: The samples with weight 1, in order.
@@ -243,7 +271,8 @@ class Samples(Dataset[Batch]):
             of the shards.
         labelled: A sample without a label is bad.
         num_classes: K of a multi-label set; None where a sample has one class.
-        augment: A training crop, uint8 (3, H, W), and a 32-bit seed -> such a crop.
+        augment: A training crop, uint8 (C, H, W), and a 32-bit seed -> such a crop.
+        channels: C. A sample that is neither of so many nor can be converted is bad.
     """
 
     def __init__(
@@ -255,6 +284,7 @@ class Samples(Dataset[Batch]):
         labelled: bool = False,
         num_classes: int | None = None,
         augment: Callable[[Tensor, int], Tensor] | None = None,
+        channels: int = 3,
     ) -> None:
         self.manifest = manifest
         self.order = Order(manifest.starts, seed)
@@ -264,6 +294,9 @@ class Samples(Dataset[Batch]):
         self.labelled = labelled
         self.num_classes = num_classes
         self.augment = augment
+        self.channels = channels
+        # an array beside a picture may be its features: read only where there is no picture
+        self._wanted = PICTURE_EXTENSIONS if channels in MODES else IMAGE_EXTENSIONS
 
     def __getitem__(self, request: Request) -> Batch:
         """Read, decode and crop one request's samples."""
@@ -285,7 +318,7 @@ class Samples(Dataset[Batch]):
         return fill_batch(
             keys,
             places,
-            self.size,
+            (self.channels, *self.size),
             lambda slot: self._read(*located[slot]),
             self._crop,
             self.num_classes,
@@ -303,14 +336,16 @@ class Samples(Dataset[Batch]):
 
     def _read(self, shard: int, place: int) -> tuple[bytes, int | np.ndarray]:
         """Return the image's bytes and the label; a label is only asked for where it matters."""
-        wanted = IMAGE_EXTENSIONS | {LABEL_EXTENSION} if self.labelled else IMAGE_EXTENSIONS
+        wanted = self._wanted | {LABEL_EXTENSION} if self.labelled else self._wanted
         members = self.reader.read(shard, place, wanted)
+        if choose_image(members, self.channels) is None:
+            members |= self.reader.read(shard, place, {ARRAY_EXTENSION})
         label = NO_LABEL
         if self.labelled and self.num_classes is not None:
             label = multi_hot(read_label_set(members), self.num_classes)
         elif self.labelled:
             label = read_label(members)
-        return pick_image(members), label
+        return pick_image(members, self.channels), label
 
     def _crop(self, image: Tensor, numbers: np.ndarray) -> Tensor:
         if self.crop_area is None:
@@ -322,7 +357,7 @@ class Samples(Dataset[Batch]):
 def fill_batch(
     keys: np.ndarray,
     places: Mapping[int, Place],
-    size: tuple[int, int],
+    shape: tuple[int, int, int],
     read: Callable[[int], tuple[bytes, int | np.ndarray]],
     crop: Callable[[Tensor, np.ndarray], Tensor],
     num_classes: int | None = None,
@@ -332,22 +367,21 @@ def fill_batch(
     Args:
         keys: int64 (B,), each slot's random key.
         places: The samples by slot; the other slots are padding.
-        size: (H, W) of the images.
+        shape: (C, H, W) of the images.
         read: A slot -> the image's bytes and the label; may raise `BadSample`.
-        crop: An image, uint8 (3, h, w), and its (NUM_UNIFORM,) numbers -> uint8 (3, H, W).
+        crop: An image, uint8 (C, h, w), and its (NUM_UNIFORM,) numbers -> uint8 (C, H, W).
         num_classes: K of a multi-label set.
     """
     numbers = uniform(combine(keys, _CROP), NUM_UNIFORM)
-    image = blank_images((keys.size, 3, *size))
+    image = blank_images((keys.size, *shape))
     pixels = image.numpy()  # its item assignment takes a tenth of a tensor's time
     weight = np.zeros(keys.size, np.float32)
-    shape = (keys.size,) if num_classes is None else (keys.size, num_classes)
-    label = np.full(shape, NO_LABEL)
+    label = np.full((keys.size, *([] if num_classes is None else [num_classes])), NO_LABEL)
     bad: list[LedgerEntry] = []
     for slot, place in places.items():
         try:
             content, label[slot] = read(slot)
-            pixels[slot] = crop(decode(content), numbers[slot]).numpy()
+            pixels[slot] = crop(decode(content, shape[0]), numbers[slot]).numpy()
         except (BadSample, UnreadableImage) as error:
             bad.append(LedgerEntry(*place, str(error)))
             continue
@@ -358,16 +392,16 @@ def fill_batch(
     return Batch({"image": image, **tensors}, good, bad)
 
 
-def pick_image(members: dict[str, bytes]) -> bytes:
-    """Return the first image among a sample's members, given by extension.
+def pick_image(members: dict[str, bytes], channels: int = 3) -> bytes:
+    """Return the image among a sample's members, given by extension.
 
     Raises:
         BadSample: There is none.
     """
-    for extension, content in members.items():
-        if extension in IMAGE_EXTENSIONS:
-            return content
-    raise BadSample("no image among its members")
+    extension = choose_image(members, channels)
+    if extension is None:
+        raise BadSample("no image among its members")
+    return members[extension]
 
 
 def read_label(members: dict[str, bytes]) -> int:

@@ -52,6 +52,7 @@ class Reading:
         size: (H, W) of the images.
         seed: The run's seed.
         crop_area: Range of the crops' areas.
+        channels: C of the images.
     """
 
     sources: tuple[Source, ...]
@@ -59,6 +60,7 @@ class Reading:
     size: tuple[int, int]
     seed: int
     crop_area: tuple[float, float]
+    channels: int = 3
 
     @property
     def is_stdin(self) -> bool:
@@ -136,7 +138,12 @@ class SequentialStream:
 
 
 def open_sequential(
-    data: DataConfig, size: tuple[int, int], seed: int, batch_size: int, share: Share
+    data: DataConfig,
+    size: tuple[int, int],
+    seed: int,
+    batch_size: int,
+    share: Share,
+    channels: int = 3,
 ) -> SequentialStream:
     """Open the stream that `data.read=sequential` asks for.
 
@@ -146,12 +153,13 @@ def open_sequential(
         seed: The run's seed.
         batch_size: Global batch size.
         share: This rank's part.
+        channels: C of the images.
 
     Raises:
         UserError: The shards cannot be read so.
     """
     sources = list_sources(data.shards, "data.shards", allow_pipe=data.allow_pipe)
-    reading = Reading(tuple(sources), data.storage, size, seed, data.crop_area)
+    reading = Reading(tuple(sources), data.storage, size, seed, data.crop_area, channels)
     return SequentialStream(reading, batch_size, share, data.workers)
 
 
@@ -259,6 +267,7 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
 
     def _batch(self, samples: list[tuple[int, _Sample]], damage: list[LedgerEntry]) -> Batch:
         """Decode and crop; a sample that cannot be keeps its slot with weight 0."""
+        reading = self._reading
         places = [
             Place(_EPOCH, slot, sample.shard, sample.key)
             for slot, (_, sample) in enumerate(samples)
@@ -268,11 +277,9 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
         batch = fill_batch(
             keys,
             dict(enumerate(places)),
-            self._reading.size,
-            lambda slot: (pick_image(samples[slot][1].members), NO_LABEL),
-            lambda image, numbers: training_crop(
-                image, numbers, self._reading.size, self._reading.crop_area
-            ),
+            (reading.channels, *reading.size),
+            lambda slot: (pick_image(samples[slot][1].members, reading.channels), NO_LABEL),
+            lambda image, numbers: training_crop(image, numbers, reading.size, reading.crop_area),
         )
         return batch._replace(bad=damage + batch.bad)
 

@@ -2,6 +2,7 @@
 
 A sample is what webdataset makes of consecutive members of a tar: those that share a key. Here it
 holds one image, as its file was on disk, and at most one label: an ASCII integer in a `cls` member.
+Images of other channels than RGB's are `npy` and `tif` members; see `data.transforms.decode`.
 """
 
 import glob
@@ -28,7 +29,9 @@ from data.storage import (
     public_name,
 )
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"})
+ARRAY_EXTENSION = "npy"
+PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"})
+IMAGE_EXTENSIONS = PICTURE_EXTENSIONS | {ARRAY_EXTENSION}
 LABEL_EXTENSION = "cls"
 INDEX_SUFFIX = ".index"
 _COMPRESSIONS = {
@@ -72,6 +75,18 @@ def split_name(member_name: str) -> tuple[str, str] | None:
     if match is None or _METADATA.match(member_name):
         return None
     return match.group(1), match.group(2).lower()
+
+
+def choose_image(extensions: Iterable[str], channels: int) -> str | None:
+    """Return the extension of a sample's image: the first one's, or None.
+
+    For grey and RGB an `npy` member comes last, as beside a picture it may hold its features. For
+    other channels it comes first, as a picture beside it may be a preview.
+    """
+    images = [extension for extension in extensions if extension in IMAGE_EXTENSIONS]
+    is_picture = channels in (1, 3)
+    images.sort(key=lambda extension: (extension == ARRAY_EXTENSION) == is_picture)
+    return images[0] if images else None
 
 
 def compression_of(block: bytes) -> str | None:

@@ -1,14 +1,16 @@
-"""Bytes -> uint8 crops (3, H, W), for training and for evaluation.
+"""Bytes -> uint8 crops (C, H, W), for training and for evaluation.
 
 Pixels stay uint8 until the model: targets are made from them, a batch costs a quarter of the
 memory, and integer resizing gives the same result on any number of threads.
 """
 
 import io
+import math
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -18,59 +20,196 @@ NUM_UNIFORM = 24  # random numbers of a sample: 10 tries of 2, place, flip, and 
 _NUM_TRIES = 10
 _LEFT, _TOP, _FLIP, AUGMENTATION = range(2 * _NUM_TRIES, NUM_UNIFORM)
 
+MODES = {1: "L", 3: "RGB"}  # Pillow's, to which any common image is converted
+_JPEG_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
+_NPY = b"\x93NUMPY"
+_TIFF = (b"II*\0", b"MM\0*")
+_SAMPLES_PER_PIXEL = 277  # TIFF's tag
+
 
 class UnreadableImage(Exception):  # noqa: N818 - a finding about the data, as BadSample is
     """The bytes are no image that can be used; the message says why."""
 
 
-def decode(content: bytes) -> Tensor:
-    """Decode any common image to uint8 RGB (3, height, width), EXIF orientation applied.
+def decode(content: bytes, channels: int = 3) -> Tensor:
+    """Decode an image to uint8 (C, height, width), EXIF orientation applied.
 
-    Grey and palette images become RGB, transparency is laid over white, CMYK is converted. Plain
-    JPEGs take torchvision's decoder, 1.4 times as fast as Pillow on photographs of 500x375.
+    As RGB (3) or grey (1): any common image. Grey, palettes and CMYK are converted, transparency is
+    laid over white, 16 bits become 8 by a shift. Plain JPEGs take torchvision's decoder, 1.4 times
+    as fast as Pillow on photographs of 500x375.
+
+    As any other number: what holds so many. That is a NumPy file (.npy) of uint8 or uint16,
+    (height, width, C) or (height, width); a TIFF of C grey pages; or one of C samples a pixel, as
+    far as Pillow reads it. NumPy files of 1 and 3 channels are grey and RGB.
 
     Raises:
-        UnreadableImage: The image is damaged, unknown, or has over `MAX_PIXELS` pixels.
+        UnreadableImage: The image is damaged, unknown, has over `MAX_PIXELS` pixels, or channels
+            that cannot be converted.
     """
     try:
+        if content.startswith(_NPY):
+            return _decode_array(content, channels)
         image = Image.open(io.BytesIO(content))  # reads the header only: 25 us
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage(f"{image.width}x{image.height} pixels, over {MAX_PIXELS}")
+        _check_size(image.width, image.height, channels)
+        if channels not in MODES:
+            return _to_tensor(_read_channels(image, channels))
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
-            return _decode_jpeg(content)
-        return _decode_with_pillow(image)
+            return _decode_jpeg(content, channels)
+        return _decode_with_pillow(image, channels)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage("no image format that Pillow knows") from error
+        raise UnreadableImage(_unidentified(content, channels)) from error
     except Exception as error:  # on damaged bytes Pillow raises nearly anything, MemoryError too
         raise UnreadableImage(f"cannot be decoded: {_one_line(error)}") from error
+
+
+def _check_size(width: int, height: int, channels: int) -> None:
+    """Refuse what would take too much memory, before it is taken."""
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width}x{height} pixels, over {MAX_PIXELS}")
+    if width * height * channels > 3 * MAX_PIXELS:
+        size = f"{width}x{height}x{channels}"
+        raise UnreadableImage(f"{size} values, over {3 * MAX_PIXELS}")
+
+
+def _unidentified(content: bytes, channels: int) -> str:
+    if content.startswith(_TIFF) and channels not in MODES:
+        return "a TIFF of a kind that Pillow does not read; give a page a channel, or .npy"
+    return "no image format that Pillow knows"
 
 
 def _one_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _decode_jpeg(content: bytes) -> Tensor:
+def _decode_jpeg(content: bytes, channels: int) -> Tensor:
     encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    image = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    image = decode_jpeg(encoded, mode=_JPEG_MODES[channels], apply_exif_orientation=True)
     assert isinstance(image, Tensor)
     return image
 
 
-def _decode_with_pillow(image: Image.Image) -> Tensor:
+def _decode_with_pillow(image: Image.Image, channels: int) -> Tensor:
     upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         white = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(white, upright)
     elif upright.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
+        upright = Image.fromarray(_to_bytes(np.asarray(upright)))
+    return _to_tensor(np.array(upright.convert(MODES[channels])))
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Take the upper 8 of 16 bits; 8 stay as they are."""
+    return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+
+
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    """Turn uint8 (h, w) or (h, w, C), which can be written to, into (C, h, w)."""
+    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
+
+
+# ---------------------------------------------------------------- other channels than RGB's
+
+
+def _check_channels(held: int | str, channels: int) -> None:
+    if held != channels:
+        ending = "" if held == 1 else "s"
+        raise UnreadableImage(f"has {held} channel{ending}, data.channels={channels}")
+
+
+def _read_channels(image: Image.Image, channels: int) -> np.ndarray:
+    """Read an image that holds so many channels as they are: uint8 (h, w, C)."""
+    held = len(image.getbands())
+    if isinstance(image, TiffImageFile):
+        samples = image.tag_v2.get(_SAMPLES_PER_PIXEL, 1)
+        if samples != held:
+            raise UnreadableImage(
+                f"{samples} samples a pixel, of which Pillow reads {held}; give a page a channel, "
+                "or .npy"
+            )
+        if held == 1:
+            return _read_pages(image, channels)
+    _check_channels(held, channels)
+    return np.array(ImageOps.exif_transpose(image))
+
+
+def _read_pages(image: TiffImageFile, channels: int) -> np.ndarray:
+    """Read the pages of a TIFF, each a channel: uint8 (h, w, C)."""
+    pages: list[np.ndarray] = []
+    while len(pages) < channels and _has_page(image, len(pages)):
+        _check_size(image.width, image.height, channels)
+        name = f"page {len(pages) + 1}"
+        if image.mode != "L" and not image.mode.startswith("I;16"):
+            raise UnreadableImage(f"{name} is {image.mode}, and not grey of 8 or 16 bits")
+        pages.append(_to_bytes(np.asarray(ImageOps.exif_transpose(image))))
+        if pages[-1].shape != pages[0].shape:
+            raise UnreadableImage(f"{name} has another size than page 1")
+    _check_channels(len(pages), channels)
+    if _has_page(image, channels):
+        _check_channels(f"over {channels}", channels)
+    return np.stack(pages, axis=2)
+
+
+def _has_page(image: TiffImageFile, number: int) -> bool:
+    """Go to a page, from 0, if there is one; they are not counted, as a hostile file has many."""
+    try:
+        image.seek(number)
+    except EOFError:
+        return False
+    return True
+
+
+def _decode_array(content: bytes, channels: int) -> Tensor:
+    """Read a NumPy file: uint8 (C, h, w)."""
+    pixels = _read_array(content)
+    held = pixels.shape[2]
+    if held == channels:
+        return _to_tensor(pixels.copy())
+    if held not in MODES or channels not in MODES:
+        _check_channels(held, channels)
+    image = Image.fromarray(pixels if held == 3 else pixels[:, :, 0])
+    return _to_tensor(np.array(image.convert(MODES[channels])))
+
+
+def _read_array(content: bytes) -> np.ndarray:
+    """Return the values that a NumPy file holds: uint8 (h, w, C), never an unpickled object.
+
+    What its header says is believed only as far as bytes are there, so nothing large is allocated.
+    """
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in _READ_HEADER:
+        raise UnreadableImage(f"NumPy's format {version[0]}.{version[1]} is not read")
+    shape, is_fortran, dtype = _READ_HEADER[version](file)
+    if dtype.kind != "u" or dtype.itemsize > 2:
+        raise UnreadableImage(f"values are {dtype}; give uint8 or uint16")
+    if len(shape) not in (2, 3) or min(shape) <= 0:
+        raise UnreadableImage(f"shape {shape}; give (height, width, channels) or (height, width)")
+    height, width, channels = (*shape, 1)[:3]
+    _check_size(width, height, channels)
+    num_values = math.prod(shape)
+    num_bytes, num_held = num_values * dtype.itemsize, len(content) - file.tell()
+    if num_held < num_bytes:
+        raise UnreadableImage(f"{num_held} of {num_bytes} bytes of values")
+    values = np.frombuffer(content, dtype, num_values, file.tell())
+    values = values.reshape(shape, order="F" if is_fortran else "C")
+    return _to_bytes(values.reshape(height, width, channels))
+
+
+_READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+# ---------------------------------------------------------------- crops
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize uint8 (3, h, w) to (3, H, W), bilinear with antialiasing."""
+    """Resize uint8 (C, h, w) to (C, H, W), bilinear with antialiasing."""
     if image.shape[1:] == size:
         return image.contiguous()
     # channels_last takes torch's vectorised uint8 kernel: 5,500 against 3,700 crops/s a core
@@ -85,7 +224,7 @@ def training_crop(
     """Cut a random part, resize it and flip it half of the time ("inception crop").
 
     Args:
-        image: uint8 (3, h, w).
+        image: uint8 (C, h, w).
         uniform: (NUM_UNIFORM,) numbers in [0, 1), of which all but the last are used.
         size: (H, W) of the result.
         crop_area: Range of the part's area as a fraction of the image's.
@@ -113,7 +252,7 @@ def training_crop(
 
 
 def evaluation_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize so that (H, W) is covered and cut the centre: uint8 (3, h, w) -> (3, H, W)."""
+    """Resize so that (H, W) is covered and cut the centre: uint8 (C, h, w) -> (C, H, W)."""
     height, width = image.shape[1:]
     scale = max(size[0] / height, size[1] / width)
     h = max(1, min(height, round(size[0] / scale)))

@@ -10,17 +10,22 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.settings import UserError, require
+from pretrain.additions import has_additions
 from pretrain.encoder import (
     EncoderConfig,
-    Normalise,
     check_channels,
     describe_images,
     image_size,
     load_encoder,
     make_encoder,
+    num_channels,
 )
 from pretrain.hf_vit import is_hf_folder
-from pretrain.pretrained import BARE, DEFAULT_NAME, check_name, create_model, encoder_folder
+from pretrain.pretrained import encoder_folder
+from pretrain.timm_model import DEFAULT_NAME, check_name, create_model
+from pretrain.tokens import Normalise
+
+_FAMILIES = ("vision_transformer", "vision_transformer_hybrid")  # timm's modules of our encoders
 
 
 def make_backbone(
@@ -28,6 +33,7 @@ def make_backbone(
     size: tuple[int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    channels: int | None = None,
 ) -> Any:
     """Build a timm model without a head, for images of one size.
 
@@ -36,28 +42,50 @@ def make_backbone(
         size: (H, W); None keeps the model's own.
         mean: Channel means of pixels in 0..1; None keeps the model's own.
         std: Channel deviations, likewise.
+        channels: Of the images; None keeps the model's own.
 
     Raises:
         UserError: The name or an argument is unknown, or sizes do not fit.
     """
+    refuse_masking(config)
     name = config.name or DEFAULT_NAME
-    if config.init != "none" or _is_plain_transformer(name):
-        return make_encoder(config, size, mean, std)
+    if config.init != "none" or _is_encoder(name):
+        return make_encoder(config, size, mean, std, channels)
     check_name(name, timm.list_models(), "model")
+    _refuse_additions(config, name)
     arguments = config.overrides | {"num_classes": 0}
-    if name.split(".")[0] in timm.list_models(module="vision_transformer_hybrid"):
-        arguments |= BARE  # as in our encoders
+    if channels is not None:
+        arguments |= {"in_chans": channels}
     if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         arguments |= {"img_size": size}
     model = create_model(name, arguments)
-    check_channels(model, f"encoder.name={name}")
+    check_channels(model, f"encoder.name={name}", channels)
     describe_images(model, size or image_size(model), mean, std)
     _check_size(model, name)
     return model
 
 
-def _is_plain_transformer(name: str) -> bool:
-    return name.split(".")[0] in timm.list_models(module="vision_transformer")
+def refuse_masking(config: EncoderConfig) -> None:
+    """Raise `UserError` for a key that only pretraining follows."""
+    require(
+        config.sees_masked,
+        "encoder.sees_masked=false is for pretraining, and no patch is masked here; leave it out",
+    )
+
+
+def _refuse_additions(config: EncoderConfig, name: str) -> None:
+    own = EncoderConfig()
+    for key in ("position", "position_at", "patch_embed", "stem", "stem_stride"):
+        value = getattr(config, key)
+        require(
+            value == getattr(own, key),
+            f"encoder.{key}={value} needs a VisionTransformer, not encoder.name={name}; "
+            "leave it out",
+        )
+
+
+def _is_encoder(name: str) -> bool:
+    return any(name.split(".")[0] in timm.list_models(module=family) for family in _FAMILIES)
 
 
 def _check_size(model: Any, name: str) -> None:
@@ -65,7 +93,7 @@ def _check_size(model: Any, name: str) -> None:
     size = image_size(model)
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, *size))
+            model.eval()(torch.zeros(1, num_channels(model), *size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -87,7 +115,7 @@ def load_as_saved(path: str | Path) -> Any:
     if folder is None or is_hf_folder(folder):
         raise UserError(f"{path} is no run with a checkpoint and no folder in timm's format")
     architecture = json.loads((folder / "config.json").read_text()).get("architecture", "")
-    if _is_plain_transformer(architecture):
+    if has_additions(folder) or _is_encoder(architecture):
         return load_encoder(path, keep_head=True)
     require(
         (folder / "model.safetensors").is_file(),
@@ -107,7 +135,7 @@ def flops_per_image(model: Any) -> int:
 
     Convolutions and matrix products are counted, as torch's `FlopCounterMode` does.
     """
-    image = torch.zeros((1, 3, *image_size(model)), dtype=torch.uint8)
+    image = torch.zeros((1, num_channels(model), *image_size(model)), dtype=torch.uint8)
     device = next(model.parameters()).device
     normalised = Normalise(model).to(device)(image.to(device))
     with FlopCounterMode(display=False) as counter:

@@ -20,12 +20,14 @@ from data.labelled import LabelledDataConfig
 from data.loader import Samples
 from data.settings import RunStopped, UserError, require, setting
 from data.shards import atomic_write
+from finetune.backbone import refuse_masking
 from finetune.features import cached_features, identity
 from pretrain.classifiers import NEIGHBOURS, PENALTY
-from pretrain.encoder import EncoderConfig, choose_attention, image_size, make_encoder
+from pretrain.encoder import EncoderConfig, image_size, make_encoder, num_channels
 from pretrain.evaluate import Features, View, make_views
 from pretrain.launch import RunConfig, start
 from pretrain.probe import Splits, check_shots, open_splits
+from pretrain.tokens import choose_attention
 
 logger = logging.getLogger(__name__)
 
@@ -209,11 +211,20 @@ def measure(
     """
     begin, frozen, data = time.monotonic(), config.frozen, config.data
     accelerator = _start(frozen)
-    encoder = make_encoder(config.encoder, data.size, data.mean, data.std)
+    refuse_masking(config.encoder)
+    encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
     keys = (f"{frozen.group}.layers", f"{frozen.group}.poolings")
     views = make_views(encoder, frozen.numbers(len(encoder.blocks)), frozen.poolings, keys)
     _make_folder(frozen)
-    splits = open_splits(accelerator, data, data, image_size(encoder), "data", data.fraction)
+    splits = open_splits(
+        accelerator,
+        data,
+        data,
+        image_size(encoder),
+        "data",
+        data.fraction,
+        num_channels(encoder),
+    )
     prepared = prepare(splits.labels)
 
     choose_attention(encoder, accelerator.device, accelerator.mixed_precision)

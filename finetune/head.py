@@ -16,8 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from data.settings import UserError, require, setting
 from finetune.backbone import is_transformer
 from finetune.mixing import MixConfig, Mixing, fill_empty_slots
-from pretrain.encoder import Normalise, image_data, patch_tokens
-from pretrain.model import Output, Sums
+from pretrain.encoder import image_data
+from pretrain.model import Output
+from pretrain.sums import Sums
+from pretrain.tokens import Normalise, patch_tokens
 
 TIMM_POOLINGS = {"average": "avg", "class": "token"}
 _POOLINGS = (*TIMM_POOLINGS, "both")
@@ -167,7 +169,7 @@ class Classifier(nn.Module):
         """Classify a batch.
 
         Args:
-            batch: `image` uint8 (B, 3, H, W), `weight` (B,), `label` int64 (B,) or (B, K).
+            batch: `image` uint8 (B, C, H, W), `weight` (B,), `label` int64 (B,) or (B, K).
         """
         images, label, weight = batch["image"], batch["label"].clamp(min=0), batch["weight"]
         if self.training and self._fills:
@@ -183,7 +185,7 @@ class Classifier(nn.Module):
         return Output(loss, sums, logits)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Classify images: uint8 (B, 3, H, W) -> float32 (B, K)."""
+        """Classify images: uint8 (B, C, H, W) -> float32 (B, K)."""
         return self._logits(self.normalise(images))
 
     def _logits(self, images: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class MixConfig:
 
 
 class Mixed(NamedTuple):
-    """A batch after mixing: images (B, 3, H, W), and probabilities of the classes (B, K)."""
+    """A batch after mixing: images (B, C, H, W), and probabilities of the classes (B, K)."""
 
     images: Tensor
     targets: Tensor
@@ -80,7 +80,7 @@ def fill_empty_slots(images: Tensor, label: Tensor, weight: Tensor) -> tuple[Ten
     A batch norm would count padding, too. The weights stay: what is repeated adds no loss.
 
     Args:
-        images: (B, 3, H, W).
+        images: (B, C, H, W).
         label: (B,) or (B, K).
         weight: (B,), 0 for padding and for what could not be read.
     """

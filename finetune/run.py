@@ -28,7 +28,7 @@ from finetune.metrics import Figures
 from finetune.validate import Validation
 from pretrain.claim import claim
 from pretrain.config import load, resolve, usage
-from pretrain.encoder import image_data, image_size
+from pretrain.encoder import image_data, image_size, num_channels
 from pretrain.launch import open_shards, share, start
 from pretrain.loop import Evaluator, Trainer
 from pretrain.ranks import on_main
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     names = class_names(train, data.classes, num_classes)
 
     # ---- the model
-    encoder = make_backbone(config.encoder, data.size, data.mean, data.std)
+    encoder = make_backbone(config.encoder, data.size, data.mean, data.std, data.channels)
     flops = flops_per_image(encoder)
     model = Classifier(encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix)
     config = resolve(config, encoder)
@@ -71,13 +71,13 @@ def main(arguments: list[str]) -> None:
     )
 
     # ---- the stream
-    size, seed = image_size(encoder), config.run.seed
+    size, channels, seed = image_size(encoder), num_channels(encoder), config.run.seed
     multi = len(names) if data.multi_label else None
     mean = image_data(encoder)["mean"]
     augment = RandAugment(data.augment, size, mean) if data.augment else None
-    samples = Samples(train, size, seed, data.crop_area, True, multi, augment)
+    samples = Samples(train, size, seed, data.crop_area, True, multi, augment, channels)
     stream = TrainingStream(samples, config.optim.batch_size, part, data.workers)
-    val_samples = Samples(val, size, seed, labelled=True, num_classes=multi)
+    val_samples = Samples(val, size, seed, labelled=True, num_classes=multi, channels=channels)
     validation = Validation(accelerator, val_samples, part, data.workers)
 
     # ---- the steps

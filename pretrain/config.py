@@ -16,7 +16,8 @@ from yaml import YAMLError
 from data.loader import DataConfig
 from data.settings import UserError, require, setting
 from pretrain.corruption import CorruptionConfig
-from pretrain.encoder import EncoderConfig, image_data, image_size
+from pretrain.decoder import DecoderConfig
+from pretrain.encoder import EncoderConfig, image_data, image_size, num_channels
 from pretrain.launch import RunConfig
 from pretrain.optim import OptimConfig
 from pretrain.probe import ProbeConfig
@@ -34,6 +35,7 @@ class PretrainConfig:
     encoder: EncoderConfig = setting(EncoderConfig, "the network")
     corruption: CorruptionConfig = setting(CorruptionConfig, "the corrupted patches")
     target: TargetConfig = setting(TargetConfig, "what is predicted")
+    decoder: DecoderConfig = setting(DecoderConfig, "the decoder of encoder.sees_masked=false")
     optim: OptimConfig = setting(OptimConfig, "the steps")
     probe: ProbeConfig = setting(ProbeConfig, "whether it is learning")
 
@@ -43,6 +45,16 @@ class PretrainConfig:
             "data.shards is missing; name the training shards, such as "
             "data.shards='shards/train-*.tar'",
         )
+        require(
+            not self.encoder.sees_masked or self.decoder == DecoderConfig(),
+            f"decoder.* has no effect with encoder.sees_masked={self.encoder.sees_masked}; set it "
+            "to false, or leave decoder.* out",
+        )
+
+    @property
+    def light_decoder(self) -> DecoderConfig | None:
+        """The decoder, or None where the encoder itself sees the mask embeddings."""
+        return None if self.encoder.sees_masked else self.decoder
 
 
 class Key(NamedTuple):
@@ -79,7 +91,7 @@ def _keys_of(part: type[Any], prefix: str, defaults: Any) -> Iterator[Key]:
 
 def usage(config: type[Any], command: str) -> str:
     """Return the text of `--help`: every key with its type, default and one line of meaning."""
-    lines = [f"usage: {command} [CONFIG.yaml] [key.sub=value ...]", ""]
+    lines = [f"usage: {command} [CONFIG.yaml ...] [key.sub=value ...]", ""]
     for key in keys(config):
         default = "null" if key.default is None else key.default
         lines.append(f"  {key.name}  ({key.type}, default {default})")
@@ -89,21 +101,16 @@ def usage(config: type[Any], command: str) -> str:
 
 
 def load(config: type[Config], arguments: list[str]) -> Config:
-    """Merge the defaults, the YAML file that comes first, and `key.sub=value` overrides.
+    """Merge the defaults, YAML files, and `key.sub=value` overrides; what comes later wins.
 
     Raises:
-        UserError: A key is unknown, a value has the wrong type or breaks a rule, or the file
-            cannot be read.
+        UserError: A key is unknown, a value has the wrong type or breaks a rule, a file stands
+            after an override, or it cannot be read.
     """
     schema = OmegaConf.structured(config)
     OmegaConf.set_readonly(schema, False)  # frozen dataclasses give read-only schemas
-    layers: list[DictConfig] = []
-    if arguments and "=" not in arguments[0]:
-        layers.append(read_yaml(arguments[0]))
-        arguments = arguments[1:]
-    layers += [_parse_override(argument) for argument in arguments]
     merged = schema
-    for layer in layers:
+    for layer in read_layers(arguments):
         _check_keys(config, layer)
         try:
             merged = OmegaConf.merge(merged, layer)
@@ -119,11 +126,12 @@ def load(config: type[Config], arguments: list[str]) -> Config:
 
 
 def resolve(config: Config, encoder: VisionTransformer) -> Config:
-    """Fill in the image size, mean and std that were left to the encoder."""
+    """Fill in the image size, channels, mean and std that were left to the encoder."""
     whole: Any = config
     data = replace(
         whole.data,
         image_size=list(image_size(encoder)),
+        channels=num_channels(encoder),
         mean=tuple(image_data(encoder)["mean"]),
         std=tuple(image_data(encoder)["std"]),
     )
@@ -135,6 +143,17 @@ def plain_value(config: Any, name: str) -> Any:
     value = OmegaConf.select(config, name)
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     return list(plain) if isinstance(plain, tuple) else plain
+
+
+def read_layers(arguments: list[str]) -> list[DictConfig]:
+    """Read `[CONFIG.yaml ...] [key.sub=value ...]`, unchecked: one layer an argument, in order.
+
+    Raises:
+        UserError: An argument is neither, cannot be read, or is a file after an override.
+    """
+    num_files = next((n for n, text in enumerate(arguments) if "=" in text), len(arguments))
+    files, overrides = arguments[:num_files], arguments[num_files:]
+    return [*map(read_yaml, files), *map(_parse_override, overrides)]
 
 
 def read_yaml(path: str) -> DictConfig:
@@ -158,6 +177,10 @@ def read_yaml(path: str) -> DictConfig:
 
 def _parse_override(argument: str) -> DictConfig:
     name, equals, _ = argument.partition("=")
+    require(
+        bool(equals) or not argument.endswith((".yaml", ".yml")),
+        f"{argument} stands after a key.sub=value; name every CONFIG.yaml before the first of them",
+    )
     require(bool(equals and name), f"{argument} is not of the form key.sub=value; see --help")
     try:
         return OmegaConf.from_dotlist([argument])

@@ -1,33 +1,36 @@
-"""The encoder: a timm VisionTransformer, built, loaded, saved and run in two halves.
+"""The encoder: a timm VisionTransformer, built, loaded and saved.
 
-The only file that touches timm's private parts. The class token gets no loss in masked patch
+The class token gets no loss in masked patch
 prediction, so every encoder pools by patch average, and `norm` stays inside `forward_features`
 (`fc_norm=False`): what a head reads is what the colour head was trained on.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.settings import UserError, require, setting
-from pretrain.pretrained import (
-    BARE,
-    DEFAULT_NAME,
-    check_name,
-    create_model,
-    load_pretrained,
-    make_bare,
-    plain,
-)
+from pretrain import positions
+from pretrain.additions import Additions, additions_of, build, describe_additions
+from pretrain.pretrained import load_pretrained, make_bare
+from pretrain.stems import flatten_patches
+from pretrain.timm_model import BARE, DEFAULT_NAME, check_name
 
+_FAMILIES = ("vision_transformer", "vision_transformer_hybrid")  # timm's modules
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-_FIXED_ARGS = {"img_size", "num_classes", "global_pool", "fc_norm", "pretrained", "patch_drop_rate"}
+_PATCHES = ("conv", "linear")
+_FIXED_ARGS = {
+    **dict.fromkeys(("img_size", "num_classes", "global_pool", "fc_norm"), "leave it out"),
+    **dict.fromkeys(("pretrained", "patch_drop_rate"), "leave it out"),
+    "in_chans": "set data.channels",
+    "pos_embed": "set encoder.position",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,22 @@ class EncoderConfig:
     num_heads: int | None = setting(
         None, "attention heads, a divisor of the width; default: as named"
     )
+    position: str | None = setting(
+        None, f"positions: {', '.join(positions.KINDS)}; default: learned_1d, or as loaded"
+    )
+    position_at: str | None = setting(
+        None, f"where they act: {', '.join(positions.PLACES)}; default: stem, or as loaded"
+    )
+    patch_embed: str = setting("conv", "conv or linear: how patches are embedded; equal outputs")
+    stem: str | None = setting(
+        None, "timm CNN whose feature map is cut into patches, such as resnet26d; default: none"
+    )
+    stem_stride: int | None = setting(
+        None, "pixels a cell of that map; default: the largest that divides the patch's side"
+    )
+    sees_masked: bool = setting(
+        True, "false: mask embeddings enter a light decoder, not the encoder; pretraining only"
+    )
     args: dict[str, Any] = setting(
         dict, "further arguments of timm's model, such as args.mlp_ratio=2 args.drop_path_rate=0.1"
     )
@@ -55,8 +74,26 @@ class EncoderConfig:
         for key in _SIZES:
             value = getattr(self, key)
             require(value is None or value > 0, f"encoder.{key}={value} must be above 0")
-        for key in _FIXED_ARGS & self.args.keys():
-            raise UserError(f"encoder.args.{key} is set by this project; leave it out")
+        for key in _FIXED_ARGS.keys() & self.args.keys():
+            raise UserError(f"encoder.args.{key} is set by this project; {_FIXED_ARGS[key]}")
+        self._check_choice("position", positions.KINDS)
+        self._check_choice("position_at", positions.PLACES)
+        self._check_choice("patch_embed", _PATCHES)
+        require(
+            self.stem is not None or self.stem_stride is None,
+            f"encoder.stem_stride={self.stem_stride} needs a CNN; set encoder.stem, as resnet26d",
+        )
+
+    def _check_choice(self, key: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, key)
+        if value is not None and value not in choices:
+            raise UserError(f"encoder.{key}={value} is not one of {', '.join(choices)}")
+
+    @property
+    def additions(self) -> Additions:
+        """What the encoder gets besides timm's own parts."""
+        kind, place = self.position or "learned_1d", self.position_at or "stem"
+        return Additions(kind, place, self.stem, self.stem_stride)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -71,8 +108,9 @@ class EncoderConfig:
 def make_encoder(
     config: EncoderConfig,
     size: tuple[int, int] | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    channels: int | None = None,
 ) -> VisionTransformer:
     """Build the encoder, or load the one that `encoder.init` names, for images of one size.
 
@@ -83,29 +121,55 @@ def make_encoder(
         size: (H, W); None keeps the encoder's own.
         mean: Channel means of pixels in 0..1; None keeps the encoder's own.
         std: Channel deviations, likewise.
+        channels: Of the images; None keeps the encoder's own.
 
     Raises:
         UserError: The name or an argument is unknown, sizes do not fit, or nothing can be loaded.
     """
-    encoder = _create(config, size) if config.init == "none" else _load(config)
-    check_channels(encoder, f"encoder.init={config.init}")
+    is_new = config.init == "none"
+    encoder = _create(config, size, channels) if is_new else _load(config, channels)
+    check_channels(encoder, f"encoder.init={config.init}", channels)
     size = size or image_size(encoder)
     check_image_size(size, patch_size(encoder))
-    encoder.set_input_size(size)
+    set_image_size(encoder, size)
+    if config.patch_embed == "linear":
+        flatten_patches(encoder)
     describe_images(encoder, size, mean, std)
     return encoder
+
+
+def set_image_size(encoder: VisionTransformer, size: tuple[int, int]) -> None:
+    """Let an encoder take images of (H, W); its position embeddings are interpolated in 2-D."""
+    encoder.set_input_size(size)
+    positions.resize(encoder, grid_size(encoder))
 
 
 def describe_images(
     encoder: Any,
     size: tuple[int, int],
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> None:
-    """Note in timm's record what a model will be fed; None keeps what is there."""
-    values = {"input_size": (3, *size), "mean": mean, "std": std}
-    image_data(encoder).update({key: value for key, value in values.items() if value is not None})
-    image_data(encoder).pop("label_names", None)  # those of a head that is not kept
+    """Note in timm's record what a model will be fed; None keeps what is there.
+
+    Where timm's own mean and deviation are those of RGB and the images are not, they become 0.5.
+
+    Raises:
+        UserError: There are more or fewer values than channels.
+    """
+    data, channels = image_data(encoder), num_channels(encoder)
+    data["input_size"] = (channels, *size)
+    for key, values in (("mean", mean), ("std", std)):
+        require(
+            values is None or len(values) == channels,
+            f"data.{key} has {len(values or ())} values, and the images {channels} channels; "
+            "give one a channel",
+        )
+        if values is not None:
+            data[key] = tuple(values)
+        elif len(data[key]) != channels:
+            data[key] = (0.5,) * channels
+    data.pop("label_names", None)  # those of a head that is not kept
 
 
 def load_encoder(path: str | Path, keep_head: bool = False) -> VisionTransformer:
@@ -118,7 +182,7 @@ def load_encoder(path: str | Path, keep_head: bool = False) -> VisionTransformer
 
     Returns:
         A timm VisionTransformer: `encoder(images)` gives patch averages (B, D) and
-        `encoder.forward_features(images)` all tokens (B, T, D), for float images (B, 3, H, W)
+        `encoder.forward_features(images)` all tokens (B, T, D), for float images (B, C, H, W)
         normalised by `encoder.pretrained_cfg["mean"]` and `["std"]`.
 
     Raises:
@@ -127,19 +191,30 @@ def load_encoder(path: str | Path, keep_head: bool = False) -> VisionTransformer
     return _load(EncoderConfig(init=str(path)), num_classes=None if keep_head else 0)
 
 
-def _create(config: EncoderConfig, size: tuple[int, int] | None) -> VisionTransformer:
+def _create(
+    config: EncoderConfig, size: tuple[int, int] | None, channels: int | None
+) -> VisionTransformer:
     name = config.name or DEFAULT_NAME
-    check_name(name, timm.list_models(module="vision_transformer"), "VisionTransformer")
-    default_patch = config.patch_size
-    if size is not None and default_patch is not None:
-        check_image_size(size, (default_patch, default_patch))
-    arguments = config.overrides | {"img_size": size} | BARE
-    return plain(create_model(name, arguments), name)
+    known = [model for family in _FAMILIES for model in timm.list_models(module=family)]
+    check_name(name, known, "VisionTransformer")
+    is_hybrid = name.split(".")[0] in timm.list_models(module=_FAMILIES[1])
+    require(
+        not (is_hybrid and (config.patch_size or config.stem)),
+        f"encoder.name={name} has a CNN stem and patches of its own; leave encoder.patch_size and "
+        "encoder.stem out, or name a vit without _r",
+    )
+    if size is not None and config.patch_size is not None:
+        check_image_size(size, (config.patch_size, config.patch_size))
+    sizes = {"img_size": size, "in_chans": channels}
+    given = {key: value for key, value in sizes.items() if value is not None}
+    return build(name, config.overrides | given | BARE, config.additions)
 
 
-def _load(config: EncoderConfig, num_classes: int | None = 0) -> VisionTransformer:
+def _load(
+    config: EncoderConfig, channels: int | None = None, num_classes: int | None = 0
+) -> VisionTransformer:
     """Load what `encoder.init` names, as it was saved; with `num_classes=0` as a bare encoder."""
-    encoder = load_pretrained(config.init, config.args)
+    encoder = load_pretrained(config.init, config.args, channels)
     _check_asked(encoder, config)
     if num_classes == 0:
         make_bare(encoder, config.init)
@@ -159,6 +234,7 @@ def _check_asked(encoder: VisionTransformer, config: EncoderConfig) -> None:
         "embed_dim": encoder.embed_dim,
         "depth": len(encoder.blocks),
         "num_heads": cast(Any, encoder.blocks[0]).attn.num_heads,
+        **asdict(additions_of(encoder)),
     }
     for key, value in held.items():
         asked = getattr(config, key)
@@ -180,14 +256,14 @@ def check_image_size(size: tuple[int, int], patch: tuple[int, int]) -> None:
         )
 
 
-def check_channels(encoder: Any, what: str) -> None:
-    """Raise `UserError` unless an encoder, which `what` names, takes RGB images."""
-    first = image_data(encoder)["first_conv"]
-    weight: Tensor = encoder.get_parameter(f"{first}.weight")
+def check_channels(encoder: Any, what: str, channels: int | None) -> None:
+    """Raise `UserError` unless an encoder, which `what` names, takes images of these channels."""
+    own = num_channels(encoder)
+    asked = 3 if channels is None else channels
     require(
-        weight.ndim != 4 or weight.shape[1] == 3,
-        f"{what} takes images of {weight.shape[1]} channels, and images here are RGB, of 3; "
-        "name another",
+        own == asked,
+        f"{what} takes images of {own} channels, and the images have {asked}; set data.channels, "
+        "or name another",
     )
 
 
@@ -195,7 +271,8 @@ def save_encoder(encoder: VisionTransformer, folder: Path) -> None:
     """Write `config.json` and `model.safetensors` in timm's own format.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it; image size, mean, std and
-    the names of a classifier's classes come from `encoder.pretrained_cfg`.
+    the names of a classifier's classes come from `encoder.pretrained_cfg`. What timm cannot hold is
+    written beside it, and then `load_encoder` alone loads it: see `pretrain.additions`.
     """
     data = {key: image_data(encoder)[key] for key in ("input_size", "mean", "std")}
     data |= {"interpolation": "bilinear", "crop_pct": 1.0}
@@ -204,6 +281,7 @@ def save_encoder(encoder: VisionTransformer, folder: Path) -> None:
         origin["label_names"] = names
     if problem := getattr(encoder, "problem_type", None):
         origin["problem_type"] = problem  # transformers' key; timm has none, and passes over it
+    origin |= describe_additions(encoder)
     save_for_hf(encoder, str(folder), origin, safe_serialization=True, data_config=data)
 
 
@@ -216,8 +294,17 @@ def image_data(encoder: VisionTransformer) -> dict[str, Any]:
 
 
 def patch_size(encoder: VisionTransformer) -> tuple[int, int]:
-    """(height, width) of a patch in pixels."""
-    return encoder.patch_embed.patch_size
+    """(height, width) of a patch in pixels, also where it is cut from a CNN's feature map."""
+    height, width = cast(Any, encoder.patch_embed).feat_ratio(as_scalar=False)
+    return height, width
+
+
+def num_channels(encoder: Any) -> int:
+    """Channels of the images that a model takes."""
+    if isinstance(encoder, VisionTransformer):
+        return encoder.in_chans
+    weight: Tensor = encoder.get_parameter(f"{image_data(encoder)['first_conv']}.weight")
+    return weight.shape[1] if weight.ndim == 4 else 3
 
 
 def image_size(encoder: VisionTransformer) -> tuple[int, int]:
@@ -229,63 +316,3 @@ def image_size(encoder: VisionTransformer) -> tuple[int, int]:
 def grid_size(encoder: VisionTransformer) -> tuple[int, int]:
     """(rows, columns) of its patches; their product is `N`."""
     return encoder.patch_embed.grid_size
-
-
-# ---------------------------------------------------------------- running it
-
-
-class Normalise(nn.Module):
-    """Pixels -> what an encoder takes: uint8 (B, 3, H, W) -> float (B, 3, H, W)."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, encoder: VisionTransformer) -> None:
-        super().__init__()
-        # buffers, so that they follow .to(device); not saved, config.json holds them
-        for key in ("mean", "std"):
-            value = torch.tensor(image_data(encoder)[key], dtype=torch.float32)
-            self.register_buffer(key, value.view(1, 3, 1, 1) * 255, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Subtract the mean and divide by the deviation."""
-        return (images.float() - self.mean) / self.std
-
-
-def choose_attention(encoder: VisionTransformer, device: torch.device, precision: str) -> None:
-    """Take timm's plain attention where torch's fused kernel is slow: bf16 on a CPU without AMX.
-
-    Forward and backward of an attention layer then take 1.2 to 2.1 times as long with the fused
-    kernel (65 to 2,305 tokens, AMD EPYC with AVX-512 bf16, torch 2.15), at equal distance from
-    fp32's result. In fp32 and on GPUs the fused kernel is the faster one. The price is memory: the
-    backward pass keeps (B, heads, T, T) probabilities of each layer.
-
-    Args:
-        encoder: Its attention layers are told.
-        device: Where it runs.
-        precision: Accelerate's name: bf16, fp16 or no.
-    """
-    if device.type != "cpu" or precision != "bf16" or torch.cpu._is_amx_tile_supported():
-        return
-    for module in encoder.modules():
-        if hasattr(module, "fused_attn"):
-            cast(Any, module).fused_attn = False
-
-
-def embed(encoder: VisionTransformer, images: Tensor) -> Tensor:
-    """Images -> patch embeddings without positions: (B, 3, H, W) -> (B, N, D)."""
-    return encoder.patch_embed(images)
-
-
-def encode(encoder: VisionTransformer, embeddings: Tensor) -> Tensor:
-    """Patch embeddings -> tokens: (B, N, D) -> (B, T, D), prefix tokens first.
-
-    `encode(embed(images))` equals timm's `forward_features(images)`.
-    """
-    tokens = encoder.norm_pre(encoder._pos_embed(embeddings))
-    return encoder.norm(encoder.blocks(tokens))
-
-
-def patch_tokens(encoder: VisionTransformer, tokens: Tensor) -> Tensor:
-    """Drop the prefix tokens: (B, T, D) -> (B, N, D)."""
-    return tokens[:, encoder.num_prefix_tokens :]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data.loader import LedgerEntry, Samples
 from data.settings import UserError, require
 from data.stream import Share, evaluation_batches
-from pretrain.encoder import Normalise
+from pretrain.tokens import Normalise
 
 logger = logging.getLogger(__name__)
 

@@ -29,14 +29,15 @@ from data.stream import TrainingStream, loader_deaths
 from pretrain import checkpoint
 from pretrain.batch_norm import RunningStatistics
 from pretrain.checkpoint import Training
-from pretrain.encoder import choose_attention
 from pretrain.interrupt import Interrupt
 from pretrain.launch import RunConfig
 from pretrain.metrics import Progress, RunLogs, Speedometer, cut_logs_back, read_records
-from pretrain.model import Objective, Output, Sums
+from pretrain.model import Objective, Output
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
 from pretrain.parallel import Late, backward_of, cut, whole
 from pretrain.ranks import first_problem, on_main, reduce, reduce_sums
+from pretrain.sums import Sums
+from pretrain.tokens import choose_attention
 from pretrain.traces import SKIPPED
 from pretrain.trackers import Trackers
 
@@ -61,11 +62,14 @@ class Evaluator(NamedTuple):
         name: Its figures are logged as NAME/figure.
         every: Steps between measurements; 0: only at the end.
         measure: The model with the weights that would be handed on -> figures; called on all ranks.
+        illustrate: That model -> pictures for the trackers, uint8 (H, W, 3) by name, at the same
+            steps; None: there are none.
     """
 
     name: str
     every: int
     measure: Callable[[Any], dict[str, float]]
+    illustrate: Callable[[Any], dict[str, Tensor]] | None = None
 
 
 class Trainer:
@@ -109,7 +113,7 @@ class Trainer:
     def _spread(self, model: Any) -> Training:
         """Put the model on the ranks, with its optimizer."""
         accelerator, optim = self.accelerator, self.optim
-        choose_attention(model.encoder, accelerator.device, accelerator.mixed_precision)
+        choose_attention(model, accelerator.device, accelerator.mixed_precision)
         is_cut = self.run.parallel == "fsdp"
         require(
             not (is_cut and optim.ema),
@@ -309,6 +313,8 @@ class Trainer:
             if self._is_due(done, evaluator.every):
                 figures = evaluator.measure(self.training.best)
                 record |= {f"{evaluator.name}/{name}": value for name, value in figures.items()}
+                if evaluator.illustrate is not None:
+                    self._trackers.log_images(evaluator.illustrate(self.training.best), done)
         if self._logs.metrics is not None:
             self._logs.metrics.write(record)
         self._trackers.log(record)

@@ -6,19 +6,20 @@ ranks, so that a step's figures are those of its global batch, however it was cu
 Source: Dosovitskiy et al. 2021, section B.1.2.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pretrain import corruption as corrupting
 from pretrain.corruption import Corruption, CorruptionConfig
-from pretrain.encoder import Normalise, embed, encode, grid_size, patch_size, patch_tokens
-from pretrain.targets import TargetConfig, colour_classes
-
-Sums = dict[str, Tensor]
+from pretrain.decoder import Decoder, DecoderConfig
+from pretrain.encoder import grid_size, image_data, num_channels, patch_size
+from pretrain.stems import is_hybrid
+from pretrain.sums import NearestVisible, Sums, add_up, summarise
+from pretrain.targets import Target, TargetConfig, make_target
+from pretrain.tokens import Normalise, embed, encode, patch_tokens
 
 
 class Output(NamedTuple):
@@ -46,109 +47,104 @@ class Objective(Protocol):
 
 
 class MaskedPatchModel(nn.Module):
-    """An encoder, the mask embedding and the colour head.
+    """An encoder, the mask embedding and the head that answers for corrupted patches.
+
+    Patch embeddings are corrupted. Behind a CNN stem it is pixels, since the stem's receptive field
+    reaches over its neighbours: an embedding that replaces a patch's own leaves the patch's pixels
+    in those around it, and the answer with them.
 
     Args:
         encoder: A timm VisionTransformer.
         corruption: How much is corrupted, and in which way.
-        target: How finely the colour is asked for.
+        target: What is asked for.
+        decoder: Takes the mask embeddings, which then do not enter the encoder; None: there is no
+            decoder, and the encoder sees them, as in the paper.
+
+    Raises:
+        UserError: Sizes do not fit together.
     """
 
-    ranks: Tensor
-
     def __init__(
-        self, encoder: VisionTransformer, corruption: CorruptionConfig, target: TargetConfig
+        self,
+        encoder: VisionTransformer,
+        corruption: CorruptionConfig,
+        target: TargetConfig,
+        decoder: DecoderConfig | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.normalise = Normalise(encoder)
-        self.target = target
+        self.corruption = corruption
+        self.patch = patch_size(encoder)
+        self.grid = grid_size(encoder)
         self.num_patches = encoder.patch_embed.num_patches
-        self.counts = corrupting.count(corruption, self.num_patches)
-        self.mask_token = nn.Parameter(torch.empty(encoder.embed_dim))
-        nn.init.normal_(self.mask_token, std=0.02)
-        self.head = nn.Linear(encoder.embed_dim, target.num_classes)
+        # refuses now what could not be drawn in the first step
+        corrupting.draw(torch.zeros(1, dtype=torch.int64, device="cpu"), self.grid, corruption)
+        channels, data = num_channels(encoder), image_data(encoder)
+        self.target: Target = make_target(target, self.patch, channels, data["mean"], data["std"])
+        self.is_hybrid = is_hybrid(encoder)
+        self.mask_token = self._make_mask(channels, has_decoder=decoder is not None)
+        self.decoder, width = None, encoder.embed_dim
+        if decoder is not None:
+            num_heads = cast(Any, encoder.blocks[0]).attn.num_heads
+            self.decoder = Decoder(decoder, width, num_heads, self.grid)
+            width = self.decoder.width
+        self.head = nn.Linear(width, self.target.num_outputs)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("ranks", distance_ranks(*grid_size(encoder)), persistent=False)
+        self.nearest = NearestVisible(self.grid)
+
+    def _make_mask(self, channels: int, has_decoder: bool) -> nn.Parameter | None:
+        """Make the mask embedding (D,), or the mask's pixels (C, Ph, Pw) where those are hidden."""
+        if self.is_hybrid:
+            shape: tuple[int, ...] = (channels, *self.patch)
+        elif has_decoder:
+            return None
+        else:
+            shape = (self.encoder.embed_dim,)
+        mask = nn.Parameter(torch.empty(shape))
+        nn.init.normal_(mask, std=0.02)
+        return mask
 
     def forward(self, batch: dict[str, Tensor]) -> Output:
-        """Predict the colour class of each corrupted patch from its own token.
+        """Predict each corrupted patch from its own token.
 
         Args:
-            batch: `image` uint8 (B, 3, H, W), `weight` (B,), `key` int64 (B,).
+            batch: `image` uint8 (B, C, H, W), `weight` (B,), `key` int64 (B,).
         """
-        corruption = corrupting.draw(batch["key"], self.num_patches, self.counts)
-        classes = colour_classes(batch["image"], patch_size(self.encoder), self.target.bits)
-        logits = self.predict(batch["image"], corruption)  # (B, M, K)
-        target = classes.gather(1, corruption.patches)  # (B, M)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
-        loss = (losses.view(target.shape).mean(1) * batch["weight"]).sum()
+        corruption = corrupting.draw(batch["key"], self.grid, self.corruption)
+        answers = self.target.answers(batch["image"])  # (B, N, G) or (B, N, V)
+        outputs = self.predict(batch["image"], corruption)  # (B, M, num_outputs)
+        losses = self.target.losses(outputs, corrupting.select(answers, corruption.patches))
+        loss = (losses.mean(1) * batch["weight"]).sum()
         with torch.no_grad():
-            sums = self._sums(logits.argmax(-1) == target, classes, corruption, batch["weight"])
-            sums["loss"] = loss.detach().double()
+            sums = add_up(
+                self.target,
+                outputs,
+                losses,
+                answers,
+                corruption,
+                batch["weight"],
+                self.nearest(corruption),
+                has_distances=not self.training,
+            )
         return Output(loss, sums)
 
     def predict(self, images: Tensor, corruption: Corruption) -> Tensor:
-        """Return logits over the colour classes of the corrupted patches: (B, M, K)."""
-        embeddings = embed(self.encoder, self.normalise(images))
-        corrupted = corrupting.apply(embeddings, self.mask_token, corruption)
-        tokens = patch_tokens(self.encoder, encode(self.encoder, corrupted))  # (B, N, D)
+        """Return the outputs for the corrupted patches: (B, M, num_outputs)."""
+        pixels = self.normalise(images)
+        if self.is_hybrid:
+            pixels = corrupting.apply_to_pixels(pixels, self.mask_token, corruption, self.patch)
+            embeddings = embed(self.encoder, pixels)
+        else:
+            embeddings = embed(self.encoder, pixels)
+            embeddings = corrupting.apply(embeddings, self.mask_token, corruption)
+        visible = None if self.decoder is None else corruption.visible
+        tokens = patch_tokens(self.encoder, encode(self.encoder, embeddings, visible))
+        if self.decoder is not None:
+            tokens = self.decoder(tokens, corruption.visible)  # (B, V, D) -> (B, N, width)
         return self.head(corrupting.select(tokens, corruption.patches))
 
-    def _sums(self, is_right: Tensor, classes: Tensor, c: Corruption, weight: Tensor) -> Sums:
-        """Add up what `summarise` needs; `is_right` is bool (B, M)."""
-        target = classes.gather(1, c.patches)
-        by_neighbour = classes.gather(1, nearest_visible(self.ranks, c))  # (B, M)
-        patch_weight = weight.double()[:, None].expand_as(target)
-        right = (is_right * patch_weight).split(list(c.counts), dim=1)
-        kinds = ("mask", "random", "kept")
-        sums = {f"right_{kind}": part.sum() for kind, part in zip(kinds, right, strict=True)}
-        sums |= {
-            f"num_{kind}": weight.double().sum() * num
-            for kind, num in zip(kinds, c.counts, strict=True)
-        }
-        sums["num_patches"] = weight.double().sum() * self.num_patches
-        sums["weight"] = weight.double().sum()
-        sums["right_neighbour"] = ((by_neighbour == target) * patch_weight).sum()
-        histogram = torch.zeros(self.target.num_classes, dtype=torch.float64, device=target.device)
-        sums["histogram"] = histogram.index_add_(0, target.flatten(), patch_weight.flatten())
-        return sums
-
     def summarise(self, sums: Sums) -> dict[str, float]:
-        """Turn sums into figures.
-
-        Returns:
-            `loss` (nats); `accuracy`, also by kind of corruption; the measured fractions;
-            `class_entropy` (nats), the loss of a model that knows only how frequent each class is;
-            `accuracy_majority` and `accuracy_neighbour`, those of answering with the batch's
-            most frequent class, and with the colour of the nearest patch that is not corrupted.
-        """
-        num = {kind: sums[f"num_{kind}"] for kind in ("mask", "random", "kept")}
-        num_corrupted = sum(num.values(), torch.zeros(()))
-        right = {kind: sums[f"right_{kind}"] for kind in num}
-        frequency = sums["histogram"] / num_corrupted
-        figures = {
-            "loss": sums["loss"] / sums["weight"],
-            "accuracy": sum(right.values(), torch.zeros(())) / num_corrupted,
-            **{f"accuracy_{kind}": right[kind] / num[kind] for kind in num if num[kind] > 0},
-            "accuracy_majority": frequency.max(),
-            "accuracy_neighbour": sums["right_neighbour"] / num_corrupted,
-            "class_entropy": -torch.special.xlogy(frequency, frequency).sum(),
-            "corrupted_ratio": num_corrupted / sums["num_patches"],
-            **{f"{kind}_ratio": num[kind] / num_corrupted for kind in num},
-        }
-        return {name: float(value) for name, value in figures.items()}
-
-
-def distance_ranks(rows: int, columns: int) -> Tensor:
-    """Rank all patches by distance from each: int32 (N, N), itself 0, ties by place."""
-    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))  # (N, 2)
-    squared = (places[:, None] - places).pow(2).sum(-1)  # (N, N)
-    return squared.argsort(dim=1, stable=True).argsort(dim=1).int()
-
-
-def nearest_visible(ranks: Tensor, corruption: Corruption) -> Tensor:
-    """Return, for each corrupted patch, the nearest one that is not corrupted: int64 (B, M)."""
-    is_hidden = corruption.is_corrupted[:, None]  # (B, 1, N)
-    return ranks[corruption.patches].masked_fill(is_hidden, ranks.shape[0]).argmin(dim=2)
+        """Turn sums into figures; see `pretrain.sums.summarise`."""
+        return summarise(sums)

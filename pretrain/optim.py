@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from data.settings import UserError, require, setting
+from pretrain import positions
 
 _ALGORITHMS = ("adamw", "sgd")
 
@@ -132,10 +133,11 @@ def _parameter_groups(
     model: nn.Module, encoder: VisionTransformer, config: OptimConfig
 ) -> list[dict[str, Any]]:
     """Group the encoder's parameters by layer as timm does; the rest gets the full rate."""
+    free = getattr(encoder, "no_weight_decay", set[str])() | positions.parameter_names(encoder)
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         encoder,
         weight_decay=config.weight_decay,
-        no_weight_decay_list=getattr(encoder, "no_weight_decay", set[str])(),
+        no_weight_decay_list=free,
         layer_decay=config.layer_decay,
     )
     inside = {id(parameter) for group in groups for parameter in group["params"]}

@@ -1,11 +1,9 @@
-"""Weights that exist already, and the timm model that holds them; what does not fit is said.
+"""Encoders that exist already: the timm model and its weights; what does not fit is said.
 
 Sources are our runs, folders that timm or transformers wrote, and timm's own pretrained models.
 """
 
-import difflib
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,73 +14,22 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from data.settings import UserError, require
+from pretrain.additions import has_additions, rebuild
 from pretrain.hf_vit import Renamed, from_hf, is_hf_folder, read_hf_settings
+from pretrain.timm_model import BARE, DEFAULT_NAME, create_model, plain
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NAME = "vit_base_patch16_224"
-BARE: dict[str, Any] = {"num_classes": 0, "global_pool": "avg", "fc_norm": False}
 
-
-# ---------------------------------------------------------------- any model of timm
-
-
-def check_name(name: str, known: Sequence[str], kind: str) -> None:
-    """Raise `UserError`, with the nearest right name, unless timm knows a model."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "see timm.list_models()"
-    require(
-        name.split(".")[0] in known, f"encoder.name={name} is no {kind} that timm knows; {hint}"
-    )
-
-
-def create_model(
-    name: str, arguments: dict[str, Any], *, pretrained: bool = False, said: str | None = None
-) -> Any:
-    """Let timm create a model.
-
-    Args:
-        name: timm's, with its scheme where it has one.
-        arguments: Of timm's model.
-        pretrained: Load its weights; timm refuses those that do not fit by name.
-        said: What the user typed for it, as messages have it; default: its name.
-
-    Raises:
-        UserError: timm's own reason, in one line.
-    """
-    try:
-        return timm.create_model(name, pretrained=pretrained, **arguments)
-    except (TypeError, AssertionError, ValueError, LookupError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"encoder.name={name} with {arguments}: timm says: {reason}") from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        what = said or f"encoder.name={name}"
-        raise UserError(f"{what} cannot be loaded: {_one_line(error)}") from error
-
-
-def plain(model: Any, name: str) -> VisionTransformer:
-    """Return a model as the plain VisionTransformer that it has to be.
-
-    Raises:
-        UserError: It is none.
-    """
-    require(
-        isinstance(model, VisionTransformer)
-        and type(model).forward_features is VisionTransformer.forward_features,
-        f"encoder.name={name} is no plain timm VisionTransformer; try {DEFAULT_NAME}",
-    )
-    return model
-
-
-# ---------------------------------------------------------------- encoders
-
-
-def load_pretrained(init: str, args: dict[str, Any]) -> VisionTransformer:
+def load_pretrained(
+    init: str, args: dict[str, Any], channels: int | None = None
+) -> VisionTransformer:
     """Load what `encoder.init` names, as it was saved.
 
     Args:
         init: A run, a folder that timm or transformers wrote, or a timm name.
         args: Further arguments of timm's model.
+        channels: Of the images; timm fits its own pretrained models to them.
 
     Raises:
         UserError: There is none, it is of another kind, or weights are missing; they are named.
@@ -91,8 +38,13 @@ def load_pretrained(init: str, args: dict[str, Any]) -> VisionTransformer:
     if folder is not None and is_hf_folder(folder):
         return _load_from_hf(folder, init, args)
     if folder is None:
-        return plain(create_model(init, args, pretrained=True, said=f"encoder.init={init}"), init)
-    encoder = plain(create_model(f"local-dir:{folder}", args), init)
+        fitted = args if channels is None else args | {"in_chans": channels}
+        said = f"encoder.init={init}"
+        return plain(create_model(init, fitted, pretrained=True, said=said), init)
+    if has_additions(folder):
+        encoder = rebuild(folder, args)
+    else:
+        encoder = plain(create_model(f"local-dir:{folder}", args), init)
     own, tensors = encoder.state_dict(), _read_weights(init, folder)
     missing, unused = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     state = {name: tensors[name] for name in own if name in tensors}

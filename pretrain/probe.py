@@ -13,7 +13,7 @@ from data.loader import SHARDS_TYPE, ImageConfig, Samples
 from data.settings import require, setting
 from data.stream import Share
 from pretrain.classifiers import NEIGHBOURS, choose_shots, few_shot, knn
-from pretrain.encoder import image_size
+from pretrain.encoder import image_size, num_channels
 from pretrain.evaluate import Features, extract, make_views
 from pretrain.launch import open_shards
 from pretrain.parallel import open_to_parts
@@ -98,6 +98,7 @@ def open_splits(
     size: tuple[int, int],
     group: str,
     fraction: float = 1.0,
+    channels: int = 3,
 ) -> Splits:
     """Open both splits and read their labels, before any image is read.
 
@@ -108,6 +109,7 @@ def open_splits(
         size: (H, W) of the images.
         group: Where those keys are, for messages.
         fraction: Of the training images, how many are used at all.
+        channels: Of the images.
 
     Raises:
         UserError: There are no such shards, a sample has no label, or `val` has a class more.
@@ -123,8 +125,8 @@ def open_splits(
         return known
 
     return Splits(
-        Samples(train, size, seed=0, labelled=True),
-        Samples(val, size, seed=0, labelled=True),
+        Samples(train, size, seed=0, labelled=True, channels=channels),
+        Samples(val, size, seed=0, labelled=True, channels=channels),
         on_main(accelerator, labels),
     )
 
@@ -161,7 +163,8 @@ class Probe:
     ) -> None:
         keys = ("probe.layer", "probe.pooling")
         [self._view] = make_views(encoder, [config.layer], [config.pooling], keys)
-        self._splits = open_splits(accelerator, config, data, image_size(encoder), "probe")
+        size, channels = image_size(encoder), num_channels(encoder)
+        self._splits = open_splits(accelerator, config, data, size, "probe", channels=channels)
         labels = self._splits.labels
         self._choices = choose_shots(
             labels, config.shots, config.num_seeds, ("probe.shots", "probe.train")

@@ -1,9 +1,11 @@
-"""Colour reconstructions: what a pretrained model predicts for patches that it cannot see.
+"""Reconstructions: what a pretrained model predicts for patches that it cannot see.
 
 In training a tenth of the corrupted patches stay as they are and a tenth become another patch.
-Here all of them become the mask embedding, so that no prediction sees anything of its own patch.
+Here all of them are masked, so that no prediction sees anything of its own patch; and what is
+painted follows from the prediction and the visible patches alone.
 """
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +17,11 @@ from torch import Tensor
 from data.loader import Request, Samples
 from pretrain import corruption as corrupting
 from pretrain.checkpoint import load_weights
+from pretrain.config import PretrainConfig
 from pretrain.corruption import CorruptionConfig
-from pretrain.encoder import EncoderConfig, make_encoder, patch_size
+from pretrain.encoder import EncoderConfig, grid_size, make_encoder
 from pretrain.model import MaskedPatchModel
-from pretrain.targets import TargetConfig, class_colours, colour_classes
+from pretrain.targets import ColourClasses, Pixels, Target, to_images
 
 COLUMNS = ("input", "corrupted", "predicted", "true")
 _TILE = 160  # pixels a side, at least about this much after magnifying
@@ -32,16 +35,27 @@ class Reconstruction(NamedTuple):
     """What was hidden, and what was predicted.
 
     Attributes:
-        images: uint8 (B, 3, H, W).
+        images: uint8 (B, C, H, W).
         is_corrupted: bool (B, N), the hidden patches.
-        predicted: int64 (B, N), the predicted colour class; -1 where nothing was hidden.
-        true: int64 (B, N), the class of each patch.
+        predicted: uint8 (B, C, H, W), the prediction in place of each hidden patch; the visible
+            ones mean nothing.
+        true: uint8 (B, C, H, W), the answer painted in the same way, of every patch.
+        patch: Pixels of a patch, (height, width).
+        num_cells: Colour cells in all hidden patches; 0 where values are predicted.
+        num_right: Those whose class was predicted.
+        error: Mean squared error of the predicted values; None where classes are.
+        reading: How hidden patches are painted, as the end of a sentence.
     """
 
     images: Tensor
     is_corrupted: Tensor
     predicted: Tensor
     true: Tensor
+    patch: tuple[int, int]
+    num_cells: int
+    num_right: int
+    error: float | None
+    reading: str
 
     @property
     def num_hidden(self) -> int:
@@ -49,23 +63,31 @@ class Reconstruction(NamedTuple):
         return int(self.is_corrupted.sum())
 
     @property
-    def num_right(self) -> int:
-        """Hidden patches whose class was predicted."""
-        return int((self.predicted == self.true).sum())
+    def verdict(self) -> str:
+        """How good the prediction is, as a sentence without its full stop."""
+        hidden = f"{self.num_hidden:,} hidden patches"
+        if self.error is not None:
+            return f"The mean squared error over {hidden} is {self.error:.3f}"
+        cells = f"{self.num_cells:,} cells of " if self.num_cells != self.num_hidden else ""
+        return f"The predicted class is right for {self.num_right:,} of {cells}{hidden}"
 
 
-def load_model(
-    checkpoint: Path, corruption: CorruptionConfig, target: TargetConfig
-) -> MaskedPatchModel:
+def load_model(checkpoint: Path, config: PretrainConfig) -> MaskedPatchModel:
     """Rebuild a checkpoint's model, for evaluation on the CPU.
 
     The encoder is built from the checkpoint alone, whatever the run was started from.
 
+    Args:
+        checkpoint: Its folder.
+        config: The run's.
+
     Raises:
         UserError: The checkpoint is one of another model.
     """
-    encoder = make_encoder(EncoderConfig(init=str(checkpoint)))
-    model = MaskedPatchModel(encoder, corruption, target)
+    own = EncoderConfig(init=str(checkpoint), sees_masked=config.encoder.sees_masked)
+    model = MaskedPatchModel(
+        make_encoder(own), config.corruption, config.target, config.light_decoder
+    )
     load_weights(model, checkpoint)
     return model.eval()
 
@@ -78,7 +100,7 @@ def pick(samples: Samples, num_images: int) -> tuple[Tensor, Tensor]:
         num_images: How many; fewer come back if there are fewer, or if some are bad.
 
     Returns:
-        uint8 (B, 3, H, W), and their keys in epoch 0, int64 (B,).
+        uint8 (B, C, H, W), and their keys in epoch 0, int64 (B,).
     """
     total = samples.manifest.num_samples
     num = min(num_images, total)
@@ -86,52 +108,87 @@ def pick(samples: Samples, num_images: int) -> tuple[Tensor, Tensor]:
     parts = [samples[Request(0, place, place + 1)].tensors for place in places]
     usable = [part for part in parts if part["weight"].item() > 0]
     if not usable:
-        return torch.empty(0, 3, *samples.size, dtype=torch.uint8), torch.empty(0).long()
+        none = torch.empty(0, samples.channels, *samples.size, dtype=torch.uint8)
+        return none, torch.empty(0).long()
     images, keys = (torch.cat([part[name] for part in usable]) for name in ("image", "key"))
     return images, keys
 
 
 @torch.no_grad()
 def reconstruct(
-    model: MaskedPatchModel, images: Tensor, keys: Tensor, ratio: float
+    model: MaskedPatchModel, images: Tensor, keys: Tensor, config: CorruptionConfig
 ) -> Reconstruction:
-    """Hide patches of images, all behind the mask embedding, and predict their colour classes.
+    """Hide patches of images, all of them masked, and predict them.
 
     Args:
         model: In evaluation mode.
-        images: uint8 (B, 3, H, W).
+        images: uint8 (B, C, H, W).
         keys: int64 (B,); they decide which patches are hidden.
-        ratio: Fraction of the patches to hide.
+        config: Which patches to hide, and how many; all are masked, whatever it says of that.
     """
-    all_masked = CorruptionConfig(ratio=ratio, mask_ratio=1.0, random_ratio=0.0)
-    counts = corrupting.count(all_masked, model.num_patches)
-    corruption = corrupting.draw(keys, model.num_patches, counts)
-    true = colour_classes(images, patch_size(model.encoder), model.target.bits)  # (B, N)
-    answers = model.predict(images, corruption).argmax(-1)  # (B, M)
-    predicted = torch.full_like(true, -1).scatter(1, corruption.patches, answers)
-    return Reconstruction(images, corruption.is_corrupted, predicted, true)
+    all_masked = replace(config, mask_ratio=1.0, random_ratio=0.0)
+    grid = grid_size(model.encoder)
+    corruption = corrupting.draw(keys, grid, all_masked)
+    answers = model.target.answers(images)  # (B, N, .)
+    guesses = model.target.guesses(model.predict(images, corruption))  # (B, M, .)
+    hidden = corruption.patches[..., None].expand_as(guesses)
+    predicted = torch.zeros_like(answers).scatter(1, hidden, guesses)
+    is_visible = ~corruption.is_corrupted
+    painted = [model.target.colours(part, images, is_visible) for part in (predicted, answers)]
+    scores = model.target.scores(guesses, answers.gather(1, hidden))  # (B, M)
+    num_cells = guesses.numel() if model.target.num_classes else 0
+    return Reconstruction(
+        images,
+        corruption.is_corrupted,
+        *(to_images(part, grid) for part in painted),
+        patch=model.patch,
+        num_cells=num_cells,
+        num_right=round(float(scores.mean()) * num_cells),
+        error=None if num_cells else float(scores.mean()),
+        reading=_reading(model.target),
+    )
+
+
+def _reading(target: Target) -> str:
+    if isinstance(target, Pixels) and target.is_normalised:
+        return (
+            "their normalised pixels, with the brightness and contrast of the image's visible "
+            "patches: the target leaves out a patch's own, and the true ones would tell too much"
+        )
+    if isinstance(target, ColourClasses) and target.grid > 1:
+        cells = f"{target.grid} x {target.grid} cells"
+        return f"{cells}, each of the colour in the middle of its class"
+    return "their pixels" if isinstance(target, Pixels) else "the colour in the middle of its class"
 
 
 # ---------------------------------------------------------------- pictures
 
 
-def panels(result: Reconstruction, patch: tuple[int, int], bits: int) -> Tensor:
+def panels(result: Reconstruction) -> Tensor:
     """Paint the four columns: uint8 (B, 4, 3, H, W), in the order of `COLUMNS`.
 
-    Visible patches show the image's own pixels everywhere. Hidden ones are hatched grey, of the
-    predicted class's colour, and of the true class's colour.
+    Visible patches show the image's own pixels everywhere. Hidden ones are hatched grey, as
+    predicted, and as a right prediction would be.
     """
-    images = result.images
+    images = rgb(result.images)
     height, width = images.shape[2:]
-    grid = (height // patch[0], width // patch[1])
-    colours = class_colours(bits)
-    is_hidden = _over_pixels(result.is_corrupted[..., None], grid, patch)  # (B, 1, H, W)
-    fills = [
-        _hatch(height, width, patch).expand_as(images),
-        _over_pixels(colours[result.predicted.clamp(min=0)], grid, patch),
-        _over_pixels(colours[result.true], grid, patch),
-    ]
+    grid = (height // result.patch[0], width // result.patch[1])
+    is_hidden = _over_pixels(result.is_corrupted[..., None], grid, result.patch)  # (B, 1, H, W)
+    hatch = _hatch(height, width, result.patch).expand_as(images)
+    fills = [hatch, rgb(result.predicted), rgb(result.true)]
     return torch.stack([images, *(torch.where(is_hidden, fill, images) for fill in fills)], dim=1)
+
+
+def rgb(images: Tensor) -> Tensor:
+    """Show images of any channels in three: uint8 (B, C, H, W) -> (B, 3, H, W).
+
+    One channel is grey. Of more than three the first three are red, green and blue; of two, blue
+    is 0.
+    """
+    if images.shape[1] == 1:
+        return images.expand(-1, 3, -1, -1)
+    missing = images.new_zeros(len(images), max(0, 3 - images.shape[1]), *images.shape[2:])
+    return torch.cat([images[:, :3], missing], dim=1)
 
 
 def _over_pixels(values: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:

@@ -22,7 +22,8 @@ from data.settings import run_entry_point
 from data.stream import TrainingStream, evaluation_batches
 from pretrain.claim import claim
 from pretrain.config import PretrainConfig, load, resolve, usage
-from pretrain.encoder import image_size, make_encoder
+from pretrain.encoder import image_size, make_encoder, num_channels
+from pretrain.figures.illustrate import make_illustrator
 from pretrain.launch import open_shards, share, start
 from pretrain.loop import Evaluator, Trainer, evaluate
 from pretrain.model import MaskedPatchModel
@@ -45,27 +46,30 @@ def main(arguments: list[str]) -> None:
 
     # ---- the model
     data = config.data
-    encoder = make_encoder(config.encoder, data.size, data.mean, data.std)
-    model = MaskedPatchModel(encoder, config.corruption, config.target)
+    encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
+    model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
     config = resolve(config, encoder)
 
     # ---- the stream
     main_process_first(accelerator, lambda: ensure_demo_shards(data.shards))
-    size, seed, batch_size = image_size(encoder), config.run.seed, config.optim.batch_size
+    size, channels = image_size(encoder), num_channels(encoder)
+    seed, batch_size = config.run.seed, config.optim.batch_size
     if data.read == "sequential":
-        stream = open_sequential(data, size, seed, batch_size, part)
+        stream = open_sequential(data, size, seed, batch_size, part, channels)
     else:
         shards = open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction)
-        samples = Samples(shards, size, seed, data.crop_area)
+        samples = Samples(shards, size, seed, data.crop_area, channels=channels)
         stream = TrainingStream(samples, batch_size, part, data.workers)
 
     # ---- what is measured in between
     evaluators: list[Evaluator] = []
     if data.val_shards:
         val_shards = open_shards(accelerator, data.val_shards, "data.val_shards", data.storage)
-        batches = partial(evaluation_batches, Samples(val_shards, size, seed), part, data.workers)
+        val_samples = Samples(val_shards, size, seed, channels=channels)
+        batches = partial(evaluation_batches, val_samples, part, data.workers)
         validate = partial(evaluate, accelerator, batches)
-        evaluators.append(Evaluator("val", config.run.eval_every, validate))
+        illustrate = make_illustrator(accelerator, val_samples, config.corruption)
+        evaluators.append(Evaluator("val", config.run.eval_every, validate, illustrate))
     if config.probe.train:
         probe = Probe(accelerator, config.probe, data, encoder, part)
         evaluators.append(Evaluator("probe", config.probe.every, probe))

@@ -3,7 +3,7 @@
 A run that was killed repeats the steps past its checkpoint, and a tracker must not show them twice.
 TensorBoard can forget them (`purge_step`), and wandb online drops steps that it has (it says so; we
 have not tried): both are told at once. What cannot unsay anything (wandb offline, all others) is
-told at each checkpoint.
+told at each checkpoint. Pictures go with the record of their step, so the same holds for them.
 """
 
 import logging
@@ -12,15 +12,18 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.tracking import (
     LOGGER_TYPE_TO_CLASS,
+    TensorBoardTracker,
     WandBTracker,
     get_available_trackers,
 )
 from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
 
 from data.settings import UserError, require
 from data.shards import atomic_write
@@ -57,6 +60,18 @@ def check_installed(names: Sequence[str]) -> None:
         )
 
 
+def take_images(accelerator: Accelerator) -> bool:
+    """Whether pictures are wanted: one of the trackers is tensorboard or wandb."""
+    return bool({str(name) for name in accelerator.log_with} & {*_IN_OUR_EXTRA})
+
+
+class _Told(NamedTuple):
+    """A step's record and its pictures, uint8 (H, W, 3) by name."""
+
+    record: dict[str, Any]
+    images: Mapping[str, Tensor]
+
+
 class Trackers:
     """The trackers of a run; only the main process has any.
 
@@ -71,17 +86,31 @@ class Trackers:
 
     def __init__(self, accelerator: Accelerator, folder: Path, step: int) -> None:
         self._accelerator = accelerator
-        self._waiting: list[dict[str, Any]] = []  # since the last checkpoint
+        self._waiting: list[_Told] = []  # since the last checkpoint
+        self._images: tuple[int, Mapping[str, Tensor]] = (0, {})  # of the step before its record
         if accelerator.log_with:
             on_main(accelerator, lambda: self._start(folder, step))
 
+    def log_images(self, images: Mapping[str, Tensor], step: int) -> None:
+        """Keep pictures for tensorboard and wandb, until `log` tells the record of their step.
+
+        Args:
+            images: uint8 (H, W, 3) by name; only the main process has any.
+            step: The next record's.
+        """
+        self._images = (step, images)
+
     def log(self, record: dict[str, Any]) -> None:
-        """Tell a step's record, as it goes to `metrics.jsonl`."""
+        """Tell a step's record, as it goes to `metrics.jsonl`, with the pictures kept for it."""
+        (step, images), self._images = self._images, (0, {})
+        assert not images or step == record["step"], "pictures come just before their record"
         if not self._accelerator.trackers:
             return
-        self._waiting.append(record)
+        told = _Told(record, images)
         for tracker in self._list(is_told_at_once=True):
-            self._tell(tracker, [record])
+            self._tell(tracker, [told])
+        if self._list(is_told_at_once=False):
+            self._waiting.append(told)
 
     def commit(self) -> None:
         """Tell the others too: what was logged up to here will not be repeated."""
@@ -117,12 +146,13 @@ class Trackers:
         trackers: list[Any] = self._accelerator.trackers
         return [tracker for tracker in trackers if _can_forget(tracker) == is_told_at_once]
 
-    def _tell(self, tracker: Any, records: list[dict[str, Any]]) -> None:
+    def _tell(self, tracker: Any, steps: list[_Told]) -> None:
         # wandb keeps a step's values back until the next one, unless told that they are all
         options = {"commit": True} if isinstance(tracker, WandBTracker) else {}
 
         def work() -> None:
-            for record in records:
+            for record, images in steps:
+                _show(tracker, images, record["step"])
                 tracker.log(_numbers(record), step=record["step"], **options)
 
         self._try(tracker, work)
@@ -144,6 +174,16 @@ def _can_forget(tracker: Any) -> bool:
     if isinstance(tracker, WandBTracker):
         return not tracker.run.offline
     return tracker.name == "tensorboard"
+
+
+def _show(tracker: Any, images: Mapping[str, Tensor], step: int) -> None:
+    """Tell a step's pictures before its numbers: after them, wandb takes no more for the step."""
+    if isinstance(tracker, TensorBoardTracker):
+        batches = {name: image[None].numpy() for name, image in images.items()}
+        tracker.log_images(batches, step=step, dataformats="NHWC")
+    elif isinstance(tracker, WandBTracker):
+        pictures = {name: [Image.fromarray(image.numpy())] for name, image in images.items()}
+        tracker.log_images(pictures, step=step, commit=False)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:

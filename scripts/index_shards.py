@@ -92,6 +92,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--check-images", action="store_true", help="read and decode all images, and name the bad"
     )
+    parser.add_argument(
+        "--channels", type=int, default=3, help="data.channels, as which they are decoded (3)"
+    )
     parser.add_argument("--strict", action="store_true", help="status 1 for any problem")
     parser.add_argument(
         "--again",
@@ -104,7 +107,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the report there too")
     options = parser.parse_args(arguments)
-    require(options.processes > 0, f"--processes={options.processes} must be above 0; try {number}")
+    for name, value, hint in (
+        ("processes", options.processes, number),
+        ("channels", options.channels, 3),
+    ):
+        require(value > 0, f"--{name}={value} must be above 0; try {hint}")
     return options
 
 
@@ -174,16 +181,16 @@ def _check(
     """Name the members that cannot be used: of damaged shards, or of all."""
     decodes: bool = options.check_images
     shards = manifest.shards if decodes else manifest.shards.damaged
-    check = partial(_check_shard, decodes=decodes)
+    check = partial(_check_shard, decodes=decodes, channels=options.channels)
     results = in_any_order(check, shards, executor, options.processes)
     for problem in tqdm(results, "checking", len(shards), unit="shard", disable=None):
         if problem is not None:
             yield problem
 
 
-def _check_shard(shard: Shard, *, decodes: bool) -> Problem | None:
+def _check_shard(shard: Shard, *, decodes: bool, channels: int) -> Problem | None:
     try:
-        members = unusable_members(shard, _STORAGE, decodes=decodes)
+        members = unusable_members(shard, _STORAGE, decodes=decodes, channels=channels)
     except OSError as error:
         members = [f"cannot be read on ({error})"]
     if shard.damage is None and not members:

@@ -26,13 +26,13 @@ if not __package__:  # started as a file: search the checkout, not this folder
 import torch
 from torch import Tensor
 
-from data.folder import extension_of, file_sizes
+from data.folder import file_sizes, image_paths
 from data.settings import require, run_entry_point
 from data.shards import IMAGE_EXTENSIONS
 from data.transforms import UnreadableImage, decode, evaluation_crop
 from finetune.head import Classifier
 from finetune.load import load_classifier
-from pretrain.encoder import image_size
+from pretrain.encoder import image_size, num_channels
 
 _MAX_PADDING = 30  # characters; one long class name does not push all others aside
 
@@ -104,8 +104,8 @@ def find(places: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for place in places:
-        names = sorted(file_sizes(place)) if place.is_dir() else []
-        below = [place / name for name in names if extension_of(name) in IMAGE_EXTENSIONS]
+        names = image_paths(sorted(file_sizes(place))) if place.is_dir() else []
+        below = [place / name for name in names]
         found += below if place.is_dir() else [place]
     require(
         len(found) > 0,
@@ -126,7 +126,7 @@ def predict(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
         for first in range(0, len(paths), options.batch_size):
             own = paths[first : first + options.batch_size]
-            crops = _read(own, image_size(model.encoder), executor)
+            crops = _read(own, model.encoder, executor)
             good = [crop for crop in crops if isinstance(crop, Tensor)]
             shown = iter(_classify(model, torch.stack(good), options) if good else [])
             for path, crop in zip(own, crops, strict=True):
@@ -134,12 +134,13 @@ def predict(
                 yield Answer(path, next(shown)) if is_good else Answer(path, [], crop)
 
 
-def _read(paths: Sequence[Path], size: tuple[int, int], executor: Executor) -> list[Tensor | str]:
-    """Read images as uint8 (3, H, W); of those that cannot be read, what is wrong."""
+def _read(paths: Sequence[Path], encoder: Any, executor: Executor) -> list[Tensor | str]:
+    """Read images as uint8 (C, H, W); of those that cannot be read, what is wrong."""
+    size, channels = image_size(encoder), num_channels(encoder)
 
     def read(path: Path) -> Tensor | str:
         try:
-            return evaluation_crop(decode(path.read_bytes()), size)
+            return evaluation_crop(decode(path.read_bytes(), channels), size)
         except UnreadableImage as error:
             return str(error)
         except OSError as error:

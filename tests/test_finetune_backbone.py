@@ -9,7 +9,8 @@ from timm.models import save_for_hf
 
 from data.settings import UserError
 from finetune.backbone import flops_per_image, is_transformer, make_backbone
-from pretrain.encoder import EncoderConfig, image_data, image_size
+from pretrain.encoder import EncoderConfig, image_data, image_size, num_channels
+from pretrain.tokens import Normalise
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,9 @@ def test_any_model_of_timm_is_made_for_its_images(config: EncoderConfig, has_blo
         (EncoderConfig(name="resnet81"), (32, 32), "encoder.name=resnet81 is no model that timm"),
         (EncoderConfig(name="test_resnet", depth=3), (32, 32), "encoder.name=test_resnet with"),
         (EncoderConfig("test_convnext"), (1, 1), "cannot take data.image_size=[1, 1]"),
-        (EncoderConfig(name="test_vit", args={"in_chans": 1}), (160, 160), "1 channels"),
-        (EncoderConfig(name="test_resnet", args={"in_chans": 1}), (32, 32), "1 channels"),
+        (EncoderConfig("test_resnet", position="none"), (32, 32), "encoder.position=none needs a"),
+        (EncoderConfig("test_resnet", stem="resnet26d"), (32, 32), "encoder.stem=resnet26d needs"),
+        (EncoderConfig("test_vit", sees_masked=False), (160, 160), "sees_masked=false is for pret"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(
@@ -58,8 +60,22 @@ def test_flops_against_counting_by_hand() -> None:
     assert flops_per_image(model) == 2 * (embedding + depth * (attention + mlp))
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_model_is_made_for_images_of_any_channels(name: str, channels: int) -> None:
+    model = make_backbone(EncoderConfig(name=name), (32, 32), channels=channels)
+    assert num_channels(model) == channels
+    assert image_data(model)["input_size"] == (channels, 32, 32)
+    assert image_data(model)["mean"] == (0.5,) * channels
+    images = torch.zeros(2, channels, 32, 32, dtype=torch.uint8)
+    assert model(Normalise(model)(images)).shape == (2, model.num_features)
+    assert flops_per_image(model) > 0
+
+
 def test_a_saved_encoder_of_other_channels_is_refused(tmp_path: Path) -> None:
     grey = timm.create_model("test_vit", in_chans=1, num_classes=0)
     save_for_hf(grey, str(tmp_path), safe_serialization=True)
-    with pytest.raises(UserError, match=r"encoder.init=.* takes images of 1 channels, and images"):
-        make_backbone(EncoderConfig(init=str(tmp_path)))
+    with pytest.raises(UserError, match=r"encoder.init=.* takes images of 1 channels, and the ima"):
+        make_backbone(EncoderConfig(init=str(tmp_path)), channels=3)
+    with pytest.raises(UserError, match=r"data.mean has 3 values, "):
+        make_backbone(EncoderConfig(init=str(tmp_path)), None, (0.5, 0.5, 0.5), None, 1)

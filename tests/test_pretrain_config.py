@@ -70,7 +70,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert (config.optim.weight_decay, config.optim.warmup_steps) == (0.1, 10_000)
     corruption = config.corruption
     assert (corruption.ratio, corruption.mask_ratio, corruption.random_ratio) == (0.5, 0.8, 0.1)
-    assert config.target.num_classes == 512
+    assert config.target.bits == 3
     fine = load(FinetuneConfig, LABELLED)
     assert (fine.optim.algorithm, fine.optim.momentum, fine.optim.batch_size) == ("sgd", 0.9, 512)
     assert (fine.optim.weight_decay, fine.optim.grad_clip, fine.optim.warmup_steps) == (0, 1, 500)

@@ -14,19 +14,15 @@ from timm.models.vision_transformer import VisionTransformer
 from data.settings import UserError
 from pretrain.encoder import (
     EncoderConfig,
-    Normalise,
-    choose_attention,
-    embed,
-    encode,
     grid_size,
     image_data,
     image_size,
     load_encoder,
     make_encoder,
     patch_size,
-    patch_tokens,
     save_encoder,
 )
+from pretrain.tokens import Normalise, choose_attention, embed, encode, patch_tokens
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -35,7 +31,8 @@ def small(
     size: tuple[int, int] = (16, 16), name: str = "vit_tiny_patch16_224", **args: Any
 ) -> VisionTransformer:
     torch.manual_seed(0)
-    config = EncoderConfig(name=name, patch_size=4, args=args, **SMALL)
+    position = args.pop("position", None)
+    config = EncoderConfig(name=name, patch_size=4, position=position, args=args, **SMALL)
     encoder = make_encoder(config, size).eval()
     for parameter in encoder.parameters():  # also what timm starts at zero matters
         torch.nn.init.normal_(parameter, std=0.2)
@@ -62,7 +59,7 @@ def images(size: tuple[int, int] = (16, 16)) -> torch.Tensor:
         ("vit_tiny_patch16_224", {"reg_tokens": 3}, 4),
         ("vit_tiny_patch16_224", {"pre_norm": True, "qkv_bias": False}, 1),
         ("vit_tiny_patch16_224", {"init_values": 0.1, "qk_norm": True}, 1),
-        ("vit_tiny_patch16_224", {"pos_embed": "none"}, 1),
+        ("vit_tiny_patch16_224", {"position": "none"}, 1),
         ("vit_small_patch16_18x2_224", {}, 1),
         ("vit_small_patch14_reg4_dinov2", {}, 5),
         ("vit_base_patch16_clip_224", {}, 1),

@@ -76,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("corruption.ratio=1.5", "corruption.ratio=1.5 is not in 0..1"),
         ("corruption.ratio=0.01", "corruption.ratio=0.01 corrupts none of 16 patches; raise it"),
         ("corruption.random_ratio=0.3", "corruption.random_ratio = 1.1 is over 1"),
-        ("target.bits=6", "target.bits=6 is not in 1..5; the paper has 3"),
+        ("target.bits=9", "target.bits=9 is not in 1..8; the paper has 3"),
         # sizes
         ("data.image_size=225", "225 is not a multiple of encoder.patch_size=4; try 224"),
         ("data.image_size=[16,18]", "18 is not a multiple of encoder.patch_size=4; try 16"),

@@ -12,8 +12,9 @@ from data.index.opening import open_manifest
 from data.labelled import read_labels
 from data.loader import Request, Samples
 from data.settings import UserError
-from pretrain.encoder import EncoderConfig, Normalise, make_encoder
+from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.evaluate import POOLINGS, View, _pool, extract, make_views
+from pretrain.tokens import Normalise
 from tests.conftest import BAD
 
 SIZE = (16, 16)

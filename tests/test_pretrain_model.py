@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from pretrain import corruption as corrupting
-from pretrain.corruption import Corruption, CorruptionConfig, Counts
+from pretrain.corruption import Corruption, CorruptionConfig
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.loop import add_sums
-from pretrain.model import MaskedPatchModel, Output, Sums, distance_ranks, nearest_visible
+from pretrain.model import MaskedPatchModel, Output
+from pretrain.sums import NearestVisible, Sums, distance_ranks
 from pretrain.targets import TargetConfig, colour_classes
 
-SIZE = (16, 24)  # 4 x 6 patches
+SIZE = (16, 24)
+GRID = (4, 6)
 NUM_PATCHES = 24
 
 
@@ -26,6 +28,7 @@ def model() -> MaskedPatchModel:
     )
     model = MaskedPatchModel(make_encoder(config, SIZE), CorruptionConfig(), TargetConfig(bits=2))
     torch.nn.init.normal_(model.head.weight, std=1.0)  # answers of every class
+    assert model.mask_token is not None
     torch.nn.init.normal_(model.mask_token)
     return model.eval()
 
@@ -56,10 +59,10 @@ def run(model: MaskedPatchModel, tensors: dict[str, Tensor]) -> Output:
 @torch.no_grad()
 def test_the_loss_is_that_of_a_plain_loop(model: MaskedPatchModel) -> None:
     tensors = batch()
-    counts = Counts(10, 1, 1)  # of 12: 9.6, 1.2, 1.2
     expected = 0.0
     for image, key in zip(tensors["image"], tensors["key"], strict=True):
-        c = corrupting.draw(key[None], NUM_PATCHES, counts)
+        c = corrupting.draw(key[None], GRID, CorruptionConfig())
+        assert c.counts == (10, 1, 1)  # of 12: 9.6, 1.2, 1.2
         encoder = model.encoder
         embeddings = encoder.patch_embed((image[None].float() / 255 - 0.5) / 0.5)[0]  # (N, D)
         corrupted = embeddings.clone()
@@ -136,7 +139,7 @@ def test_the_figures_against_a_count(model: MaskedPatchModel) -> None:
     tensors = batch(8)
     tensors["weight"][2] = 0
     with torch.no_grad():
-        corruption = corrupting.draw(tensors["key"], NUM_PATCHES, model.counts)
+        corruption = corrupting.draw(tensors["key"], GRID, model.corruption)
         predicted = model.predict(tensors["image"], corruption).argmax(-1).numpy()
     good = [0, 1, 3, 4, 5, 6, 7]
     classes = colour_classes(tensors["image"], (4, 4), 2)
@@ -159,6 +162,36 @@ def test_the_figures_against_a_count(model: MaskedPatchModel) -> None:
     ]
     assert figures["accuracy_neighbour"] == pytest.approx(np.mean(neighbour))
     assert 0 < figures["accuracy_neighbour"] < 1
+    _check_distances(figures, corruption, good, is_right, np.reshape(neighbour, is_right.shape))
+
+
+def _check_distances(
+    figures: dict[str, float],
+    corruption: Corruption,
+    good: list[int],
+    is_right: np.ndarray,
+    is_copied_right: np.ndarray,
+) -> None:
+    """Recount by distance to the nearest visible patch."""
+    near = [[_nearest(corruption, i, int(p)) for p in corruption.patches[i]] for i in good]
+    patches, near = corruption.patches[good].numpy(), np.array(near)
+    steps = np.hypot(patches // 6 - near // 6, patches % 6 - near % 6)
+    place = np.clip(np.round(steps), 1, 4)
+    assert {1, 2} <= set(place.flatten())
+    for distance in range(1, 5):
+        here = place == distance
+        assert figures[f"ratio_distance_{distance}"] == pytest.approx(here.mean())
+        if here.any():
+            assert figures[f"accuracy_distance_{distance}"] == pytest.approx(is_right[here].mean())
+            copied = figures[f"neighbour_distance_{distance}"]
+            assert copied == pytest.approx(is_copied_right[here].mean())
+
+
+def test_distances_are_of_validation_alone(model: MaskedPatchModel) -> None:
+    model.train()
+    figures = model.summarise(run(model, batch()).sums)
+    model.eval()
+    assert not any("distance" in name for name in figures)
 
 
 def test_the_measured_ratios_are_exact(model: MaskedPatchModel) -> None:
@@ -190,11 +223,14 @@ def _nearest(corruption: Corruption, image: int, patch: int) -> int:
 
 
 def test_the_nearest_visible_patch_against_brute_force() -> None:
-    corruption = corrupting.draw(torch.arange(40), NUM_PATCHES, Counts(12, 4, 4))
-    found = nearest_visible(distance_ranks(4, 6), corruption)
+    corruption = corrupting.draw(torch.arange(40), GRID, CorruptionConfig(ratio=0.8))
+    found = NearestVisible(GRID)(corruption)
     for image in range(40):
-        expected = [_nearest(corruption, image, int(p)) for p in corruption.patches[image]]
-        assert found[image].tolist() == expected
+        patches = corruption.patches[image].tolist()
+        expected = [_nearest(corruption, image, patch) for patch in patches]
+        assert found.patches[image].tolist() == expected
+        steps = [(p // 6 - q // 6, p % 6 - q % 6) for p, q in zip(patches, expected, strict=True)]
+        assert found.distances[image].tolist() == pytest.approx([math.hypot(*s) for s in steps])
 
 
 def test_distance_ranks_begin_with_the_patch_itself() -> None:

@@ -15,7 +15,7 @@ from pretrain.optim import OptimConfig, make_optimizer, set_lr
 class Model(nn.Module):
     """An encoder, a lone token and a head."""
 
-    def __init__(self) -> None:
+    def __init__(self, position: str | None = None, position_at: str | None = None) -> None:
         super().__init__()
         self.encoder = make_encoder(
             EncoderConfig(
@@ -24,6 +24,8 @@ class Model(nn.Module):
                 embed_dim=32,
                 depth=3,
                 num_heads=2,
+                position=position,
+                position_at=position_at,
                 args={"reg_tokens": 1},
             ),
             (16, 16),
@@ -110,6 +112,27 @@ def test_layer_decay_scales_from_the_head_down(num_classes: int, last: int) -> N
     assert scales["encoder.norm.weight"] == scales["encoder.blocks.2.norm1.bias"]
     stem = {"encoder.patch_embed.proj.weight", "encoder.pos_embed", "encoder.cls_token"}
     assert {scales[name] for name in stem} == {0.5 ** (3 + last)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "names", "power"),
+    [
+        ("learned_2d", "stem", ("pos_embed_table.rows", "pos_embed_table.columns"), 3),
+        ("learned_1d", "every_layer_shared", ("pos_embed_table.table",), 3),
+        ("learned_1d", "every_layer", ("blocks.2.position.table",), 0),
+        ("relative", "stem", ("blocks.1.attn.position.table",), 1),
+    ],
+)
+def test_positions_do_not_decay_and_go_with_their_layer(
+    kind: str, at: str, names: tuple[str, ...], power: int
+) -> None:
+    model = Model(position=kind, position_at=at)
+    found = groups(model, OptimConfig(layer_decay=0.5))
+    for name in names:
+        expected = {"weight_decay": 0.0, "lr_scale": 0.5**power}
+        assert found[f"encoder.{name}"] == expected, name
+    decayed = {name for name, group in found.items() if group["weight_decay"]}
+    assert not any("pos" in name for name in decayed)
 
 
 def test_without_layer_decay_all_rates_are_equal(model: Model) -> None:

@@ -1,5 +1,6 @@
 """Trackers: each step once, also after a kill; nothing of the run changes by them."""
 
+import json
 import os
 import struct
 import time
@@ -30,6 +31,7 @@ OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 BOTH = "run.trackers=[tensorboard,wandb]"
 pytestmark = pytest.mark.timeout(600)
 
+PICTURES = ("filters", "positions", "attention_distance", "rollout", "reconstructions")
 Points = dict[str, list[tuple[int, float]]]
 
 
@@ -63,9 +65,42 @@ def wandb(run: Path) -> Points:
                 items = {item.key or item.nested_key[0]: item for item in record.history.item}
                 step = int(items["_step"].value_json)
                 for name, item in items.items():
-                    if not name.startswith("_"):
+                    if not name.startswith(("_", "learnt/")):
                         points.setdefault(name, []).append((step, float(item.value_json)))
     return points
+
+
+Pictures = dict[str, list[tuple[int, tuple[int, int], bytes]]]  # step, (width, height), PNG
+
+
+def tensorboard_images(run: Path) -> Pictures:
+    events: Any = EventAccumulator(str(run / PROJECT), {"images": 0}).Reload()
+    return {
+        name: [
+            (event.step, (event.width, event.height), event.encoded_image_string)
+            for event in events.Images(name)
+        ]
+        for name in events.Tags()["images"]
+    }
+
+
+def wandb_images(run: Path) -> Pictures:
+    """Read the pictures that the offline files name, from beside them."""
+    found: Pictures = {}
+    for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
+        for record in wandb_records(path):
+            if record.WhichOneof("record_type") == "history":
+                values = {
+                    i.key or "/".join(i.nested_key): i.value_json for i in record.history.item
+                }
+                for name, value in values.items():
+                    if name.startswith("learnt/"):
+                        about = json.loads(value)
+                        [file] = about["filenames"]
+                        content = (path.parent / "files" / file).read_bytes()
+                        size = about["width"], about["height"]
+                        found.setdefault(name, []).append((int(values["_step"]), size, content))
+    return found
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
@@ -102,6 +137,7 @@ def test_a_killed_run_that_goes_on_gives_each_step_once(
 ) -> None:
     run = tmp_path / "run"
     arguments = [*tiny, BOTH, "optim.steps=20", "run.checkpoint_every=7", f"run.dir={run}"]
+    arguments += ["run.eval_every=4"]
     options: dict[str, Any] = {"environment": OFFLINE, "prepare": _pause}
     for step in (5, 12):  # before the first checkpoint, and past it
         with Ranks(arguments, world, tmp_path / "logs", **options) as ranks:
@@ -113,6 +149,10 @@ def test_a_killed_run_that_goes_on_gives_each_step_once(
     assert len(read_records(run / "metrics.jsonl")) == 20
     assert_same(tensorboard(run), run, 1e-6)  # it keeps single precision
     assert_same(wandb(run), run, 1e-12)
+    for found in (tensorboard_images(run), wandb_images(run)):
+        assert found.keys() == {f"learnt/{name}" for name in PICTURES}
+        for pictures in found.values():
+            assert [step for step, _, _ in pictures] == [4, 8, 12, 16, 20]
     assert len(list(run.glob("wandb/offline-run-*"))) == 3
     assert len({path.name for path in run.glob("wandb/offline-run-*/*.wandb")}) == 1  # one id
     assert len(list(run.glob(f"{PROJECT}/*/hparams.yml"))) == 1
@@ -132,12 +172,13 @@ def _pause() -> None:
 
 def test_trackers_change_nothing_of_a_run(tmp_path: Path, tiny: list[str]) -> None:
     """And of two ranks, one tells."""
-    arguments = [*tiny, "optim.steps=8", "run.checkpoint_every=8"]
+    arguments = [*tiny, "optim.steps=8", "run.checkpoint_every=8", "run.eval_every=3"]
     for name, more in {"with": [BOTH], "without": []}.items():
         own = [*arguments, *more, f"run.dir={tmp_path}/{name}"]
         run_ranks(own, 2, tmp_path / "logs", environment=OFFLINE)
     assert len(list((tmp_path / "with").glob("wandb/offline-run-*"))) == 1
     assert_same(tensorboard(tmp_path / "with"), tmp_path / "with", 1e-6)
+    assert len(tensorboard_images(tmp_path / "with")["learnt/rollout"]) == 3
     assert figures(tmp_path / "with") == figures(tmp_path / "without")
     assert weights_hash(tmp_path / "with", 8) == weights_hash(tmp_path / "without", 8)
     assert not (tmp_path / "without" / PROJECT).exists()

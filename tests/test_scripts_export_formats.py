@@ -35,9 +35,28 @@ def scatter(model: torch.nn.Module) -> None:
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)
 
 
-def encoder(size: tuple[int, int] = SIZE, name: str = "vit_tiny_patch16_224", **args: Any) -> Any:
-    config = EncoderConfig(name=name, patch_size=4, embed_dim=32, depth=2, num_heads=2, args=args)
-    made = make_encoder(config, size, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)).eval()
+def encoder(
+    size: tuple[int, int] = SIZE,
+    name: str = "vit_tiny_patch16_224",
+    channels: int = 3,
+    position: str | None = None,
+    position_at: str | None = None,
+    stem: str | None = None,
+    **args: Any,
+) -> Any:
+    config = EncoderConfig(
+        name=name,
+        patch_size=4,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        position=position,
+        position_at=position_at,
+        stem=stem,
+        args=args,
+    )
+    mean, std = ((tuple(first + 0.1 * n for n in range(channels))) for first in (0.4, 0.2))
+    made = make_encoder(config, size, mean, std, channels).eval()
     scatter(made)
     return made
 
@@ -58,16 +77,16 @@ def resnet() -> Any:
     return model.eval()
 
 
-def photographs(size: tuple[int, int] = SIZE, number: int = 3) -> torch.Tensor:
+def photographs(size: tuple[int, int] = SIZE, number: int = 3, channels: int = 3) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (number, 3, *size), generator=generator).to(torch.uint8)
+    return torch.randint(0, 256, (number, channels, *size), generator=generator).to(torch.uint8)
 
 
 def round_trip(form: Format, source: Source, folder: Path) -> dict[str, torch.Tensor]:
     """Write a source, run it, compare it, and return what came back."""
     form.check(source)
     form.write(source, folder)
-    images = photographs(source.size)
+    images = photographs(source.size, channels=source.channels)
     found, expected = form.run(folder, images), source.outputs(images)
     for name, value in found.items():
         assert value.shape == expected[name].shape
@@ -224,7 +243,7 @@ def test_what_transformers_wrote_needs_no_pooler(tmp_path: Path) -> None:
         ({"init_values": 0.1}, "LayerScale"),
         ({"qk_norm": True}, "qk_norm"),
         ({"pre_norm": True}, "pre_norm"),
-        ({"pos_embed": "none"}, "without position embeddings"),
+        ({"position": "none"}, "without position embeddings"),
         ({"no_embed_class": True}, "no_embed_class"),
         ({"dynamic_img_size": True}, "dynamic_img_size"),
         ({"act_layer": "mish"}, "the activation Mish"),

@@ -3,73 +3,39 @@
 import io
 import json
 import re
-import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from data.index.opening import open_manifest
 from data.settings import UserError
-from data.shards import ImageFile, write_shard
 from scripts.report_page.history import read_run
+from tests import reporting
+from tests.reporting import IMAGES, LABELLED, make_runs
 
 Report = Callable[..., str]
 Printed = pytest.CaptureFixture[str]
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts" / "report.py"
-SIZE, PATCH = 32, 8
-ENCODER = ("name=vit_tiny_patch16_224", "patch_size=8", "embed_dim=32", "depth=1", "num_heads=2")
-COMMON = (
-    *(f"encoder.{setting}" for setting in ENCODER),
-    *("run.log_every=2", "run.eval_every=3", "optim.steps=6", "optim.batch_size=8"),
-    *(f"data.image_size={SIZE}", "data.workers=0", "optim.warmup_steps=2"),
-)
-
-
-def write_images(path: Path, count: int) -> None:
-    """A shard of random colour gradients in 2 classes."""
-    generator = np.random.default_rng(count)
-    ramp = np.linspace(0, 1, SIZE)[:, None, None] * np.ones((1, SIZE, 1))
-    samples: list[ImageFile] = []
-    for number in range(count):
-        start, end = generator.uniform(0, 255, (2, 3))
-        content = io.BytesIO()
-        Image.fromarray((start + (end - start) * ramp).astype(np.uint8)).save(content, "PNG")
-        samples.append(ImageFile(f"{number:04d}", "png", content.getvalue(), number % 2))
-    write_shard(path, samples)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with shards, the pretraining run `mine` and the fine-tuning run `tuned`."""
+    """A folder with shards, the pretraining runs `mine`, `plain` and the fine-tuning run `tuned`.
+
+    `mine` is the paper's; `plain` predicts pixels, sees no mask, and has no positions.
+    """
     folder = tmp_path_factory.mktemp("report")
-    write_images(folder / "train.tar", 24)
-    write_images(folder / "val.tar", 6)
-    starts = {
-        "pretrain": ("run.dir=mine", "data.shards=train.tar", "data.val_shards=val.tar"),
-        "finetune": ("run.dir=tuned", "data.train=train.tar", "data.val=val.tar"),
-    }
-    open_manifest(folder, "data")  # once: below both runs would index the same shards
-    runs = [
-        subprocess.Popen(
-            [sys.executable, ROOT / name / "run.py", *COMMON, "optim.ema=0.5", *more],
-            cwd=folder,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name, more in starts.items()
-    ]
-    for run in runs:
-        errors = run.communicate()[1]
-        assert run.returncode == 0, errors
+    masks = ("corruption.mask_ratio=1.0", "corruption.random_ratio=0.0")
+    other = ("target.kind=normalised_pixels", "encoder.sees_masked=false", "encoder.position=none")
+    make_runs(
+        folder,
+        ("pretrain", "run.dir=mine", *IMAGES),
+        ("pretrain", "run.dir=plain", *IMAGES, *masks, *other),
+        ("finetune", "run.dir=tuned", *LABELLED),
+    )
     return folder
 
 
@@ -85,9 +51,7 @@ def report(monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> Report:
     """Run the script in this process: arguments -> what it printed."""
 
     def start(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        reporting.report(monkeypatch, *arguments)
         return capsys.readouterr().out
 
     return start
@@ -107,6 +71,9 @@ def test_the_page_is_whole_and_needs_nothing_else(run: Path, report: Report):
         assert heading in page
     for chart in ("Loss", "Accuracy on corrupted patches", "Learning rate", "Throughput"):
         assert f'aria-label="{chart}: ' in page
+    for figure in ("Reconstructions", "Principal filters", "position embeddings", "rollout"):
+        assert figure in page
+    assert "Does it learn more than copying?" in page
     for baseline in ("class frequencies only", "most frequent class", "nearest visible patch"):
         assert baseline in page
     assert "6 of 6 (2.0 epochs)" in page
@@ -137,9 +104,118 @@ def test_results_beside_the_run_are_shown(run: Path, report: Report):
     (run / "finetune-long" / "result.json").write_text(json.dumps(result))
     report(run)
     page = (run / "report.html").read_text()
+    assert "by layer and pooling" not in page
     assert '<th scope="row">pretrained</th><td>50.0 ± 2.0 %</td>' in page
     assert '<th scope="row">untrained</th><td>25.0 ± 0.0 %</td>' in page
     assert '<th scope="row">finetune-long</th><td>&lt;mine&gt;</td><td>81.2 %</td>' in page
+
+
+def test_few_shot_is_shown_by_layer_and_pooling(run: Path, report: Report):
+    cells = [
+        {"layer": layer, "pooling": pooling, "accuracy/1shot": 0.1, "accuracy/5shot": 0.2 * layer}
+        for layer in (1, 2)
+        for pooling in ("average", "class")
+    ]
+    (run / "fewshot").mkdir()
+    result = {"cells": cells, **cells[0], "deviation/5shot": 0.01}
+    (run / "fewshot/result.json").write_text(json.dumps(result))
+    report(run)
+    page = (run / "report.html").read_text()
+    assert '<th scope="row">pretrained, layer 2, class</th><td>10.0 ± 0.0 %</td>' in page
+    label = "Few-shot accuracy by layer and pooling: accuracy (%), 5 images a class over layer"
+    assert f'aria-label="{label}; last values: pretrained, average 40, ' in page
+
+
+def test_a_run_on_pixels_without_positions_is_told_in_its_own_terms(
+    folder: Path, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder)
+    run = shutil.copytree(folder / "plain", tmp_path / "plain", symlinks=True)
+    report(run)
+    page = (run / "report.html").read_text()
+    assert "target normalised_pixels, random masks on 50 % of the patches; masked patches" in page
+    assert "The mean squared error of the validation patches is " in page
+    assert "copying the nearest visible patch" in page
+    assert 'aria-label="Loss: loss (mean squared error) over step; ' in page
+    assert "Principal filters of the patch embedding" in page
+    assert "Similarity of position embeddings: none, since the encoder has no table" in page
+    for other in ("nats", "ccuracy", "colour class", "nan"):
+        assert other not in re.sub(r"<summary>.*?</details>", "", page, flags=re.DOTALL)
+
+
+def test_samples_that_could_not_be_used_are_drawn_over_the_steps(run: Path, report: Report):
+    assert "Samples that could not be used" not in report(run)
+    entries = [json.dumps({"step": step, "reason": "torn"}) + "\n" for step in (2, 2, 4)]
+    (run / "bad_samples.jsonl").write_text("".join(entries))
+    report(run)
+    page = (run / "report.html").read_text()
+    assert 'aria-label="Samples that could not be used: samples since the start over step' in page
+    assert "3 times a sample could not be used" in page
+
+
+def test_a_run_that_diverged_has_a_page(run: Path, report: Report):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records[-1] |= {"train/loss": None, "val/loss": None, "optim/grad_norm": None}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    report(run)
+    assert "the run has diverged" in (run / "report.html").read_text()
+
+
+# ---------------------------------------------------------------- figures in files
+
+
+def test_figures_are_written_twice_alike(run: Path, report: Report, tmp_path: Path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        report(run, "--figures", folder)
+    first, second = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders)
+    assert first == second
+    for name in ("loss", "accuracy-by-distance", "reconstructions", "attention-rollout"):
+        picture = Image.open(io.BytesIO(first[f"{name}.png"]))
+        assert picture.width > 500
+        assert first[f"{name}.svg"].rstrip().endswith(b"</svg>")
+    assert Image.open(io.BytesIO(first["loss.png"])).info["dpi"] == pytest.approx((200, 200), 1e-3)
+    page = (run / "report.html").read_text()
+    assert len(first) == 2 * page.count("<figcaption>")
+
+
+# ---------------------------------------------------------------- several runs
+
+
+def test_runs_are_set_side_by_side(
+    folder: Path, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder)
+    output = tmp_path / "both.html"
+    before = sorted(folder.rglob("*"))
+    report("mine", "plain", "--output", output, "--figures", tmp_path / "figures", "--images", 2)
+    page = output.read_text()
+    assert sorted(folder.rglob("*")) == before
+    assert "<h1>2 runs side by side</h1>" in page
+    differing = '<th scope="row">{}</th><td>{}</td><td>{}</td>'
+    assert differing.format("encoder.sees_masked", "True", "False") in page
+    assert differing.format("target.kind", "mean_colour", "normalised_pixels") in page
+    for alike in ("run.dir", "optim.lr"):
+        assert f'<th scope="row">{alike}</th>' not in page
+    for chart in (
+        "Validation loss, target mean_colour, 3 bits: loss (nats)",
+        "Validation loss, target normalised_pixels: loss (mean squared error)",
+        "Throughput: images per second",
+    ):
+        assert f'aria-label="{chart} over step' in page
+    assert "<h2>mine: Reconstructions</h2>" in page
+    assert "<h2>plain: What the encoder has learnt</h2>" in page
+    assert (tmp_path / "figures/plain-reconstructions.svg").is_file()
+    assert (tmp_path / "figures/throughput.png").is_file()
+
+
+def test_runs_of_one_name_are_told_apart(run: Path, folder: Path, report: Report, tmp_path: Path):
+    output = tmp_path / "both.html"
+    report(folder / "mine", run, "--output", output)
+    page = output.read_text()
+    assert f'<th scope="col">{folder.name}/mine</th>' in page
+    assert f'<th scope="col">{tmp_path.name}/mine</th>' in page
+    assert "Nothing but run.dir." in page
 
 
 def test_training_images_stand_in_for_validation(run: Path, report: Report):
@@ -176,7 +252,8 @@ def test_a_fine_tuning_run_has_a_report(folder: Path, report: Report, tmp_path: 
     page = output.read_text()
     assert "mean over classes" in page
     assert 'aria-label="Accuracy: ' in page
-    assert "reconstructions" not in page
+    assert "econstructions" not in page
+    assert "What the encoder has learnt" not in page
     assert not (folder / "tuned" / "reconstructions.png").exists()
 
 
@@ -207,6 +284,10 @@ def test_a_folder_without_records_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("mine",), "--output is missing; name the file for the report of 2 runs"),
+        (("mine", "mine", "--output", "x.html"), "mine is named twice; name each run once"),
+        (("tuned", "--output", "x.html"), "tuned is fine-tuning, which have no measures in common"),
+        (("--figures", "train.tar"), "--figures=train.tar is no folder that can be written"),
         (("--images", 0), "--images=0 must be above 0; the default is 8"),
         (("--output", "no/folder/x.html"), "x.html cannot be written: No such file or directory"),
     ],

@@ -8,41 +8,45 @@ from data.index.offsets import Member
 from data.index.opening import load_index
 from data.index.scan import printable
 from data.reader import MAX_MEMBER_BYTES
-from data.shards import IMAGE_EXTENSIONS
+from data.shards import choose_image
 from data.storage import RangeFile, Storage, Version, open_file
 
 _CHUNK = 8 << 20  # bytes read at once
 
 
-def unusable_members(shard: Shard, storage: Storage, *, decodes: bool) -> list[str]:
+def unusable_members(
+    shard: Shard, storage: Storage, *, decodes: bool, channels: int = 3
+) -> list[str]:
     """Name each member that is not as it was indexed, with what is wrong.
 
     Args:
         shard: An indexed shard; it is read once, forwards.
         storage: How remote shards are read.
-        decodes: Decode each image too, and name those that cannot be.
+        decodes: Decode each sample's image too, and name those that cannot be.
+        channels: What it is decoded to; `data.channels` of the runs to come.
     """
     file = open_file(shard.location, storage, Version(shard.num_bytes, shard.etag))
     try:
-        found = _unusable(shard, storage, _Ahead(file), decodes=decodes)
+        found = _unusable(shard, storage, _Ahead(file), channels if decodes else None)
         return [f"{printable(name)}: {finding}" for name, finding in found]
     finally:
         file.close()
 
 
 def _unusable(
-    shard: Shard, storage: Storage, file: "_Ahead", *, decodes: bool
+    shard: Shard, storage: Storage, file: "_Ahead", channels: int | None
 ) -> Iterator[tuple[str, str]]:
     index = load_index(shard, storage)
     for sample in range(len(index)):
-        for extension, member in index.members(sample).items():
-            decodes_member = decodes and extension in IMAGE_EXTENSIONS
-            finding = _finding(file, member, decodes=decodes_member)
+        members = index.members(sample)
+        image = None if channels is None else choose_image(members, channels)
+        for extension, member in members.items():
+            finding = _finding(file, member, channels if extension == image else None)
             if finding is not None:
                 yield f"{index.key(sample)}.{extension}", finding
 
 
-def _finding(file: "_Ahead", member: Member, *, decodes: bool) -> str | None:
+def _finding(file: "_Ahead", member: Member, channels: int | None) -> str | None:
     if member.size > MAX_MEMBER_BYTES:
         return f"{member.size} bytes, more than the {MAX_MEMBER_BYTES} that are read"
     content = file.read(member.offset, member.size)
@@ -50,15 +54,15 @@ def _finding(file: "_Ahead", member: Member, *, decodes: bool) -> str | None:
         return f"{len(content)} of {member.size} bytes at offset {member.offset}"
     if zlib.crc32(content) != member.crc32:
         return f"checksum differs from the index at offset {member.offset}"
-    return _decode_error(content) if decodes else None
+    return None if channels is None else _decode_error(content, channels)
 
 
-def _decode_error(content: bytes) -> str | None:
+def _decode_error(content: bytes, channels: int) -> str | None:
     # Here, because it imports torch: seconds that checksums alone need not pay.
     from data.transforms import UnreadableImage, decode
 
     try:
-        decode(content)
+        decode(content, channels)
     except UnreadableImage as error:
         return str(error)
     return None

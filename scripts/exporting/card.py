@@ -69,7 +69,7 @@ def _summary(source: Source, licence: str) -> str:
     kind = f"classifier of {len(source.class_names)} classes" if source.classifier else "encoder"
     lines = [
         f"- {architecture}, {num / 1e6:,.2f} million parameters: {kind}, width {source.width}",
-        f"- images {rows}x{columns}, RGB",
+        f"- images {rows}x{columns}, {source.colours}",
     ]
     if source.class_names:
         more = len(source.class_names) - _MAX_CLASSES

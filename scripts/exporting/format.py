@@ -25,8 +25,8 @@ class Format:
         packages: What it needs of the extra [export].
         check: Raises `UserError` for what the format cannot hold.
         write: Fills a folder.
-        run: Loads that folder as its users do, and runs uint8 images (B, 3, H, W) through it.
-        usage: Python that loads it from a place and runs photo.jpg.
+        run: Loads that folder as its users do, and runs uint8 images (B, C, H, W) through it.
+        usage: Python that loads it from a place and runs photo.jpg, or else image.npy.
         describe: Lines about what goes in and out.
     """
 

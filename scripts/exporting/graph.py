@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.encoder import Normalise
+from data.transforms import MODES
+from pretrain.tokens import Normalise
 from scripts.exporting.format import HUB
 from scripts.exporting.source import Source, tokens_name
 
@@ -15,7 +16,7 @@ _CLASSES = "classes.txt"
 
 
 class Graph(nn.Module):
-    """RGB images in 0..1 -> logits, or what an encoder alone gives.
+    """Images in 0..1 -> logits, or what an encoder alone gives.
 
     Args:
         source: What is exported.
@@ -28,7 +29,7 @@ class Graph(nn.Module):
         self.normalise = Normalise(source.encoder)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Run float32 images (B, 3, H, W); the outputs are those of `Source.output_names`."""
+        """Run float32 images (B, C, H, W); the outputs are those of `Source.output_names`."""
         pixels = images * 255
         if self.classifier is not None:
             return {"logits": self.classifier.logits(pixels)}
@@ -39,7 +40,7 @@ class Graph(nn.Module):
 def export_arguments(source: Source) -> dict[str, Any]:
     """Return an example and the free batch size, as torch's exporters take them."""
     return {
-        "args": (torch.rand(2, 3, *source.size),),
+        "args": (torch.rand(2, source.channels, *source.size),),
         "dynamic_shapes": {INPUT: {0: torch.export.Dim("batch")}},
     }
 
@@ -54,10 +55,11 @@ def make_folder(source: Source, folder: Path) -> None:
 
 def describe(source: Source) -> list[str]:
     """Say what goes in and out."""
-    rows, columns = source.size
-    lines = [f"input {INPUT}: float32 (batch, 3, {rows}, {columns}), RGB in 0..1; any batch size"]
+    shape = ", ".join(map(str, (source.channels, *source.size)))
+    colours = source.colours if source.channels in MODES else "values"
+    lines = [f"input {INPUT}: float32 (batch, {shape}), {colours} in 0..1; any batch size"]
     with torch.no_grad():
-        outputs = source.outputs(torch.zeros(1, 3, rows, columns, dtype=torch.uint8))
+        outputs = source.outputs(torch.zeros(1, source.channels, *source.size, dtype=torch.uint8))
     for name in source.output_names:
         shape = ", ".join(map(str, outputs[name].shape[1:]))
         lines.append(f"output {name}: float32 (batch, {shape})")
@@ -67,10 +69,17 @@ def describe(source: Source) -> list[str]:
 
 
 def read_photo(source: Source) -> str:
-    """Return Python that makes `images` of photo.jpg."""
+    """Return Python that makes `images` of photo.jpg; of image.npy, where they are no pictures."""
     rows, columns = source.size
-    return f"""image = Image.open("photo.jpg").convert("RGB").resize(({columns}, {rows}))
-images = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / 255"""
+    if source.channels not in MODES:
+        return f"""image = np.load("image.npy")  # uint8 ({rows}, {columns}, {source.channels})
+images = image.astype(np.float32).transpose(2, 0, 1)[None] / 255"""
+    axes = ".transpose(2, 0, 1)[None]" if source.channels == 3 else "[None, None]"
+    mode = MODES[source.channels]
+    return f"""from PIL import Image
+
+image = Image.open("photo.jpg").convert("{mode}").resize(({columns}, {rows}))
+images = np.asarray(image, dtype=np.float32){axes} / 255"""
 
 
 def name_file(place: str, file: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from data.settings import require
+from data.transforms import MODES
 from pretrain.encoder import image_data, patch_size
 from pretrain.hf_vit import ACTIVATIONS, hf_names, to_hf
 from scripts.exporting.format import HUB, Format, Outputs
@@ -28,7 +29,12 @@ def _check(source: Source) -> None:
         "--to transformers: ViTForImageClassification reads the class token alone, and the head of "
         f"{source.path} reads the patch average; give --no-head, or --to timm or onnx",
     )
-    obstacles = find_obstacles(source.encoder)
+    require(
+        source.channels in MODES,
+        f"--to transformers: its image processors take RGB or grey images, and those of "
+        f"{source.path} have {source.channels} channels; give --to timm or onnx",
+    )
+    obstacles = find_obstacles(source.timm_encoder("transformers"))
     require(
         not obstacles,
         f"--to transformers: ViTModel cannot hold {', '.join(obstacles)} of {source.path}; "
@@ -108,7 +114,7 @@ def _activation(module: nn.Module) -> str | None:
 
 def _settings(source: Source) -> dict[str, Any]:
     """Return the arguments of transformers' ViTConfig."""
-    encoder: VisionTransformer = source.encoder
+    encoder: VisionTransformer = source.timm_encoder("transformers")
     block = cast(Any, encoder.blocks[0])
     settings = {
         "hidden_size": encoder.embed_dim,
@@ -117,6 +123,7 @@ def _settings(source: Source) -> dict[str, Any]:
         "intermediate_size": block.mlp.fc1.out_features,
         "hidden_act": _activation(block.mlp.act),
         "layer_norm_eps": block.norm1.eps,
+        "num_channels": source.channels,
         "image_size": _one_or_two(source.size),
         "patch_size": _one_or_two(patch_size(encoder)),
         "encoder_stride": patch_size(encoder)[0],
@@ -146,7 +153,7 @@ def _write(source: Source, folder: Path) -> None:
     model, told = kind.from_pretrained(
         None,
         config=config,
-        state_dict=to_hf(source.encoder.state_dict()),
+        state_dict=to_hf(source.timm_encoder("transformers").state_dict()),
         output_loading_info=True,
         **options,
     )
@@ -198,7 +205,7 @@ from transformers import AutoImageProcessor, {kind}
 
 processor = AutoImageProcessor.from_pretrained("{place}")
 model = {kind}.from_pretrained("{place}"{options})
-inputs = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")
+inputs = processor(Image.open("photo.jpg").convert("{MODES[source.channels]}"), return_tensors="pt")
 with torch.inference_mode():
 {result}'''
 

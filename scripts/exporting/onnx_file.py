@@ -60,9 +60,7 @@ def _usage(source: Source, place: str) -> str:
     names = source.output_names
     return f"""import numpy as np
 import onnxruntime
-{imports}from PIL import Image
-
-{read_photo(source)}
+{imports}{read_photo(source)}
 session = onnxruntime.InferenceSession({file})
 [{", ".join(names)}] = session.run({names}, {{"{INPUT}": images}})"""
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from data.demo import PHOTOGRAPHS
+from data.folder import file_sizes, image_paths
 from data.index.opening import open_manifest
 from data.loader import Samples
 from data.settings import RunStopped, UserError, require
-from data.shards import IMAGE_EXTENSIONS
 from data.storage import is_remote
-from data.transforms import UnreadableImage, decode, evaluation_crop
+from data.transforms import MODES, UnreadableImage, decode, evaluation_crop
 from pretrain.reconstruct import pick
 from scripts.exporting.source import Source
 
@@ -27,22 +27,22 @@ def pick_images(source: Source, given: list[Path]) -> tuple[Tensor, str]:
     Shards on a server are left alone.
 
     Returns:
-        uint8 (B, 3, H, W), and what they are.
+        uint8 (B, C, H, W), and what they are.
 
     Raises:
         UserError: What was given cannot be read.
     """
     if given:
-        return _read_files(_list_files(given), source.size)
+        return _read_files(_list_files(given), source)
     own = _read_own(source)
     if own is not None:
         return own
     package = find_spec("skimage")
-    if package is not None and package.origin is not None:
+    if package is not None and package.origin is not None and source.channels in MODES:
         folder = Path(package.origin).parent / "data"
         files = [folder / name for name in PHOTOGRAPHS]
-        return _read_files(files, source.size)[0], "scikit-image's photographs"
-    return _draw(source.size), "smooth random images"
+        return _read_files(files, source)[0], "scikit-image's photographs"
+    return _draw((source.channels, *source.size)), "smooth random images"
 
 
 def _list_files(given: list[Path]) -> list[Path]:
@@ -50,24 +50,21 @@ def _list_files(given: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in given:
         require(path.exists(), f"--images={path} does not exist; name image files or a folder")
-        inside = sorted(file for file in path.rglob("*") if is_image(file)) if path.is_dir() else []
+        below = image_paths(sorted(file_sizes(path))) if path.is_dir() else []
+        inside = [path / name for name in below]
         files += [path] if path.is_file() else inside[:: max(1, len(inside) // _NUM_IMAGES)]
     require(len(files) > 0, f"--images={given[0]} holds no images; name others")
     return files
 
 
-def is_image(path: Path) -> bool:
-    """Tell by its name whether a file is an image."""
-    return path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS and path.is_file()
-
-
-def _read_files(files: list[Path], size: tuple[int, int]) -> tuple[Tensor, str]:
+def _read_files(files: list[Path], source: Source) -> tuple[Tensor, str]:
     crops: list[Tensor] = []
     for file in files:
         try:
-            crops.append(evaluation_crop(decode(file.read_bytes()), size))
+            image = decode(file.read_bytes(), source.channels)
         except (UnreadableImage, OSError) as error:
             raise UserError(f"--images: {file}: {error}; name other images") from error
+        crops.append(evaluation_crop(image, source.size))
     return torch.stack(crops), f"{files[0]}" + f" and {len(files) - 1} more" * (len(files) > 1)
 
 
@@ -79,7 +76,8 @@ def _read_own(source: Source) -> tuple[Tensor, str] | None:
         if not spec or not is_local(spec):
             continue
         try:
-            samples = Samples(open_manifest(spec, f"data.{split}"), source.size, seed=0)
+            manifest = open_manifest(spec, f"data.{split}")
+            samples = Samples(manifest, source.size, seed=0, channels=source.channels)
             images, _ = pick(samples, _NUM_IMAGES)
         except (UserError, RunStopped, OSError):
             continue
@@ -94,9 +92,9 @@ def is_local(spec: object) -> bool:
     return not any(is_remote(s) or s.startswith("pipe:") or s == "-" for s in specs)
 
 
-def _draw(size: tuple[int, int]) -> Tensor:
-    """Draw smooth images, which are like photographs in scale: uint8 (B, 3, H, W)."""
+def _draw(shape: tuple[int, int, int]) -> Tensor:
+    """Draw smooth images of (C, H, W), which are like photographs in scale: uint8 (B, C, H, W)."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand((_NUM_IMAGES, 3, 4, 4), generator=generator) * 255
-    smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic")
+    coarse = torch.rand((_NUM_IMAGES, shape[0], 4, 4), generator=generator) * 255
+    smooth = torch.nn.functional.interpolate(coarse, shape[1:], mode="bicubic")
     return smooth.clamp(0, 255).to(torch.uint8)

@@ -13,10 +13,12 @@ from torch import Tensor
 from data.settings import UserError
 from finetune.head import Classifier
 from finetune.load import load_classifier
+from pretrain.additions import timm_format
 from pretrain.config import read_yaml
-from pretrain.encoder import Normalise, image_data, image_size, load_encoder
+from pretrain.encoder import image_data, image_size, load_encoder, num_channels
 from pretrain.hf_vit import is_hf_folder
 from pretrain.pretrained import encoder_folder
+from pretrain.tokens import Normalise
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ class Source:
         return image_size(self.encoder)
 
     @property
+    def channels(self) -> int:
+        """C of the images."""
+        return num_channels(self.encoder)
+
+    @property
+    def colours(self) -> str:
+        """What the channels are, in words."""
+        return {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels")
+
+    @property
     def width(self) -> int:
         """Number of features."""
         return int(self.encoder.num_features)
@@ -55,9 +67,18 @@ class Source:
         """What a graph of it gives: `logits`, or what the encoder alone does."""
         return ["logits"] if self.classifier else [tokens_name(self.encoder), "features"]
 
+    def timm_encoder(self, form: str) -> Any:
+        """Return the encoder as timm itself has it, equal in its outputs.
+
+        Raises:
+            UserError: timm has none such.
+        """
+        is_ours = isinstance(self.encoder, VisionTransformer)
+        return timm_format(self.encoder, f"--to {form}") if is_ours else self.encoder
+
     @torch.no_grad()
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Run it: uint8 (B, 3, H, W) -> all that a format may be compared with, by name."""
+        """Run it: uint8 (B, C, H, W) -> all that a format may be compared with, by name."""
         tokens = self.encoder.forward_features(Normalise(self.encoder)(images))
         last = {"features": self.encoder.forward_head(tokens)}
         if self.classifier is not None:

@@ -39,9 +39,7 @@ def _usage(source: Source, place: str) -> str:
     imports, file = name_file(place, _FILE)
     return f"""import numpy as np
 import torch
-{imports}from PIL import Image
-
-{read_photo(source)}
+{imports}{read_photo(source)}
 model = torch.export.load({file}).module()
 with torch.inference_mode():
     outputs = model(torch.from_numpy(images))

@@ -1,60 +1,81 @@
-"""Which charts a report has, what each shows, and how it is read."""
+"""Which charts over the steps a run has, what each shows, and how it is read."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
 
-Record = dict[str, float]
-Kind = Literal["raw", "line", "smooth", "points", "dashed", "dotted"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a chart: a key of the records, its name in the legend, its look.
-
-    Of the kinds, `smooth` is a running mean of single batches, and so are baselines (`dashed`,
-    `dotted`) that were measured on single batches.
-    """
-
-    key: str
-    label: str
-    colour: str
-    kind: Kind
-    marker: str = "o"
-
-    @property
-    def is_smoothed(self) -> bool:
-        """Whether a running mean is drawn."""
-        is_noisy = self.key.startswith(("train/", "optim/"))
-        return is_noisy and self.kind in ("smooth", "dashed", "dotted")
+from scripts.report_page.curves import Chart, Series
+from scripts.report_page.figures import Line, Plot
+from scripts.report_page.history import Run
 
 
-@dataclass(frozen=True)
-class Chart:
-    """What is drawn, and how it is read.
-
-    Attributes:
-        title: Heading.
-        axis: Label of the vertical axis, with the unit.
-        series: Those without values are left out.
-        reading: One sentence on how to read it.
-        scale: Factor on all values; 100 for percent.
-        start_at_zero: Whether the vertical axis begins at 0.
-        least_top: The vertical axis ends there or above.
-    """
-
-    title: str
-    axis: str
-    series: tuple[Series, ...]
-    reading: str
-    scale: float = 1.0
-    start_at_zero: bool = False
-    least_top: float | None = None
+def plots_of(run: Run) -> list[Plot]:
+    """Return the charts for which a run has records, each with the lines that it has."""
+    wanted = [*_charts_of(run), *_SHARED]
+    plots = [chart.plot(run.records) for chart in wanted]
+    return [plot for plot in [*plots, *_bad_samples(run)] if plot.lines]
 
 
-def _by_kind(kind: str, colour: str, marker: str) -> tuple[Series, ...]:
+def _charts_of(run: Run) -> tuple[Chart, ...]:
+    if not run.is_pretraining:
+        return _FINETUNING
+    return (*(_OF_CLASSES if run.has_classes else _OF_PIXELS), _FROZEN)
+
+
+def _bad_samples(run: Run) -> Iterator[Plot]:
+    """Count the samples that could not be used, up to each step; no chart where there are none."""
+    if not run.bad_samples:
+        return
+    by_step = Counter(run.bad_samples)
+    steps = [0, *sorted(by_step)]
+    counts = accumulate(by_step[step] for step in steps)
+    points = [(float(step), float(num)) for step, num in zip(steps, counts, strict=True)]
+    end = max(points[-1][0], run.records[-1]["step"])
+    line = Line("samples", "orange", "line", (*_stairs(points), (end, points[-1][1])))
+    yield Plot(
+        "Samples that could not be used",
+        "samples since the start",
+        (line,),
+        "A flat line is healthy; a jump is a damaged shard, a steady climb is bad files here and "
+        "there. bad_samples.jsonl names each with its reason.",
+        start_at_zero=True,
+    )
+
+
+def _stairs(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Hold each value until the next step."""
+    held = [(after[0], before[1]) for before, after in pairwise(points)]
+    return [points[0], *(point for pair in zip(held, points[1:], strict=True) for point in pair)]
+
+
+# ---------------------------------------------------------------- the charts
+
+
+def _accuracy(kind: str, colour: str, marker: str) -> tuple[Series, ...]:
     return (
         Series(f"train/accuracy_{kind}", f"{kind}, training", colour, "smooth"),
         Series(f"val/accuracy_{kind}", f"{kind}, validation", colour, "points", marker),
+    )
+
+
+def _loss(kind: str, colour: str, marker: str) -> tuple[Series, ...]:
+    return (
+        Series(f"train/loss_{kind}", f"{kind}, training", colour, "smooth"),
+        Series(f"val/loss_{kind}", f"{kind}, validation", colour, "points", marker),
+    )
+
+
+def _loss_by_kind(unit: str) -> Chart:
+    return Chart(
+        "Loss by kind of corruption",
+        f"loss ({unit})",
+        (
+            *_loss("mask", "blue", "o"),
+            *_loss("random", "orange", "s"),
+            *_loss("kept", "green", "^"),
+        ),
+        "Lower is better. 'mask' is the task itself; a 'kept' patch can be seen, and so its loss "
+        "falls first and furthest; 'random' shows another patch and must be seen through.",
     )
 
 
@@ -84,8 +105,12 @@ _SHARED = (
     Chart(
         "Throughput",
         "images per second",
-        (Series("speed/images_per_second", "images per second", "blue", "raw"),),
-        "Higher is faster; all processes together, without validation and saving.",
+        (
+            Series("speed/images_per_second", "each record", "blue", "raw"),
+            Series("speed/images_per_second", "smoothed", "blue", "smooth"),
+        ),
+        "Higher is faster; all processes together, without validation and saving. A drop that "
+        "stays means that the machine got other work or the storage became slow.",
         start_at_zero=True,
     ),
     Chart(
@@ -98,7 +123,20 @@ _SHARED = (
         least_top=10,
     ),
 )
-_PRETRAINING = (
+_FROZEN = Chart(
+    "Frozen features on labelled images",
+    "accuracy (%)",
+    (
+        Series("probe/knn", "k nearest neighbours", "blue", "joined"),
+        Series("probe/1shot", "1 image a class", "grey", "joined", "^"),
+        Series("probe/5shot", "5 images a class", "orange", "joined", "s"),
+        Series("probe/10shot", "10 images a class", "green", "joined", "^"),
+    ),
+    "Higher is better; what the encoder is worth for other work, measured while it is trained.",
+    scale=100,
+    start_at_zero=True,
+)
+_OF_CLASSES = (
     Chart(
         "Loss",
         "loss (nats)",
@@ -114,9 +152,9 @@ _PRETRAINING = (
         "Accuracy on corrupted patches",
         "accuracy (%)",
         (
-            *_by_kind("mask", "blue", "o"),
-            *_by_kind("random", "orange", "s"),
-            *_by_kind("kept", "green", "^"),
+            *_accuracy("mask", "blue", "o"),
+            *_accuracy("random", "orange", "s"),
+            *_accuracy("kept", "green", "^"),
             Series("train/accuracy_neighbour", "nearest visible patch's colour", "grey", "dashed"),
             Series("train/accuracy_majority", "most frequent class", "grey", "dotted"),
         ),
@@ -125,19 +163,24 @@ _PRETRAINING = (
         scale=100,
         start_at_zero=True,
     ),
+    _loss_by_kind("nats"),
+)
+_OF_PIXELS = (
     Chart(
-        "Frozen features on labelled images",
-        "accuracy (%)",
+        "Loss",
+        "loss (mean squared error)",
         (
-            Series("probe/knn", "k nearest neighbours", "blue", "points"),
-            Series("probe/1shot", "1 image a class", "grey", "points", "^"),
-            Series("probe/5shot", "5 images a class", "orange", "points", "s"),
-            Series("probe/10shot", "10 images a class", "green", "points", "^"),
+            *_LOSS,
+            Series("train/loss_neighbour", "copying the nearest, training", "grey", "dashed"),
+            Series("val/loss_neighbour", "copying the nearest, validation", "grey", "points", "s"),
+            Series("train/loss_mean", "always the mean, training", "grey", "dotted"),
+            Series("val/loss_mean", "always the mean, validation", "grey", "points", "^"),
         ),
-        "Higher is better; what the encoder is worth for other work, measured while it is trained.",
-        scale=100,
+        "Lower is better; below the dotted baseline the model knows more than the mean of all "
+        "patches, below the dashed one more than copying the nearest visible patch.",
         start_at_zero=True,
     ),
+    _loss_by_kind("mean squared error"),
 )
 _FINETUNING = (
     Chart(
@@ -162,14 +205,3 @@ _FINETUNING = (
         start_at_zero=True,
     ),
 )
-
-
-def charts_for(records: list[Record]) -> list[Chart]:
-    """Return the charts for which a run has records, each with the series that it has."""
-    is_pretraining = any("train/class_entropy" in record for record in records)
-    wanted = (_PRETRAINING if is_pretraining else _FINETUNING) + _SHARED
-    held = {key for record in records for key in record}
-    charts = [
-        replace(chart, series=tuple(s for s in chart.series if s.key in held)) for chart in wanted
-    ]
-    return [chart for chart in charts if chart.series]

@@ -5,6 +5,13 @@ import statistics
 
 Record = dict[str, float]
 
+_SCORES = {
+    "accuracy": "accuracy",
+    "accuracy_balanced": "mean over classes",
+    "accuracy_top5": "top 5",
+    "map": "mean average precision",
+}
+_RARE = 0.01  # of the corrupted patches; what is said of fewer is noise
 _TOO_LONG_A_WAIT = 0.1  # fraction of the time; above it more workers pay
 
 
@@ -32,20 +39,30 @@ def duration(seconds: float) -> str:
 
 def learning(records: list[Record]) -> list[str]:
     """Say how the newest figures stand, on validation images where there are any."""
-    validated = last_with(records, "val/loss")
-    split, name = ("val", "validation") if validated else ("train", "training")
-    record = validated or records[-1]
-    prefix = f"{split}/"
-    figures = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+    name, record, figures = newest(records)
     if not math.isfinite(figures["loss"]):
         return [f"The {name} loss is not a finite number: the run has diverged. Lower optim.lr."]
     if "class_entropy" in figures:
-        return [_against_entropy(name, figures), *_against_copying(name, figures)]
+        texts = [_against_entropy(name, figures), *_against_copying(name, figures)]
+        return [*texts, *_with_distance(figures)]
+    if "loss_neighbour" in figures:
+        return [_against_mean(name, figures), *_with_distance(figures)]
+    scores = ", ".join(
+        f"{label} {percent(figures[key])}" for key, label in _SCORES.items() if key in figures
+    )
     return [
-        f"At step {record['step']:.0f} the {name} loss is {figures['loss']:.3f} nats and the "
-        f"accuracy {percent(figures['accuracy'])} (mean over classes "
-        f"{percent(figures['accuracy_balanced'])}, top 5 {percent(figures['accuracy_top5'])})."
+        f"At step {record['step']:.0f} the {name} loss is {figures['loss']:.3f} nats"
+        + (f"; {scores}." if scores else ".")
     ]
+
+
+def newest(records: list[Record]) -> tuple[str, Record, Record]:
+    """Return the split's name, the last record with a loss of it, and its figures alone."""
+    validated = last_with(records, "val/loss")
+    prefix, name = ("val/", "validation") if validated else ("train/", "training")
+    record = validated or records[-1]
+    figures = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+    return name, record, figures
 
 
 def _against_entropy(name: str, figures: Record) -> str:
@@ -76,12 +93,58 @@ def _against_copying(name: str, figures: Record) -> list[str]:
     ]
 
 
+def _against_mean(name: str, figures: Record) -> str:
+    """Compare an error of pixels with what needs no learning."""
+    loss, mean, neighbour = (figures[key] for key in ("loss", "loss_mean", "loss_neighbour"))
+    if loss >= min(mean, neighbour):
+        simpler = "naming the mean" if mean <= neighbour else "copying the nearest visible patch"
+        verdict = f"It is not yet better than {simpler}"
+    else:
+        verdict = "It is better than both"
+    return (
+        f"The mean squared error of the {name} patches is {loss:.4f}. Always naming their mean "
+        f"would give {mean:.4f}, copying the nearest visible patch {neighbour:.4f}. {verdict}."
+    )
+
+
+def _with_distance(figures: Record) -> list[str]:
+    """Compare with copying where it is hardest: far from what is visible."""
+    bins = [num for num in distances(figures) if figures[f"ratio_distance_{num}"] >= _RARE]
+    if not bins:
+        return []
+    far = bins[-1]
+    copied = figures[f"neighbour_distance_{far}"]
+    if f"accuracy_distance_{far}" in figures:
+        own = figures[f"accuracy_distance_{far}"]
+        is_better, what = own > copied, f"it is right for {percent(own)}, copying for"
+        what = f"{what} {percent(copied)}"
+    else:
+        own = figures[f"loss_distance_{far}"]
+        is_better, what = own < copied, f"its error is {own:.4f}, that of copying {copied:.4f}"
+    verdict = "it has learnt more than copying" if is_better else "that is no better than copying"
+    return [f"At distance {distance_name(far, figures)} from what is visible {what}: {verdict}."]
+
+
+def distances(figures: Record) -> list[int]:
+    """Return the distances to the nearest visible patch at which a record has a loss."""
+    return _numbers("loss_distance_", figures)
+
+
+def distance_name(num: int, figures: Record) -> str:
+    """Write a distance; the last one holds all beyond it."""
+    return f"{num} or more" if num == _numbers("ratio_distance_", figures)[-1] else str(num)
+
+
+def _numbers(prefix: str, figures: Record) -> list[int]:
+    found = (key.removeprefix(prefix) for key in figures if key.startswith(prefix))
+    return sorted(map(int, found))
+
+
 # ---------------------------------------------------------------- is it fast, what did it cost?
 
 
 def speed(records: list[Record]) -> list[str]:
     """Say how fast the run was, and whether it waited for data."""
-    rate = statistics.median(record["speed/images_per_second"] for record in records)
     waiting = statistics.median(record["speed/data_wait_ratio"] for record in records)
     advice = (
         "The loader holds the model up: raise data.workers."
@@ -89,9 +152,14 @@ def speed(records: list[Record]) -> list[str]:
         else "The loader keeps up with the model."
     )
     return [
-        f"Training took in {rate:,.0f} images a second (median).",
+        f"Training took in {rate(records):,.0f} images a second (median).",
         f"{percent(waiting)} of the time went into waiting for data (median). {advice}",
     ]
+
+
+def rate(records: list[Record]) -> float:
+    """Return the median images a second."""
+    return statistics.median(record["speed/images_per_second"] for record in records)
 
 
 def training_seconds(records: list[Record], batch_size: int) -> float:

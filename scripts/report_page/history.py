@@ -1,7 +1,8 @@
 """What a run's folder tells afterwards: its records, its configuration, its encoder. Reads only."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import prod
@@ -16,12 +17,14 @@ from yaml import YAMLError
 from data.settings import UserError, require
 from pretrain.checkpoint import find_newest
 from pretrain.metrics import read_records
-from scripts.report_page.findings import last_with, percent
+from scripts.report_page.findings import Record, last_with, percent
 
 Content = TypeVar("Content")
 
 _NEEDED = ("metrics.jsonl", "config.yaml")
-_SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
+_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "position", "position_at", "stem")
+_OF_PIXELS = ("pixels", "normalised_pixels")  # kinds of target that are values, not classes
+_RESULTS = {"accuracy": "accuracy", "map": "mean average precision"}
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,22 @@ class Run:
 
     Attributes:
         folder: RUN.
-        records: Those of metrics.jsonl, at least one.
+        records: Those of metrics.jsonl, at least one; what was not finite is NaN.
         config: config.yaml as plain values.
         checkpoint: The newest whole one, or None.
+        bad_samples: The step of each entry of bad_samples.jsonl.
     """
 
     folder: Path
-    records: list[dict[str, float]]
+    records: list[Record]
     config: dict[str, Any]
     checkpoint: Path | None
+    bad_samples: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The folder's own."""
+        return self.folder.resolve().name
 
     @property
     def is_pretraining(self) -> bool:
@@ -46,10 +56,34 @@ class Run:
         return "corruption" in self.config
 
     @property
-    def num_bad(self) -> int:
-        """Entries of bad_samples.jsonl."""
-        path = self.folder / "bad_samples.jsonl"
-        return len(read_file(path, read_records)) if path.is_file() else 0
+    def target(self) -> str:
+        """What a pretraining run predicts, by its name in target.kind."""
+        return self.config["target"].get("kind", "mean_colour")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its loss is a cross entropy over classes, and not an error of pixels."""
+        return not (self.is_pretraining and self.target in _OF_PIXELS)
+
+    @property
+    def task(self) -> str:
+        """What is asked of each patch: losses are comparable within it."""
+        if not self.is_pretraining:
+            return "classes"
+        target = self.config["target"]
+        sizes = [f"{target['bits']} bits"] if self.has_classes else []
+        cells = [f"{target['grid']} x {target['grid']}"] if self.target == "colour_grid" else []
+        return ", ".join([self.target, *cells, *sizes])
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+        return self.config["optim"]["batch_size"]
+
+    @property
+    def unit(self) -> str:
+        """Of the loss."""
+        return "nats" if self.has_classes else "mean squared error"
 
 
 def read_run(folder: Path) -> Run:
@@ -71,7 +105,19 @@ def read_run(folder: Path) -> Run:
         f"{folder}/metrics.jsonl has no record yet; the first comes after run.log_every steps",
     )
     config = OmegaConf.to_container(read_file(folder / "config.yaml", OmegaConf.load))
-    return Run(folder, records, cast(dict[str, Any], config), find_newest(folder))
+    bad = folder / "bad_samples.jsonl"
+    return Run(
+        folder,
+        [_with_nan(record) for record in records],
+        cast(dict[str, Any], config),
+        find_newest(folder),
+        tuple(r["step"] for r in read_file(bad, read_records)) if bad.is_file() else (),
+    )
+
+
+def _with_nan(record: dict[str, float | None]) -> Record:
+    """Take null for what it stands for: JSON has no name for a number that is not finite."""
+    return {key: math.nan if value is None else value for key, value in record.items()}
 
 
 def read_file(path: Path, read: Callable[[Path], Content]) -> Content:
@@ -98,6 +144,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], content)
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a configuration's dotted keys and their values."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(cast(dict[str, Any], value), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 # ---------------------------------------------------------------- in words
 
 
@@ -106,20 +161,32 @@ def describe(run: Run) -> dict[str, str]:
     last, steps = run.records[-1], run.config["optim"]["steps"]
     written = datetime.fromtimestamp((run.folder / "metrics.jsonl").stat().st_mtime, UTC)
     return {
-        "Kind": "masked patch pretraining" if run.is_pretraining else "fine-tuning",
+        "Kind": _kind(run),
         "Steps": f"{last['step']:,.0f} of {steps:,} ({last['epoch']:.1f} epochs)",
         "Encoder": _encoder(run),
         "Images": " x ".join(map(str, run.config["data"]["image_size"])) + " pixels",
         "Data": _data(run.config["data"]),
-        "Result": _result(run.records),
+        "Result": _result(run),
         "Last record": f"{written:%Y-%m-%d %H:%M} UTC",
     }
+
+
+def _kind(run: Run) -> str:
+    if not run.is_pretraining:
+        return "fine-tuning"
+    corruption, encoder = run.config["corruption"], run.config["encoder"]
+    masks = f"{corruption['ratio']:.0%} of the patches".replace("%", " %")
+    sight = "" if encoder.get("sees_masked", True) else "; masked patches do not enter the encoder"
+    return (
+        f"masked patch pretraining; target {run.target}, {corruption.get('kind', 'random')} masks "
+        f"on {masks}{sight}"
+    )
 
 
 def _encoder(run: Run) -> str:
     """Name the encoder, what was changed in it, what it started from, and its size."""
     config = run.config["encoder"]
-    changed = [f"{key}={config[key]}" for key in _SIZES if config[key] is not None]
+    changed = [f"{key}={config[key]}" for key in _SIZES if config.get(key) is not None]
     origin = [] if config["init"] == "none" else [f"started from {config['init']}"]
     name, size = config["name"], []
     if run.checkpoint is not None:
@@ -144,12 +211,18 @@ def _spec(spec: Any) -> str:
     return ", ".join(map(str, spec)) if isinstance(spec, list) else str(spec)
 
 
-def _result(records: list[dict[str, float]]) -> str:
+def _result(run: Run) -> str:
     """Give the last loss and accuracy of each split."""
     parts: list[str] = []
     for split, name in (("val", "validation"), ("train", "training")):
-        last = last_with(records, f"{split}/loss")
+        last = last_with(run.records, f"{split}/loss")
         if last:
-            loss, accuracy = last[f"{split}/loss"], last[f"{split}/accuracy"]
-            parts.append(f"{name} loss {loss:.3f} nats, accuracy {percent(accuracy)}")
+            others = [
+                f"{label} {percent(last[f'{split}/{key}'])}"
+                for key, label in _RESULTS.items()
+                if f"{split}/{key}" in last
+            ]
+            parts.append(
+                ", ".join([f"{name} loss {last[f'{split}/loss']:.3f} {run.unit}", *others])
+            )
     return "; ".join(parts)

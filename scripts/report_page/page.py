@@ -1,27 +1,49 @@
-"""Pieces of HTML. All texts are escaped here; only `section`'s body is taken as it is."""
+"""Pieces of HTML. All texts are escaped here; only bodies and pictures are taken as they are."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from scripts.report_page.charts import Chart, Record, Series
-from scripts.report_page.drawing import draw
+from scripts.report_page.figures import Figure, Line, Plot, Section
 
 _MARKERS = {
     "o": '<circle cx="14" cy="6" r="4"/>',
-    "s": '<rect x="10" y="2" width="8" height="8"/>',
+    "s": '<path d="M10 2h8v8h-8z"/>',
     "^": '<path d="M14 1l5 9h-10z"/>',
+    "v": '<path d="M14 11l5 -9h-10z"/>',
+    "D": '<path d="M14 1l5 5l-5 5l-5 -5z"/>',
+    "X": '<path d="M10 2l8 8m0 -8l-8 8" stroke-width="3"/>',
 }
 _DASHES = {"dashed": ' stroke-dasharray="7 4"', "dotted": ' stroke-dasharray="2 3"'}
 
 
-def section(title: str, body: str, note: str = "") -> str:
-    """Put HTML under a heading, and a note below it."""
-    below = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{body}{below}</section>"
+def render(section: Section) -> str:
+    """Put a section under its heading; an empty text for an empty one."""
+    if section.is_empty:
+        return ""
+    figures = "".join(map(_figure, section.figures))
+    grid = f'<div class="grid charts">{figures}</div>' if figures else ""
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in section.notes)
+    return f"<section><h2>{escape(section.title)}</h2>{section.body}{grid}{notes}</section>"
 
 
-def bullets(texts: Iterable[str]) -> str:
-    """List sentences."""
+def _figure(figure: Figure) -> str:
+    look = "panel wide" if figure.is_wide else "panel"
+    return (
+        f'<figure class="{look}"><h3>{escape(figure.title)}</h3>{figure.picture}'
+        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+    )
+
+
+def panels(texts: dict[str, list[str]]) -> str:
+    """Set lists of sentences side by side, each in a box with a heading."""
+    boxes = "".join(
+        f'<div class="panel"><h3>{escape(title)}</h3>{_bullets(sentences)}</div>'
+        for title, sentences in texts.items()
+    )
+    return f'<div class="grid">{boxes}</div>'
+
+
+def _bullets(texts: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
@@ -31,8 +53,14 @@ def definitions(rows: dict[str, str]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table whose first column names its rows."""
+def details(summary: str, text: str) -> str:
+    """Fold a file's text away."""
+    code = f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
+    return f"<details><summary>{escape(summary)}</summary>{code}</details>"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, is_text: bool = False) -> str:
+    """Write a table whose first column names its rows; numbers stand to the right, texts left."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'
@@ -40,30 +68,29 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         + "</tr>"
         for name, *values in rows
     )
-    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    look = ' class="texts"' if is_text else ""
+    whole = f"<table{look}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll" tabindex="0">{whole}</div>'
 
 
-def chart_figure(chart: Chart, records: list[Record]) -> str:
-    """Draw a chart, with its legend and the sentence on how to read it."""
-    return (
-        f'<figure class="panel"><h3>{escape(chart.title)}</h3>{draw(chart, records)}'
-        f"{_legend(chart)}<figcaption>{escape(chart.reading)}</figcaption></figure>"
-    )
+# ---------------------------------------------------------------- legends
 
 
-def _legend(chart: Chart) -> str:
-    if len(chart.series) == 1:  # the title says it
+def legend(plot: Plot) -> str:
+    """Name a chart's lines; an empty text where its title does."""
+    if len(plot.lines) == 1:
         return ""
-    entries = "".join(f"<li>{_swatch(s)}{escape(s.label)}</li>" for s in chart.series)
+    entries = "".join(f"<li>{_swatch(line)}{escape(line.label)}</li>" for line in plot.lines)
     return f'<ul class="legend">{entries}</ul>'
 
 
-def _swatch(series: Series) -> str:
+def _swatch(line: Line) -> str:
     """Draw a legend's sample of a line or marker."""
-    thickness = 1 if series.kind == "raw" else 2.5
-    line = f'<path d="M0 6h28" stroke-width="{thickness}"{_DASHES.get(series.kind, "")}/>'
-    shape = _MARKERS[series.marker] if series.kind == "points" else line
-    colour = f"var(--{series.colour})"
+    thickness = 1 if line.kind in ("raw", "joined") else 2.5
+    stroke = f'<path d="M0 6h28" stroke-width="{thickness}"{_DASHES.get(line.kind, "")}/>'
+    shape = _MARKERS[line.marker] if line.kind in ("points", "joined") else ""
+    if line.kind != "points":
+        shape = stroke + shape
+    colour = f"var(--{line.colour})"
     look = f'style="fill: {colour}; stroke: {colour}"'
     return f'<svg viewBox="0 0 28 12" {look} aria-hidden="true">{shape}</svg>'

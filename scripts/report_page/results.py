@@ -4,52 +4,141 @@ import re
 from pathlib import Path
 from typing import Any
 
+from scripts.report_page.drawing import chart
+from scripts.report_page.figures import Line, Plot, Section
 from scripts.report_page.findings import percent
 from scripts.report_page.history import read_json
-from scripts.report_page.page import section, table
+from scripts.report_page.page import table
+
+Cell = dict[str, Any]
 
 _FEW_SHOT = {"pretrained": "fewshot/result.json", "untrained": "fewshot-untrained/result.json"}
+_POOLINGS = {"average": ("blue", "o"), "class": ("orange", "s"), "both": ("green", "^")}
+_SHOWN_SHOTS = 5  # the paper's
 _FINE_TUNING = ("finetune", "scratch")  # how their folders' names begin
 _ACCURACIES = {
     "accuracy": "Top 1",
     "accuracy_top5": "Top 5",
     "accuracy_balanced": "Mean over classes",
+    "map": "Mean average precision",
 }
 
 
-def few_shot(folder: Path) -> str:
-    """Compare the pretrained with the untrained encoder; an empty text without a result."""
-    results = {
-        name: read_json(folder / file)
-        for name, file in _FEW_SHOT.items()
-        if (folder / file).is_file()
-    }
-    found = [re.fullmatch(r"accuracy/(\d+)shot", key) for r in results.values() for key in r]
-    shots = sorted({int(match[1]) for match in found if match})
-    rows = [[name, *(_shot(result, num) for num in shots)] for name, result in results.items()]
+# ---------------------------------------------------------------- few-shot
+
+
+def few_shot(folder: Path, prefix: str = "") -> Section:
+    """Compare the pretrained with the untrained encoder; an empty section without a result."""
+    cells = read_cells(folder)
+    if not cells:
+        return Section("Few-shot accuracy")
+    shots = sorted({num for of_encoder in cells.values() for num in shots_of(of_encoder)})
+    rows = [
+        [_row_name(name, cell, of_encoder), *(shot(cell, num) for num in shots)]
+        for name, of_encoder in cells.items()
+        for cell in of_encoder
+    ]
     note = (
         "Accuracy of a ridge regression on frozen features, by labelled images a class: mean ± "
         "deviation over choices of those images. Pretraining helped where it beats untrained."
     )
     body = table(["Encoder", *(f"{num} a class" for num in shots)], rows)
-    return section("Few-shot accuracy", body, note) if rows else ""
+    plots = [plot for plot in [_by_layer(cells, shots)] if plot]
+    return Section("Few-shot accuracy", body, tuple(chart(plot, prefix) for plot in plots), (note,))
 
 
-def _shot(result: dict[str, Any], num: int) -> str:
-    mean = result.get(f"accuracy/{num}shot")
-    deviation = result.get(f"deviation/{num}shot", 0)
+def read_cells(folder: Path) -> dict[str, list[Cell]]:
+    """Return what was measured: encoder's name -> a result for each layer and pooling."""
+    results = {
+        name: read_json(folder / file)
+        for name, file in _FEW_SHOT.items()
+        if (folder / file).is_file()
+    }
+    return {name: result.get("cells") or [result] for name, result in results.items()}
+
+
+def shots_of(cells: list[Cell]) -> list[int]:
+    """Return for how many images a class there are accuracies."""
+    found = (re.fullmatch(r"accuracy/(\d+)shot", key) for cell in cells for key in cell)
+    return sorted({int(match[1]) for match in found if match})
+
+
+def shot(cell: Cell, num: int) -> str:
+    """Write an accuracy with its deviation; an empty text without one."""
+    mean = cell.get(f"accuracy/{num}shot")
+    deviation = cell.get(f"deviation/{num}shot", 0)
     return "" if mean is None else f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
 
 
-def fine_tuning(folder: Path) -> str:
-    """Show what fine-tuning and training from scratch gave; an empty text without a result."""
-    paths = [path for kind in _FINE_TUNING for path in folder.glob(f"{kind}*/result.json")]
-    rows = [_row(path.parent.name, read_json(path)) for path in sorted(paths)]
-    header = ["Run", "Started from", *_ACCURACIES.values(), "Steps"]
+def _row_name(name: str, cell: Cell, cells: list[Cell]) -> str:
+    """Name a layer and pooling where there is more than one."""
+    return f"{name}, layer {cell['layer']}, {cell['pooling']}" if len(cells) > 1 else name
+
+
+def _by_layer(cells: dict[str, list[Cell]], shots: list[int]) -> Plot | None:
+    """Draw the accuracy over layers, a line a pooling; None of a single layer."""
+    num = min(shots, key=lambda shots: abs(shots - _SHOWN_SHOTS), default=0)
+    if len({cell.get("layer") for of_encoder in cells.values() for cell in of_encoder}) < 2:
+        return None
+    lines = [
+        _line(name, pooling, [cell for cell in of_encoder if cell["pooling"] == pooling], num)
+        for name, of_encoder in cells.items()
+        for pooling in dict.fromkeys(cell.get("pooling") for cell in of_encoder)
+        if pooling in _POOLINGS
+    ]
+    images = "image" if num == 1 else "images"
+    return Plot(
+        "Few-shot accuracy by layer and pooling",
+        f"accuracy (%), {num} {images} a class",
+        tuple(line for line in lines if line.points),
+        "Higher is better; layer 1 is the first block's output, the last one what the head reads. "
+        "'average' is over the patches, 'class' is the class token, which gets no loss in "
+        "pretraining. Bars are the deviation over choices of the labelled images.",
+        "layer",
+        is_counted=True,
+    )
+
+
+def _line(name: str, pooling: str, cells: list[Cell], num: int) -> Line:
+    key, (colour, marker) = f"{num}shot", _POOLINGS[pooling]
+    held = sorted(
+        (cell for cell in cells if f"accuracy/{key}" in cell), key=lambda cell: cell["layer"]
+    )
+    return Line(
+        f"{name}, {pooling}",
+        colour,
+        "joined" if name == "pretrained" else "dotted",
+        tuple((cell["layer"], 100 * cell[f"accuracy/{key}"]) for cell in held),
+        marker,
+        tuple(100 * cell.get(f"deviation/{key}", 0.0) for cell in held),
+    )
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+def fine_tuning(folder: Path) -> Section:
+    """Show what fine-tuning and training from scratch gave; an empty section without a result."""
+    results = read_fine_tuning(folder)
+    if not results:
+        return Section("Fine-tuning")
+    held = {
+        key: label
+        for key, label in _ACCURACIES.items()
+        if any(key in result for result in results.values())
+    }
+    rows = [_row(name, result, list(held)) for name, result in results.items()]
+    header = ["Run", "Started from", *held.values(), "Steps"]
     note = "Validation accuracy at the last step; a run started from 'none' is from scratch."
-    return section("Fine-tuning", table(header, rows), note) if rows else ""
+    return Section("Fine-tuning", table(header, rows), notes=(note,))
 
 
-def _row(name: str, result: dict[str, Any]) -> list[str]:
-    accuracies = (percent(result[key]) if key in result else "" for key in _ACCURACIES)
+def read_fine_tuning(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the results of the runs in a run's folder, by their folders' names."""
+    paths = [path for kind in _FINE_TUNING for path in folder.glob(f"{kind}*/result.json")]
+    return {path.parent.name: read_json(path) for path in sorted(paths)}
+
+
+def _row(name: str, result: dict[str, Any], keys: list[str]) -> list[str]:
+    accuracies = (percent(result[key]) if key in result else "" for key in keys)
     return [name, str(result.get("encoder.init", "")), *accuracies, str(result.get("steps", ""))]

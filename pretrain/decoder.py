@@ -1,0 +1,76 @@
+"""The light decoder of mask-free encoding: encoded visible patches -> a token for every patch.
+
+Patches that would become the mask embedding do not enter the encoder; here the mask embedding takes
+their places. Source: He et al. 2022 (arXiv:2111.06377), section 3; there the target is pixels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from data.settings import require, setting
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """How light the decoder is; only with encoder.sees_masked=false."""
+
+    depth: int = setting(1, "blocks of the decoder of encoder.sees_masked=false")
+    width: int | None = setting(None, "its width; default: the encoder's")
+    num_heads: int | None = setting(None, "its attention heads; default: the encoder's")
+
+    def __post_init__(self) -> None:
+        for key in ("depth", "width", "num_heads"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"decoder.{key}={value} must be above 0")
+
+
+class Decoder(nn.Module):
+    """Blocks over all patches, with fixed sine-cosine positions.
+
+    Args:
+        config: How many blocks of which width.
+        encoder_width: `D` of the tokens that come in.
+        encoder_heads: The encoder's attention heads.
+        grid: (rows, columns) of the patches.
+
+    Raises:
+        UserError: The width does not fit the heads or the positions.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self, config: DecoderConfig, encoder_width: int, encoder_heads: int, grid: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.width = config.width or encoder_width
+        num_heads = config.num_heads or encoder_heads
+        require(
+            self.width % num_heads == 0 and self.width % 4 == 0,
+            f"decoder.width={self.width} must be a multiple of decoder.num_heads={num_heads} and "
+            "of 4; set both",
+        )
+        self.embed = nn.Linear(encoder_width, self.width)
+        self.mask_token = nn.Parameter(torch.empty(self.width))
+        nn.init.normal_(self.mask_token, std=0.02)
+        blocks = [Block(self.width, num_heads, qkv_bias=True) for _ in range(config.depth)]
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        for module in [self.embed, *self.blocks.modules()]:
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)  # as in MAE's code
+                nn.init.zeros_(module.bias)
+        table = build_sincos2d_pos_embed(list(grid), self.width)
+        self.register_buffer("positions", table, persistent=False)
+
+    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Decode the visible patches' tokens: (B, V, D), int64 (B, V) -> (B, N, width)."""
+        embedded = self.embed(tokens)  # (B, V, width)
+        everywhere = self.mask_token.to(embedded.dtype).expand(len(tokens), len(self.positions), -1)
+        index = visible[..., None].expand(-1, -1, self.width)
+        filled = everywhere.scatter(1, index, embedded)  # (B, N, width)
+        return self.norm(self.blocks(filled + self.positions.to(embedded.dtype)))

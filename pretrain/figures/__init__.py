@@ -1,0 +1,1 @@
+"""What an encoder has learnt, as numbers and as pictures."""

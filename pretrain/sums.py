@@ -1,0 +1,198 @@
+"""What the answers for a batch's corrupted patches add up to, and the figures made of the sums.
+
+Every figure is a quotient of sums over images, so that batches and ranks can be added up.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.corruption import Corruption
+from pretrain.targets import Target
+from pretrain.tokens import select
+
+Sums = dict[str, Tensor]
+
+NUM_DISTANCES = 4  # 1, 2, 3 patches, and 4 and more
+_KINDS = ("mask", "random", "kept")
+
+
+class Nearest(NamedTuple):
+    """The nearest patch that is not corrupted, of each one that is.
+
+    Attributes:
+        patches: int64 (B, M).
+        distances: float32 (B, M), between the centres, in patches.
+    """
+
+    patches: Tensor
+    distances: Tensor
+
+
+class NearestVisible(nn.Module):
+    """Finds the nearest patch that is not corrupted.
+
+    Args:
+        grid: (rows, columns) of the patches.
+    """
+
+    ranks: Tensor
+    distances: Tensor
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("ranks", distance_ranks(*grid), persistent=False)
+        self.register_buffer("distances", patch_distances(*grid), persistent=False)
+
+    def forward(self, corruption: Corruption) -> Nearest:
+        """Look up the nearest patch that is not corrupted; ties by place."""
+        is_hidden = corruption.is_corrupted[:, None]  # (B, 1, N)
+        ranks = self.ranks[corruption.patches]  # (B, M, N)
+        patches = ranks.masked_fill(is_hidden, ranks.shape[2]).argmin(dim=2)
+        return Nearest(patches, self.distances[corruption.patches, patches])
+
+
+def patch_distances(rows: int, columns: int) -> Tensor:
+    """Return the distance of each pair of patches, in patches: float32 (N, N)."""
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()  # (N, 2)
+    return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def distance_ranks(rows: int, columns: int) -> Tensor:
+    """Rank all patches by distance from each: int32 (N, N), itself 0, ties by place."""
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))  # (N, 2)
+    squared = (places[:, None] - places).pow(2).sum(-1)  # (N, N)
+    return squared.argsort(dim=1, stable=True).argsort(dim=1).int()
+
+
+# ---------------------------------------------------------------- sums
+
+
+def add_up(
+    target: Target,
+    outputs: Tensor,
+    losses: Tensor,
+    answers: Tensor,
+    corruption: Corruption,
+    weight: Tensor,
+    nearest: Nearest,
+    *,
+    has_distances: bool,
+) -> Sums:
+    """Add up what `summarise` needs.
+
+    Args:
+        target: What was asked for.
+        outputs: (B, M, num_outputs) for the corrupted patches.
+        losses: float32 (B, M).
+        answers: (B, N, G) or (B, N, V), of all patches.
+        corruption: What was corrupted.
+        weight: (B,) of the images.
+        nearest: Whose answers the baseline of copying gives.
+        has_distances: Add up by distance to the nearest visible patch too.
+    """
+    asked = select(answers, corruption.patches)
+    copied = target.scores(select(answers, nearest.patches), asked)
+    values = {"loss": losses.detach(), "neighbour": copied}
+    if target.num_classes is not None:
+        values["right"] = target.scores(target.guesses(outputs), asked)
+    image_weight = weight.double()
+    patch_weight = image_weight[:, None].expand_as(losses)  # (B, M)
+    by_patch = {name: value * patch_weight for name, value in values.items()}
+    sums = {name: value.sum() for name, value in by_patch.items()}
+    sums["weight"] = image_weight.sum()
+    sums["num_patches"] = sums["weight"] * answers.shape[1]
+    for kind, size in zip(_KINDS, corruption.counts, strict=True):
+        sums[f"num_{kind}"] = sums["weight"] * size
+    for name in by_patch.keys() & {"loss", "right"}:
+        parts = by_patch[name].split(list(corruption.counts), dim=1)
+        sums |= {f"{name}_{kind}": part.sum() for kind, part in zip(_KINDS, parts, strict=True)}
+    if has_distances:
+        sums |= _by_distance(by_patch | {"num": patch_weight}, nearest.distances)
+    return sums | _spread(target, asked, patch_weight)
+
+
+def _by_distance(by_patch: dict[str, Tensor], distances: Tensor) -> Sums:
+    """Add up patches by rounded distance: (NUM_DISTANCES,) each."""
+    place = distances.round().long().clamp(1, NUM_DISTANCES).flatten() - 1
+    empty = torch.zeros(NUM_DISTANCES, dtype=torch.float64, device=distances.device)
+    return {
+        f"{name}_by_distance": empty.index_add(0, place, value.flatten())
+        for name, value in by_patch.items()
+    }
+
+
+def _spread(target: Target, asked: Tensor, patch_weight: Tensor) -> Sums:
+    """Add up what answering always the same is judged by."""
+    weight = patch_weight[..., None].expand(asked.shape)
+    if target.num_classes is not None:
+        histogram = torch.zeros(target.num_classes, dtype=torch.float64, device=asked.device)
+        return {"histogram": histogram.index_add_(0, asked.flatten(), weight.flatten())}
+    values = asked.double()
+    return {
+        "values": (values * weight).sum((0, 1)),  # (V,)
+        "squares": (values.square() * weight).sum((0, 1)),
+    }
+
+
+# ---------------------------------------------------------------- figures
+
+
+def summarise(sums: Sums) -> dict[str, float]:
+    """Turn sums into figures.
+
+    Returns:
+        `loss`, in nats, or mean squared error of pixels; by kind of corruption `loss_KIND`; the
+        measured fractions. Of colour classes `accuracy`, `accuracy_KIND`; `class_entropy` (nats),
+        the loss of a model that knows only how frequent each class is; `accuracy_majority` and
+        `accuracy_neighbour`, those of answering with the batch's most frequent class, and with the
+        colour of the nearest patch that is not corrupted. Of pixels `loss_mean` and
+        `loss_neighbour`, those of answering with the batch's mean patch, and with that nearest
+        patch. In validation, by distance to that patch, with D = 1, 2, 3 and 4 for all beyond:
+        `loss_distance_D`, `accuracy_distance_D`, `neighbour_distance_D` (copying: accuracy, or
+        error) and `ratio_distance_D`, the fraction of patches that are so far off.
+    """
+    num = {kind: sums[f"num_{kind}"] for kind in _KINDS}
+    num_corrupted = sum(num.values(), torch.zeros(()))
+    present = [kind for kind in _KINDS if num[kind] > 0]
+    has_classes = "histogram" in sums
+    figures = {"loss": sums["loss"] / num_corrupted}
+    if has_classes:
+        figures["accuracy"] = sums["right"] / num_corrupted
+        figures |= {f"accuracy_{kind}": sums[f"right_{kind}"] / num[kind] for kind in present}
+    figures |= {f"loss_{kind}": sums[f"loss_{kind}"] / num[kind] for kind in present}
+    figures |= _baselines(sums, num_corrupted)
+    figures["corrupted_ratio"] = num_corrupted / sums["num_patches"]
+    figures |= {f"{kind}_ratio": num[kind] / num_corrupted for kind in num}
+    if "num_by_distance" in sums:
+        figures |= _distances(sums, num_corrupted)
+    return {name: float(value) for name, value in figures.items()}
+
+
+def _baselines(sums: Sums, num_corrupted: Tensor) -> Sums:
+    """Say what can be had without learning from images."""
+    neighbour = sums["neighbour"] / num_corrupted
+    if "histogram" not in sums:
+        mean = sums["values"] / num_corrupted
+        variance = sums["squares"] / num_corrupted - mean.square()
+        return {"loss_neighbour": neighbour, "loss_mean": variance.clamp(min=0).mean()}
+    frequency = sums["histogram"] / sums["histogram"].sum()
+    return {
+        "accuracy_majority": frequency.max(),
+        "accuracy_neighbour": neighbour,
+        "class_entropy": -torch.special.xlogy(frequency, frequency).sum(),
+    }
+
+
+def _distances(sums: Sums, num_corrupted: Tensor) -> Sums:
+    figures: Sums = {}
+    num = sums["num_by_distance"]
+    names = {"loss": "loss", "neighbour": "neighbour", "right": "accuracy"}
+    for place in range(NUM_DISTANCES):
+        figures[f"ratio_distance_{place + 1}"] = num[place] / num_corrupted
+        for key, name in names.items():
+            if num[place] > 0 and f"{key}_by_distance" in sums:
+                value = sums[f"{key}_by_distance"][place] / num[place]
+                figures[f"{name}_distance_{place + 1}"] = value
+    return figures

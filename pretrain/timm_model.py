@@ -1,0 +1,68 @@
+"""Models that timm creates; what it refuses is said in one line."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from timm.models.vision_transformer import VisionTransformer
+
+from data.settings import UserError, require
+
+DEFAULT_NAME = "vit_base_patch16_224"
+BARE: dict[str, Any] = {"num_classes": 0, "global_pool": "avg", "fc_norm": False}
+
+
+def check_name(name: str, known: Sequence[str], kind: str) -> None:
+    """Raise `UserError`, with the nearest right name, unless timm knows a model."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "see timm.list_models()"
+    require(
+        name.split(".")[0] in known, f"encoder.name={name} is no {kind} that timm knows; {hint}"
+    )
+
+
+def create_model(
+    name: str,
+    arguments: dict[str, Any],
+    *,
+    pretrained: bool = False,
+    said: str | None = None,
+    key: str = "encoder.name",
+) -> Any:
+    """Let timm create a model.
+
+    Args:
+        name: timm's, with its scheme where it has one.
+        arguments: Of timm's model.
+        pretrained: Load its weights; timm refuses those that do not fit by name.
+        said: What the user typed for it, as messages have it; default: its name.
+        key: Of the configuration, that names it.
+
+    Raises:
+        UserError: timm's own reason, in one line.
+    """
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except (TypeError, AssertionError, ValueError, LookupError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{key}={name} with {arguments}: timm says: {reason}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        what = said or f"{key}={name}"
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} cannot be loaded: {reason}") from error
+
+
+def plain(model: Any, name: str) -> VisionTransformer:
+    """Return a model as the plain VisionTransformer that it has to be.
+
+    Raises:
+        UserError: It is none.
+    """
+    require(
+        isinstance(model, VisionTransformer)
+        and type(model).forward_features is VisionTransformer.forward_features,
+        f"encoder.name={name} is no plain timm VisionTransformer; try {DEFAULT_NAME}",
+    )
+    return model

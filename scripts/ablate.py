@@ -1,0 +1,119 @@
+"""Compare rows of a table: each is pretrained, and its encoder measured, over several seeds.
+
+    python scripts/ablate.py targets|masks|positions|ratio|pooling|patch_size [key=value ...]
+    python scripts/ablate.py FILE.yaml [--output DIR] [--seeds 0,1,2] [--rows ROW,ROW] [--table]
+
+A NAME is configs/ablate/NAME.yaml: copy one to make your own. `key=value` is of all rows'
+pretraining, `measures.NAME.key=value` of a measure, `budget.minutes=5` gives all rows the same time
+of training in place of the same steps: a short run of each row, thrown away, measures its speed,
+and the number of steps follows from it. So give such a table a machine of its own.
+
+Each step is a command that a user would type. The same command again goes on where it was; what is
+finished is not run again, and what has another definition is refused. Two processes share the rows.
+
+DIR (runs/ablate/NAME) holds table.md, table.json, and the runs: DIR/ROW/seed-0. `--table` writes
+the table of what is there. Status 1: a row failed; the others went on.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+if not __package__:  # started as a file: search the checkout, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data.settings import UserError, require, run_entry_point
+from scripts.ablating.jobs import Children, JobFailed
+from scripts.ablating.plan import Ablation, read_plan, seeds_of
+from scripts.ablating.rows import Task, hold, lock_of
+from scripts.ablating.table import write_table
+
+
+def main(arguments: list[str]) -> None:
+    """Run `python scripts/ablate.py ARGUMENTS`; leave with status 1 where a row failed."""
+    asked = _parse(arguments)
+    ablation = read_plan(asked.ablation, asked.overrides)
+    seeds = ablation.seeds if asked.seeds is None else _numbers(asked.seeds)
+    output = Path(asked.output or f"runs/ablate/{ablation.name}")
+    all_tasks = [
+        Task(ablation, row, seed, output) for row in ablation.rows.values() for seed in seeds
+    ]
+    names = _chosen(ablation, asked.rows)
+    tasks = [task for task in all_tasks if task.row.name in names]
+    for task in tasks:
+        task.check()
+    failures = 0 if asked.table else _run(tasks, all_tasks)
+    print(write_table(all_tasks, output), end="")
+    if failures:
+        sys.exit(1)
+
+
+def _run(tasks: Sequence[Task], all_tasks: Sequence[Task]) -> int:
+    """Run what is not finished; return how many tasks failed."""
+    failures, postponed = 0, list[Task]()
+    with Children() as children:
+        for task in tasks:
+            lock = hold(task)
+            if lock is None:
+                postponed.append(task)  # another process is at it; the next may be free
+            else:
+                failures += _try(task, lock, children, all_tasks)
+        for task in postponed:
+            lock = children.wait_for_lock(lock_of(task), task.title)
+            failures += _try(task, lock, children, all_tasks)
+    return failures
+
+
+def _try(task: Task, lock: int, children: Children, all_tasks: Sequence[Task]) -> bool:
+    """Run a task and bring the table up to date; return whether it failed."""
+    try:
+        task.run(children)
+    except JobFailed as error:
+        print(f"{task.title} failed: {error}", file=sys.stderr, flush=True)
+        return True
+    finally:
+        os.close(lock)
+        write_table(all_tasks, task.output)
+    return False
+
+
+def _chosen(ablation: Ablation, text: str | None) -> set[str]:
+    names = list(ablation.rows) if text is None else text.split(",")
+    for name in names:
+        known = ", ".join(ablation.rows)
+        require(name in ablation.rows, f"--rows={text}: {name} is no row; known: {known}")
+    return set(names)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    is_right = all(part.isdecimal() for part in parts)
+    require(is_right, f"--seeds={text} is no list of numbers from 0; try --seeds=0,1,2")
+    return seeds_of([int(part) for part in parts], "--seeds")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `run_entry_point` prints."""
+        raise UserError(f"{message}; see --help")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    option = parser.add_argument
+    option("ablation", metavar="NAME|FILE.yaml", help="of configs/ablate, or your own")
+    option("overrides", nargs="*", metavar="key=value", help="of all rows")
+    option("--output", metavar="DIR", help="(runs/ablate/NAME)")
+    option("--seeds", metavar="0,1,2", help="in place of the YAML's")
+    option("--rows", metavar="ROW,ROW", help="these alone")
+    option("--table", action="store_true", help="write the table of what is there; run nothing")
+    return parser.parse_intermixed_args(arguments)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

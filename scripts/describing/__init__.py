@@ -1,0 +1,1 @@
+"""What `scripts/describe.py` is made of."""

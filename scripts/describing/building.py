@@ -1,0 +1,100 @@
+"""A configuration -> the model that a run would train, without data and without weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from finetune.backbone import make_backbone
+from finetune.config import FinetuneConfig
+from finetune.head import Classifier
+from pretrain.config import PretrainConfig, load, read_layers
+from pretrain.encoder import EncoderConfig, image_size, make_encoder, num_channels
+from pretrain.model import MaskedPatchModel
+from pretrain.optim import OptimConfig
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a run would train.
+
+    Attributes:
+        model: Takes a batch, and holds the encoder as `model.encoder`. Its weights lie on the meta
+            device, which holds shapes alone, unless `encoder.init` loaded them.
+        make_batch: The number of images -> a batch of zeros.
+        encoder: What the encoder was asked to be.
+        optim: What trains it.
+    """
+
+    model: Any
+    make_batch: Callable[[int], Batch]
+    encoder: EncoderConfig
+    optim: OptimConfig
+
+
+def build(arguments: list[str], num_classes: int) -> Built:
+    """Build what `[CONFIG.yaml ...] [key.sub=value ...]` would train.
+
+    It fine-tunes if a key of fine-tuning alone is set, else it pretrains. What `encoder.init` names
+    is loaded, which takes its memory.
+
+    Args:
+        arguments: Files and overrides; the data they name are not read.
+        num_classes: K of a fine-tuned head.
+
+    Raises:
+        UserError: A run would refuse the configuration.
+    """
+    if _is_finetuning(arguments):
+        unread = ["data.train=unread", "data.val=unread"]
+        return _build_finetuning(load(FinetuneConfig, [*arguments, *unread]), num_classes)
+    return _build_pretraining(load(PretrainConfig, [*arguments, "data.shards=unread"]))
+
+
+def _is_finetuning(arguments: list[str]) -> bool:
+    asked = OmegaConf.merge(*read_layers(arguments))
+    data = asked.get("data")
+    keys = {*asked, *(data if isinstance(data, DictConfig) else ())}
+    return bool({"head", "mix", "train", "val"} & keys)
+
+
+def _build_pretraining(config: PretrainConfig) -> Built:
+    data = config.data
+    with _weights_of(config.encoder):
+        encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
+        model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
+
+    def make_batch(num_images: int) -> Batch:
+        return _images(encoder, num_images) | {"key": torch.zeros(num_images, dtype=torch.int64)}
+
+    return Built(model, make_batch, config.encoder, config.optim)
+
+
+def _build_finetuning(config: FinetuneConfig, num_classes: int) -> Built:
+    data, names = config.data, [str(label) for label in range(num_classes)]
+    with _weights_of(config.encoder):
+        encoder = make_backbone(config.encoder, data.size, data.mean, data.std, data.channels)
+        model: nn.Module = Classifier(
+            encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix
+        )
+
+    def make_batch(num_images: int) -> Batch:
+        shape = (num_images, num_classes) if data.multi_label else (num_images,)
+        return _images(encoder, num_images) | {"label": torch.zeros(shape, dtype=torch.int64)}
+
+    return Built(model, make_batch, config.encoder, config.optim)
+
+
+def _weights_of(encoder: EncoderConfig) -> torch.device:
+    """Return where weights are made: nowhere, unless some are loaded."""
+    return torch.device("meta" if encoder.init == "none" else "cpu")
+
+
+def _images(encoder: Any, num_images: int) -> Batch:
+    shape = (num_images, num_channels(encoder), *image_size(encoder))
+    return {"image": torch.zeros(shape, dtype=torch.uint8), "weight": torch.ones(num_images)}

@@ -1,0 +1,105 @@
+"""Whether a run learnt more than copying: its last validation by distance to what is visible."""
+
+from scripts.report_page.drawing import chart
+from scripts.report_page.figures import Kind, Line, Plot, Section
+from scripts.report_page.findings import Record, distance_name, distances, newest, percent
+from scripts.report_page.history import Run
+from scripts.report_page.page import table
+
+_ACROSS = "distance to the nearest visible patch, in patches"
+
+
+def by_distance(run: Run, prefix: str = "") -> Section:
+    """Show the last validation by distance; an empty section for a run that has none."""
+    _, record, figures = newest(run.records)
+    bins = distances(figures)
+    title = "Does it learn more than copying?"
+    if not bins:
+        return Section(title)
+    plots = [plot for plot in (_accuracies(figures, bins), _losses(run, figures, bins)) if plot]
+    notes = (
+        f"The last validation, at step {record['step']:,.0f}. All corrupted patches count, also "
+        "the few that stay as they are. Far from what is visible copying fails: there only what "
+        "was learnt of images helps.",
+    )
+    return Section(
+        title,
+        _table(run, figures, bins),
+        tuple(chart(plot, prefix) for plot in plots),
+        notes,
+    )
+
+
+def _lines(figures: Record, bins: list[int], wanted: dict[str, Line], scale: float) -> list[Line]:
+    """Fill lines with the figures by distance; those that the record lacks are left out."""
+    lines: list[Line] = []
+    for key, look in wanted.items():
+        points = [
+            (float(num), scale * figures[f"{key}_distance_{num}"])
+            for num in bins
+            if f"{key}_distance_{num}" in figures
+        ]
+        if points:
+            lines.append(Line(look.label, look.colour, look.kind, tuple(points), look.marker))
+    return lines
+
+
+def _look(label: str, colour: str, kind: Kind, marker: str = "o") -> Line:
+    return Line(label, colour, kind, (), marker)
+
+
+def _accuracies(figures: Record, bins: list[int]) -> Plot | None:
+    if f"accuracy_distance_{bins[0]}" not in figures:
+        return None
+    wanted = {
+        "accuracy": _look("the model", "blue", "joined"),
+        "neighbour": _look("copying the nearest visible patch", "grey", "dashed"),
+    }
+    return Plot(
+        "Accuracy by distance",
+        "accuracy (%)",
+        tuple(_lines(figures, bins, wanted, 100)),
+        "Higher is better; where the blue line stays above the dashed one, the model knows more "
+        "than its neighbour's colour. Both fall with the distance.",
+        _ACROSS,
+        start_at_zero=True,
+        is_counted=True,
+    )
+
+
+def _losses(run: Run, figures: Record, bins: list[int]) -> Plot:
+    wanted = {"loss": _look("the model", "blue", "joined")}
+    if not run.has_classes:
+        wanted["neighbour"] = _look("copying the nearest visible patch", "grey", "dashed")
+    return Plot(
+        "Loss by distance",
+        f"loss ({run.unit})",
+        tuple(_lines(figures, bins, wanted, 1)),
+        "Lower is better; patches far from what is visible are the harder ones, and the distance "
+        "between the line's ends says by how much.",
+        _ACROSS,
+        is_counted=True,
+    )
+
+
+def _table(run: Run, figures: Record, bins: list[int]) -> str:
+    columns = {
+        "ratio": "Of the corrupted patches",
+        "loss": f"Loss ({run.unit})",
+        "accuracy": "Accuracy",
+        "neighbour": "Copying",
+    }
+    held = {key: label for key, label in columns.items() if f"{key}_distance_{bins[0]}" in figures}
+    rows = [
+        [distance_name(num, figures), *(_value(run, key, num, figures) for key in held)]
+        for num in bins
+    ]
+    return table(["Distance (patches)", *held.values()], rows)
+
+
+def _value(run: Run, key: str, num: int, figures: Record) -> str:
+    value = figures.get(f"{key}_distance_{num}")
+    if value is None:
+        return ""
+    is_error = key == "loss" or (key == "neighbour" and not run.has_classes)
+    return f"{value:.4g}" if is_error else percent(value)
