@@ -1,6 +1,6 @@
 """Measure a frozen encoder: ridge regression in closed form on a few labelled images a class.
 
-    python finetune/fewshot.py [CONFIG.yaml] encoder.init=RUN data.train=... data.val=...
+    python finetune/fewshot.py [CONFIG.yaml ...] encoder.init=RUN data.train=... data.val=...
 
 `encoder.init=none` measures an untrained encoder. Nothing is trained or tuned. The images are read
 once, on all processes of `accelerate launch`, for all of `fewshot.layers` and `fewshot.poolings`;

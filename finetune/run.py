@@ -1,6 +1,6 @@
 """Fine-tune an encoder on labelled shards. The same loop as pretraining, another objective.
 
-    accelerate launch finetune/run.py [CONFIG.yaml] encoder.init=RUN data.train=... data.val=...
+    accelerate launch finetune/run.py [CONFIG.yaml ...] encoder.init=RUN data.train=... data.val=...
 
 `encoder.init=none` trains the same thing from scratch, and with `encoder.name` any timm model. The
 same command again resumes. The last validation's figures are written to `result.json`; a finished

@@ -16,7 +16,6 @@ the table of what is there. Status 1: a row failed; the others went on.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,9 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from data.settings import UserError, require, run_entry_point
 from scripts.ablating.jobs import Children, JobFailed
-from scripts.ablating.plan import Ablation, read_plan, seeds_of
-from scripts.ablating.rows import Task, hold, lock_of
+from scripts.ablating.plan import Ablation
+from scripts.ablating.reading import read_plan, seeds_of
+from scripts.ablating.rows import Task
 from scripts.ablating.table import write_table
 
 
@@ -56,27 +56,25 @@ def _run(tasks: Sequence[Task], all_tasks: Sequence[Task]) -> int:
     failures, postponed = 0, list[Task]()
     with Children() as children:
         for task in tasks:
-            lock = hold(task)
-            if lock is None:
-                postponed.append(task)  # another process is at it; the next may be free
+            if task.is_taken:  # another process is at it; the next may be free
+                postponed.append(task)
             else:
-                failures += _try(task, lock, children, all_tasks)
+                failures += _try(task, children, all_tasks)
         for task in postponed:
-            lock = children.wait_for_lock(lock_of(task), task.title)
-            failures += _try(task, lock, children, all_tasks)
+            failures += _try(task, children, all_tasks)
     return failures
 
 
-def _try(task: Task, lock: int, children: Children, all_tasks: Sequence[Task]) -> bool:
+def _try(task: Task, children: Children, all_tasks: Sequence[Task]) -> bool:
     """Run a task and bring the table up to date; return whether it failed."""
-    try:
-        task.run(children)
-    except JobFailed as error:
-        print(f"{task.title} failed: {error}", file=sys.stderr, flush=True)
-        return True
-    finally:
-        os.close(lock)
-        write_table(all_tasks, task.output)
+    with children.lock(task.lock, task.title):
+        try:
+            task.run(children)
+        except JobFailed as error:
+            print(f"{task.title} failed: {error}", file=sys.stderr, flush=True)
+            return True
+        finally:
+            write_table(all_tasks, task.output)
     return False
 
 

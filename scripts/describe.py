@@ -83,12 +83,9 @@ def lines(costs: Costs) -> list[str]:
         "memory": f"{_gib(costs.state_bytes)} GiB weights, gradients, moments, fp32",
     }
     for precision, saved in costs.saved_bytes.items():
-        rows[f"  saved, {precision}"] = (
-            f"{_gib(saved)} GiB for the backward pass, batch {costs.batch}"
-        )
-        rows[f"  sum, {precision}"] = (
-            f"{_gib(costs.state_bytes + saved)} GiB; not measured on a GPU"
-        )
+        whole = _gib(costs.state_bytes + saved)
+        rows[f"  saved, {precision}"] = f"{_gib(saved)} GiB for backward, batch {costs.batch}"
+        rows[f"  sum, {precision}"] = f"{whole} GiB; not measured on a GPU"
     return [*(f"{name:18}{value}" for name, value in rows.items()), summary(costs)]
 
 
@@ -125,8 +122,8 @@ def _step(costs: Costs) -> dict[str, str]:
 
 def _table(asked: argparse.Namespace) -> list[str]:
     """Make a Markdown table, a row for each file."""
-    files = [argument for argument in asked.config if "=" not in argument]
-    overrides = asked.config[len(files) :]
+    num_files = next((n for n, text in enumerate(asked.config) if "=" in text), len(asked.config))
+    files, overrides = asked.config[:num_files], asked.config[num_files:]
     rows = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1))]
     for file in files:
         built = build([file, *overrides], asked.classes)

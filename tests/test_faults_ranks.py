@@ -101,6 +101,7 @@ def terminate(ranks: Ranks) -> None:
 # ---------------------------------------------------------------- bitwise_resume, double_resume
 
 
+FREE = ["encoder.sees_masked=false", "target.kind=normalised_pixels"]
 WAYS: dict[str, tuple[int, list[str]]] = {
     "ddp2-accumulation": (2, ["run.micro_batch_size=2"]),
     "ddp3": (3, []),
@@ -112,8 +113,19 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     "compile-fsdp2": (2, ["run.compile=true", "run.parallel=fsdp"]),
     "ema-sgd": (1, ["optim.ema=0.9", "optim.algorithm=sgd"]),
     "fsdp2-sgd": (2, ["run.parallel=fsdp", "optim.algorithm=sgd"]),
+    "ddp3-free": (3, [*FREE, "encoder.position=learned_2d", "corruption.kind=coarse"]),
+    "fsdp2-relative": (2, [*FREE, "run.parallel=fsdp", "encoder.position=relative"]),
+    "fsdp2-shared": (
+        2,
+        [
+            "run.parallel=fsdp",
+            "encoder.position=learned_2d",
+            "encoder.position_at=every_layer_shared",
+            "target.kind=pixels",
+        ],
+    ),
 }
-SHORT = {"ddp3", "fsdp2"}
+SHORT = {"ddp3-free", "fsdp2-relative"}
 
 
 @pytest.mark.parametrize(

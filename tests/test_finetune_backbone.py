@@ -18,7 +18,7 @@ from pretrain.tokens import Normalise
     [
         (EncoderConfig(name="test_resnet"), False),
         (EncoderConfig(name="test_vit"), True),
-        (EncoderConfig("vit_tiny_r_s16_p8_224", "none", 1, 32, 2, 2), True),
+        (EncoderConfig("vit_tiny_r_s16_p8_224", "none", None, 32, 2, 2), True),
         (EncoderConfig(name="test_convnext"), False),
     ],
 )

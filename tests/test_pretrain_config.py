@@ -11,6 +11,7 @@ import finetune.fewshot
 import finetune.probe
 import finetune.run
 import pretrain.run
+from data.settings import UserError
 from finetune.config import FinetuneConfig
 from finetune.frozen import FewshotConfig, LinearConfig
 from pretrain.config import PretrainConfig, keys, load, usage
@@ -22,6 +23,10 @@ LABELLED = ["data.train=a.tar", "data.val=b.tar"]
 
 def pretrain_files() -> list[Path]:
     return sorted((CONFIGS / "pretrain").glob("*.yaml"))
+
+
+def preset_files() -> list[Path]:
+    return sorted((CONFIGS / "encoder").glob("*.yaml"))
 
 
 def finetune_files() -> list[Path]:
@@ -58,6 +63,43 @@ def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
     config = load(PretrainConfig, [str(path), SHARDS, "optim.steps=8", "optim.steps=9"])
     assert (config.optim.lr, config.optim.steps, config.optim.warmup_steps) == (0.5, 9, 2)
     assert config.optim.batch_size == 4096
+
+
+def test_later_files_win_and_overrides_over_all(tmp_path: Path) -> None:
+    recipe, preset = tmp_path / "recipe.yaml", tmp_path / "preset.yml"
+    recipe.write_text("optim: {lr: 0.5, steps: 70, warmup_steps: 2}\nencoder: {args: {a: 1}}\n")
+    preset.write_text("optim: {steps: 80, lr: 0.6}\nencoder: {depth: 3, args: {b: 2}}\n")
+    config = load(PretrainConfig, [str(recipe), str(preset), SHARDS, "optim.lr=0.7"])
+    assert (config.optim.lr, config.optim.steps, config.optim.warmup_steps) == (0.7, 80, 2)
+    assert (config.encoder.depth, config.encoder.args) == (3, {"a": 1, "b": 2})
+    other = load(PretrainConfig, [str(preset), str(recipe), SHARDS])
+    assert (other.optim.lr, other.optim.steps) == (0.5, 70)
+
+
+@pytest.mark.parametrize("path", preset_files(), ids=lambda path: path.stem)
+def test_an_encoder_goes_behind_any_recipe(path: Path) -> None:
+    encoder = load(PretrainConfig, [str(path), SHARDS]).encoder
+    for recipe in pretrain_files():
+        assert load(PretrainConfig, [str(recipe), str(path), SHARDS]).encoder == encoder
+    paper = str(CONFIGS / "finetune" / "paper.yaml")
+    assert load(FinetuneConfig, [paper, str(path), *LABELLED]).encoder == encoder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["VIT", SHARDS, "VIT"], "VIT stands after a key.sub=value; name every CONFIG.yaml before"),
+        (["VIT", "missing.yaml"], "missing.yaml: no such configuration file; see configs/"),
+        (["VIT", "optim.lr"], "optim.lr is neither a CONFIG.yaml nor key.sub=value; see --help"),
+        ([SHARDS, "optim.lr"], "optim.lr is not of the form key.sub=value; see --help"),
+    ],
+)
+def test_files_that_cannot_be_merged_are_refused(arguments: list[str], text: str) -> None:
+    path = str(CONFIGS / "pretrain" / "vit_base.yaml")
+    with pytest.raises(UserError) as caught:
+        load(PretrainConfig, [argument.replace("VIT", path) for argument in arguments])
+    assert text.replace("VIT", path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -132,7 +174,7 @@ def leaves(kind: type[Any]) -> set[str]:
 @pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig, FewshotConfig, LinearConfig])
 def test_the_help_names_every_key_with_type_default_and_meaning(kind: type[Any]) -> None:
     lines = usage(kind, "COMMAND").splitlines()
-    assert lines[0] == "usage: COMMAND [CONFIG.yaml] [key.sub=value ...]"
+    assert lines[0] == "usage: COMMAND [CONFIG.yaml ...] [key.sub=value ...]"
     found = keys(kind)
     assert {key.name for key in found} == leaves(kind)
     assert len(found) == len(leaves(kind))

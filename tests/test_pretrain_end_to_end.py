@@ -252,6 +252,16 @@ def test_a_run_may_continue_on_fewer_ranks(
         ["optim.ema=0.9", "encoder.args.drop_path_rate=0.3"],
         ["optim.algorithm=sgd", "optim.layer_decay=0.7", "run.micro_batch_size=4"],
         ["run.precision=bf16", "encoder.args.proj_drop_rate=0.2"],
+        [
+            "encoder.sees_masked=false",
+            "encoder.position=learned_2d",
+            "encoder.position_at=every_layer",
+            "corruption.kind=block",
+            "corruption.min_block=2",
+            "target.kind=colour_grid",
+            "target.grid=2",
+        ],
+        ["encoder.stem=resnet18", "run.micro_batch_size=4", "target.kind=pixels"],
     ],
 )
 def test_any_training_continues_to_the_bit(

@@ -263,10 +263,10 @@ def test_timms_own_hybrids_are_encoders() -> None:
     ],
 )
 def test_what_cannot_be_is_one_line(keys: dict[str, Any], message: str) -> None:
-    sizes = {"patch_size": 8} | TINY
+    sizes: dict[str, Any] = {"patch_size": 8, **TINY}
     side = 3 * 8
     with pytest.raises(UserError, match=message):
-        make_encoder(EncoderConfig(**sizes | keys), (side, side))
+        make_encoder(EncoderConfig(**{**sizes, **keys}), (side, side))
 
 
 # ---------------------------------------------------------------- our own format

@@ -89,17 +89,19 @@ def wandb_images(run: Path) -> Pictures:
     found: Pictures = {}
     for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for record in wandb_records(path):
-            if record.WhichOneof("record_type") == "history":
-                values = {
-                    i.key or "/".join(i.nested_key): i.value_json for i in record.history.item
-                }
-                for name, value in values.items():
-                    if name.startswith("learnt/"):
-                        about = json.loads(value)
-                        [file] = about["filenames"]
-                        content = (path.parent / "files" / file).read_bytes()
-                        size = about["width"], about["height"]
-                        found.setdefault(name, []).append((int(values["_step"]), size, content))
+            if record.WhichOneof("record_type") != "history":
+                continue
+            values: dict[str, Any] = {}
+            for item in record.history.item:
+                name, *more = item.nested_key or [item.key]
+                value = json.loads(item.value_json)
+                values[name] = values.get(name, {}) | {more[0]: value} if more else value
+            for name, about in values.items():
+                if name.startswith("learnt/"):
+                    [file] = about["filenames"]
+                    content = (path.parent / "files" / file).read_bytes()
+                    size = about["width"], about["height"]
+                    found.setdefault(name, []).append((values["_step"], size, content))
     return found
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copytree
@@ -30,7 +30,7 @@ def typed(plan: Path, *arguments: str) -> list[str]:
 
 
 @contextmanager
-def started(plan: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def started(plan: Path, *arguments: str) -> Generator[subprocess.Popen[str]]:
     """Start the script in a process of its own, and end it."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts/ablate.py"), *typed(plan, *arguments)],

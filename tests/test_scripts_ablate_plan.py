@@ -8,7 +8,8 @@ import yaml
 
 from data.settings import UserError
 from pretrain.config import PretrainConfig, load
-from scripts.ablating.plan import Ablation, arguments_of, read_plan
+from scripts.ablating.plan import Ablation, arguments_of
+from scripts.ablating.reading import read_plan
 from scripts.ablating.values import read_arguments, text_of
 
 ROOT = Path(__file__).resolve().parents[1]

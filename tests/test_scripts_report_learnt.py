@@ -22,8 +22,9 @@ ALL = [
 
 def make_model(channels: int = 3, **encoder: Any) -> MaskedPatchModel:
     torch.manual_seed(0)
-    sizes = {"name": "vit_tiny_patch16_224", "embed_dim": 32, "depth": 2, "num_heads": 2}
-    config = EncoderConfig(**(sizes | {"patch_size": 8} | encoder))
+    options: dict[str, Any] = {"name": "vit_tiny_patch16_224", "patch_size": 8}
+    options |= {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    config = EncoderConfig(**(options | encoder))
     built = make_encoder(config, (32, 32), channels=channels)
     target = TargetConfig("pixels")
     return MaskedPatchModel(built, CorruptionConfig(), target).eval()

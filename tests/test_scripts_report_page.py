@@ -13,11 +13,20 @@ from scripts.report_page.figures import PALETTE
 from scripts.report_page.history import Run
 from scripts.report_page.overlays import MOST, overlays
 
-CLASSES = {"loss": 2.0, "class_entropy": 3.0, "accuracy_mask": 0.4, "accuracy_majority": 0.1}
-CLASSES |= {"accuracy_neighbour": 0.3}
+CLASSES = {
+    "loss": 2.0,
+    "class_entropy": 3.0,
+    "accuracy_mask": 0.4,
+    "accuracy_majority": 0.1,
+    "accuracy_neighbour": 0.3,
+}
 PIXELS = {"loss": 0.5, "loss_mean": 1.0, "loss_neighbour": 0.8}
-DISTANCES = {"accuracy": (0.5, 0.2), "neighbour": (0.4, 0.1), "loss": (2.0, 3.0)}
-DISTANCES |= {"ratio": (0.9, 0.1)}
+DISTANCES = {
+    "accuracy": (0.5, 0.2),
+    "neighbour": (0.4, 0.1),
+    "loss": (2.0, 3.0),
+    "ratio": (0.9, 0.1),
+}
 
 
 def record(figures: dict[str, float], step: float = 10, split: str = "train") -> findings.Record:
@@ -54,8 +63,14 @@ def make_run(records: list[findings.Record], kind: str = "mean_colour", **optim:
         ({"accuracy_mask": 0.1}, "not yet better than naming the most frequent class"),
         ({"loss": 3.5}, "0.500 above the 3.000"),
         ({"loss": float("nan")}, "the run has diverged"),
-        (by_number(DISTANCES), "At distance 2 or more from what is visible it is right for 20.0 %"),
-        (by_number(DISTANCES | {"ratio": (0.995, 0.005)}), "At distance 1 from what is visible"),
+        (
+            by_number(DISTANCES),
+            "At a distance of 2 or more patches from what is visible it is right for 20.0 %",
+        ),
+        (
+            by_number(DISTANCES | {"ratio": (0.995, 0.005)}),
+            "At a distance of 1 patch from what is visible",
+        ),
         (by_number(DISTANCES | {"accuracy": (0.5, 0.1)}), "that is no better than copying"),
     ],
 )

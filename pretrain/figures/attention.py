@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from data.settings import UserError, require
 from pretrain.encoder import grid_size, patch_size
-from pretrain.positions import RelativeAttention
+from pretrain.position_blocks import RelativeAttention
 
 BUDGET = 2**28  # bytes of attention maps at a time; a few such tensors are alive at once
 MOST_TOKENS = 8192  # of rollout: three (T, T) matrices are then 3 BUDGET

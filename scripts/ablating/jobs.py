@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -60,10 +60,11 @@ class Job:
             return
         check_definition(self.title, self.folder, self.definition)
         self.folder.mkdir(parents=True, exist_ok=True)
+        with children.lock(self.folder / ".lock", self.title):
+            pass  # a start that was killed leaves its run behind, which goes on and holds this
         write_json(self.folder / RECORD, {"state": "started", "definition": self.definition})
         print(f"{self.title}: {self.folder}", flush=True)
-        status = children.run(self.command, self.folder / LOG)
-        problem = None if status == 0 else _problem(status, self.folder / LOG)
+        problem = children.run(self.command, self.folder / LOG)
         state = "finished" if problem is None else f"failed: {problem}"
         write_json(self.folder / RECORD, {"state": state, "definition": self.definition})
         if problem is not None:
@@ -113,18 +114,17 @@ def write_json(path: Path, content: Any) -> None:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
-def last_line(log: Path) -> str:
-    """Return the last line that says something."""
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-
 def _problem(status: int, log: Path) -> str:
     if status < 0:
         name = signal.Signals(-status).name
         hint = ", as a kernel does that is short of memory" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}; {last_line(log)}"
-    return f"status {status}: {last_line(log)}"
+        return f"killed by {name}{hint}; {_last_line(log)}"
+    return f"status {status}: {_last_line(log)}"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 # ---------------------------------------------------------------- processes
@@ -176,8 +176,12 @@ class Children:
             text = f"{self._asked.name} came; the same command goes on where this one was"
             raise RunStopped(text, status)
 
-    def start(self, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a command whose output goes to the end of a file."""
+    def run(self, command: Sequence[str], log: Path) -> str | None:
+        """Run a command to its end, its output at the end of a file; return what went wrong.
+
+        Raises:
+            RunStopped: This process was asked to leave; so was the command.
+        """
         self.check()
         with log.open("ab") as file:
             self._child = subprocess.Popen(
@@ -189,27 +193,26 @@ class Children:
             )
         if self._asked is not None:  # in the meantime
             self._hand_on(signal.SIGTERM)
-        return self._child
+        status = self._child.wait()
+        if status == 0:
+            return None
+        self.check()
+        return _problem(status, log)
 
-    def run(self, command: Sequence[str], log: Path) -> int:
-        """Run a command to its end; return its status.
+    @contextmanager
+    def lock(self, path: Path, what: str) -> Generator[None]:
+        """Hold a lock, as soon as no other process does.
 
         Raises:
-            RunStopped: This process was asked to leave; so was the command.
+            RunStopped: This process was asked to leave before that.
         """
-        status = self.start(command, log).wait()
-        if status != 0:
-            self.check()
-        return status
+        descriptor = self._wait_for_lock(path, what)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
-    def kill(self) -> None:
-        """Kill the command, and wait for its end."""
-        self._hand_on(signal.SIGKILL)
-        if self._child is not None:
-            self._child.wait()
-
-    def wait_for_lock(self, path: Path, what: str) -> int:
-        """Take a lock as soon as no other process holds it."""
+    def _wait_for_lock(self, path: Path, what: str) -> int:
         is_said = False
         while True:
             try:

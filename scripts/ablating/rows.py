@@ -30,7 +30,6 @@ from scripts.ablating.plan import (
 from scripts.ablating.speed import fitted_steps
 
 FEATURES = "features"
-_LOCK = ".ablation.lock"
 _SPLITS = ("data.shards", "data.val_shards", "data.train", "data.val")
 _NOT_DEFINING = {"run.dir", "run.seed", "encoder.init"}  # nor where a frozen encoder's result goes
 _FREE = ("dir", "features", "threads", "batch_size")
@@ -84,17 +83,25 @@ class Task:
             JobFailed: A step of it ended badly.
             RunStopped: This process was asked to leave.
         """
-        self.run_folder.mkdir(parents=True, exist_ok=True)
         self._pretraining(children).run(children)
         for job in self.measures:
             job.run(children)
         shutil.rmtree(self.folder / FEATURES, ignore_errors=True)  # large, and read for nothing
 
     @property
-    def is_finished(self) -> bool:
-        """Whether nothing is left to do."""
-        jobs = [Job(self.title, self.run_folder, [], {}), *self.measures]
-        return all(job.is_finished for job in jobs)
+    def lock(self) -> Path:
+        """The file whose lock says that a process is at it, or at a row with the same encoder."""
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        return self.run_folder / ".ablation.lock"
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether another process is at it."""
+        try:
+            os.close(take_lock(self.lock))
+        except BlockingIOError:
+            return True
+        return False
 
     # ---- its jobs
 
@@ -104,8 +111,6 @@ class Task:
         job = Job(title, folder, command, definition)
         if job.is_finished:
             return job
-        # a start that was killed leaves its run behind, which goes on and holds the run's own lock
-        os.close(children.wait_for_lock(folder / ".lock", title))
         if self.ablation.budget.minutes and not self.row.is_untrained:
             command += arguments_of(None, self._fitted(command, children))
         command += [f"run.seed={self.seed}", f"run.dir={folder}"]
@@ -147,20 +152,6 @@ class Task:
             script = f"finetune/{measure.script}.py"
         title = f"{self.title}: {measure.name}"
         return Job(title, folder, _command(script, arguments + own), definition)
-
-
-def hold(task: Task) -> int | None:
-    """Take a task for this process; None while another one has it."""
-    task.run_folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return take_lock(lock_of(task))
-    except BlockingIOError:
-        return None
-
-
-def lock_of(task: Task) -> Path:
-    """Return the file whose lock says that a process is at the task."""
-    return task.run_folder / _LOCK
 
 
 def _command(script: str, arguments: list[str]) -> list[str]:

@@ -5,8 +5,8 @@ own run, for some seconds of training; its first steps are left out. What was me
 the row's folder, so that its other seeds and a resume have the same number.
 """
 
+import math
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from scripts.ablating.jobs import (
     Definition,
     JobFailed,
     check_definition,
-    last_line,
     read_json,
     write_json,
 )
@@ -28,9 +27,8 @@ from scripts.ablating.plan import Budget, arguments_of
 from scripts.ablating.values import Overrides
 
 _LEFT_OUT = 5  # first steps: memory is allocated, the loader's first batches wait for images
-_MIN_STEPS = 3
+_FIRST = 8  # steps of the first run, which tells how many the second needs
 _ALONE = {  # nothing but steps
-    "optim.steps": 1_000_000_000,
     "run.log_every": 1,
     "run.eval_every": 0,
     "run.checkpoint_every": 0,
@@ -69,13 +67,15 @@ def fitted_steps(
         UserError: The folder holds the speed of another definition.
     """
     assert budget.minutes is not None
-    check_definition(title, folder, definition)
-    kept = read_json(folder / RECORD)
-    if kept.get("state") != "finished":
-        size = config.optim.batch_size
-        speed = _measure(title, folder, command, size, budget.warmup_seconds, children)
-        kept = _kept(speed, budget.minutes, config) | {"definition": definition}
-        write_json(folder / RECORD, kept)
+    folder.mkdir(parents=True, exist_ok=True)
+    with children.lock(folder / ".ablation.lock", title):  # another process may have another seed
+        check_definition(title, folder, definition)
+        kept = read_json(folder / RECORD)
+        if kept.get("state") != "finished":
+            size = config.optim.batch_size
+            speed = _measure(title, folder, command, size, budget.warmup_seconds, children)
+            kept = _kept(speed, budget.minutes, config) | {"definition": definition}
+            write_json(folder / RECORD, kept)
     return {f"optim.{key}": kept[key] for key in ("steps", "warmup_steps")}
 
 
@@ -99,32 +99,29 @@ def _measure(
     seconds: float,
     children: Children,
 ) -> float:
-    """Run until steps of so many seconds were seen; return images a second."""
-    run = folder / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / LOG).unlink(missing_ok=True)
+    """Run some steps, then as many as make so many seconds; return images a second."""
     print(f"{title}: measuring its speed for {seconds:g} s", flush=True)
-    alone = [*arguments_of(None, _ALONE), f"run.dir={run}"]
-    child = children.start([*command, *alone], folder / LOG)
-    try:
-        while True:
-            children.check()
-            steps, elapsed = _seen(run / "metrics.jsonl", batch_size)
-            if elapsed >= seconds:
-                return steps * batch_size / elapsed
-            if child.poll() is not None:
-                children.check()
-                raise JobFailed(f"status {child.returncode}: {last_line(folder / LOG)}")
-            time.sleep(0.2)
-    finally:
-        children.kill()
-        shutil.rmtree(run, ignore_errors=True)
+    steps = _FIRST
+    while True:
+        elapsed = _seconds(title, folder, [*command, f"optim.steps={steps}"], batch_size, children)
+        speed = (steps - _LEFT_OUT) * batch_size / elapsed
+        if elapsed >= seconds or steps > _FIRST:
+            return speed
+        steps = max(_FIRST + 1, _LEFT_OUT + math.ceil(seconds * speed / batch_size))
 
 
-def _seen(path: Path, batch_size: int) -> tuple[int, float]:
-    """Return the steps so far, without the first ones, and their seconds."""
-    records = read_records(path)[_LEFT_OUT:] if path.is_file() else []
-    if len(records) < _MIN_STEPS:
-        return 0, 0.0
-    return len(records), sum(batch_size / record["speed/images_per_second"] for record in records)
+def _seconds(
+    title: str, folder: Path, command: list[str], batch_size: int, children: Children
+) -> float:
+    """Run; return the seconds of its steps, without the first ones."""
+    run = folder / "run"
+    if run.is_dir():  # of a start that was killed; it may still go on
+        with children.lock(run / ".lock", title):
+            shutil.rmtree(run)
+    alone = [*arguments_of(None, _ALONE), "optim.warmup_steps=0", f"run.dir={run}"]
+    problem = children.run([*command, *alone], folder / LOG)
+    if problem is not None:
+        raise JobFailed(problem)
+    records = read_records(run / "metrics.jsonl")[_LEFT_OUT:]
+    shutil.rmtree(run)
+    return sum(batch_size / record["speed/images_per_second"] for record in records)

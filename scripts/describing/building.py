@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -57,7 +57,7 @@ def build(arguments: list[str], num_classes: int) -> Built:
 
 
 def _is_finetuning(arguments: list[str]) -> bool:
-    asked = OmegaConf.merge(*read_layers(arguments))
+    asked = cast(DictConfig, OmegaConf.merge(*read_layers(arguments)))
     data = asked.get("data")
     keys = {*asked, *(data if isinstance(data, DictConfig) else ())}
     return bool({"head", "mix", "train", "val"} & keys)

@@ -5,7 +5,7 @@ a device, so that autocast and the fused attention choose the same kernels as wi
 bytes saved for the backward pass are then those of real tensors, to the byte (tested).
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -155,7 +155,7 @@ def _num_parameters(module: nn.Module) -> int:
 
 
 @contextmanager
-def _seen_tokens(encoder: nn.Module) -> Iterator[list[int]]:
+def _seen_tokens(encoder: nn.Module) -> Generator[list[int]]:
     """Note how many tokens enter the first block, at each pass."""
     seen: list[int] = []
     if not isinstance(encoder, VisionTransformer):

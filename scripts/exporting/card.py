@@ -20,11 +20,17 @@ _MAX_CLASSES = 50
 _SPLITS = ("shards", "val_shards", "train", "val")
 _OBJECTIVES = {
     "corruption": "Masked patch prediction ([arXiv:2010.11929](https://arxiv.org/abs/2010.11929), "
-    "B.1.2): patch embeddings are corrupted, and the encoder predicts each one's mean colour. No "
-    "labels are used. The class token gets no loss: read patch tokens or their average.",
+    "B.1.2): patches are corrupted, and each one's {target} predicted. No labels are used. The "
+    "class token gets no loss: read patch tokens or their average.",
     "head": "Classification with labels.",
 }
-_GROUPS = ("corruption", "target", "objective", "head", "mix", "optim")  # of config.yaml
+_TARGETS = {
+    "mean_colour": "mean colour is",
+    "colour_grid": "colours, in a grid of cells, are",
+    "pixels": "pixels are",
+    "normalised_pixels": "pixels, normalised, are",
+}
+_GROUPS = ("corruption", "target", "decoder", "objective", "head", "mix", "optim")  # of config.yaml
 
 
 def write_card(source: Source, form: Format, place: str, licence: str, checked: str) -> str:
@@ -93,7 +99,7 @@ def _training(path: str, config: dict[str, Any]) -> Iterator[str]:
     yield "## Data"
     yield "\n".join(f"- {line}" for line in _data(config.get("data", {})))
     yield "## Objective"
-    yield "\n".join(text for key, text in _OBJECTIVES.items() if key in config)
+    yield _objective(config)
     groups = {key: config[key] for key in _GROUPS if key in config}
     yield f"```yaml\n{yaml.safe_dump(groups, sort_keys=False)}```"
     yield "## Steps"
@@ -104,9 +110,15 @@ def _training(path: str, config: dict[str, Any]) -> Iterator[str]:
     if before := read_config(init):
         yield f"## What it started from: {_short(init)}"
         yield "\n".join(f"- {line}" for line in _data(before.get("data", {})))
-        yield "\n".join(text for key, text in _OBJECTIVES.items() if key in before)
+        yield _objective(before)
         yield _steps(Path(init), before)
         yield _results(Path(init))
+
+
+def _objective(config: dict[str, Any]) -> str:
+    kind = config.get("target", {}).get("kind", "mean_colour")
+    texts = [text for key, text in _OBJECTIVES.items() if key in config]
+    return "\n".join(texts).format(target=_TARGETS.get(kind, f"target ({kind}) is"))
 
 
 def _data(data: dict[str, Any]) -> Iterator[str]:

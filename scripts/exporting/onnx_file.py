@@ -1,11 +1,14 @@
 """ONNX: one file, model.onnx, checked in onnxruntime."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pretrain.position_blocks import RelativeAttention
 from scripts.exporting.format import Format, Outputs, run_in_two_batches
 from scripts.exporting.graph import (
     INPUT,
@@ -30,16 +33,31 @@ def _write(source: Source, folder: Path) -> None:
     make_folder(source, folder)
     graph = Graph(source).eval()
     num_bytes = sum(value.numel() * value.element_size() for value in graph.parameters())
-    torch.onnx.export(
-        graph,
-        f=folder / _FILE,
-        input_names=[INPUT],
-        output_names=source.output_names,
-        dynamo=True,
-        external_data=num_bytes > _MAX_BYTES,
-        verbose=False,
-        **export_arguments(source),
-    )
+    with _plain_relative_attention(graph):
+        torch.onnx.export(
+            graph,
+            f=folder / _FILE,
+            input_names=[INPUT],
+            output_names=source.output_names,
+            dynamo=True,
+            external_data=num_bytes > _MAX_BYTES,
+            verbose=False,
+            **export_arguments(source),
+        )
+
+
+@contextmanager
+def _plain_relative_attention(graph: Graph) -> Generator[None]:
+    """Leave the fused kernel where attention has a bias: torch's exporter fails at its result."""
+    layers = [layer for layer in graph.modules() if isinstance(layer, RelativeAttention)]
+    fused = [layer.fused_attn for layer in layers]
+    try:
+        for layer in layers:
+            layer.fused_attn = False
+        yield
+    finally:
+        for layer, is_fused in zip(layers, fused, strict=True):
+            layer.fused_attn = is_fused
 
 
 def _run(folder: Path, images: Tensor) -> Outputs:

@@ -19,7 +19,9 @@ def plots_of(run: Run) -> list[Plot]:
 def _charts_of(run: Run) -> tuple[Chart, ...]:
     if not run.is_pretraining:
         return _FINETUNING
-    return (*(_OF_CLASSES if run.has_classes else _OF_PIXELS), _FROZEN)
+    has_kinds = any(f"train/loss_{kind}" in run.records[-1] for kind in ("random", "kept"))
+    by_kind = (_loss_by_kind(run.unit),) if has_kinds else ()  # all masked: it would repeat itself
+    return (*(_OF_CLASSES if run.has_classes else _OF_PIXELS), *by_kind, _FROZEN)
 
 
 def _bad_samples(run: Run) -> Iterator[Plot]:
@@ -163,7 +165,6 @@ _OF_CLASSES = (
         scale=100,
         start_at_zero=True,
     ),
-    _loss_by_kind("nats"),
 )
 _OF_PIXELS = (
     Chart(
@@ -180,7 +181,6 @@ _OF_PIXELS = (
         "patches, below the dashed one more than copying the nearest visible patch.",
         start_at_zero=True,
     ),
-    _loss_by_kind("mean squared error"),
 )
 _FINETUNING = (
     Chart(

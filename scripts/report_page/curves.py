@@ -52,8 +52,15 @@ class Chart:
     least_top: float | None = None
 
     def plot(self, records: list[Record]) -> Plot:
-        """Fill in the values; a series that has none is left out."""
-        lines = (series.line(records, self.scale) for series in self.series)
+        """Fill in the values; a series that has none, or another's, is left out."""
+        drawn = {series.key for series in self.series if series.kind == "raw"}
+        lines = (
+            series.line(records, self.scale)
+            for series in self.series
+            if not (
+                series.kind == "smooth" and series.key in drawn and smoothing(len(records)) == 1
+            )
+        )
         lines = tuple(line for line in lines if line.points)
         return Plot(
             self.title,

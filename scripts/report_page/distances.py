@@ -71,12 +71,13 @@ def _losses(run: Run, figures: Record, bins: list[int]) -> Plot:
     wanted = {"loss": _look("the model", "blue", "joined")}
     if not run.has_classes:
         wanted["neighbour"] = _look("copying the nearest visible patch", "grey", "dashed")
+    beats = " Where it stays below the dashed line, the model knows more than its neighbour."
     return Plot(
         "Loss by distance",
         f"loss ({run.unit})",
         tuple(_lines(figures, bins, wanted, 1)),
-        "Lower is better; patches far from what is visible are the harder ones, and the distance "
-        "between the line's ends says by how much.",
+        "Lower is better; a blue line that climbs means that patches are harder the farther they "
+        "are from what is visible." + (beats * (not run.has_classes)),
         _ACROSS,
         is_counted=True,
     )
@@ -87,7 +88,7 @@ def _table(run: Run, figures: Record, bins: list[int]) -> str:
         "ratio": "Of the corrupted patches",
         "loss": f"Loss ({run.unit})",
         "accuracy": "Accuracy",
-        "neighbour": "Copying",
+        "neighbour": "Copying the nearest",
     }
     held = {key: label for key, label in columns.items() if f"{key}_distance_{bins[0]}" in figures}
     rows = [

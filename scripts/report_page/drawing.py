@@ -133,7 +133,7 @@ def draw(plot: Plot, *, has_legend: bool = False) -> "Drawing":
     for line in plot.lines:
         _draw_line(axes, line)
     _finish(axes, plot)
-    if has_legend and len(plot.lines) > 1:
+    if has_legend and plot.has_legend:
         columns = 2 if len(plot.lines) > 3 else len(plot.lines)
         figure.legend(loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False)
     return figure

@@ -55,7 +55,8 @@ class Plot:
         across: Label of the horizontal axis.
         start_at_zero: Whether the vertical axis begins at 0.
         least_top: The vertical axis ends there or above.
-        is_counted: Whether the horizontal axis counts: ticks at all its whole numbers.
+        is_counted: Whether the horizontal axis counts: ticks at whole numbers alone.
+        is_of_runs: Whether each line is of another run.
     """
 
     title: str
@@ -66,6 +67,12 @@ class Plot:
     start_at_zero: bool = False
     least_top: float | None = None
     is_counted: bool = False
+    is_of_runs: bool = False
+
+    @property
+    def has_legend(self) -> bool:
+        """Whether its lines need names; the title names a single one, unless it is a run's."""
+        return len(self.lines) > 1 or self.is_of_runs
 
 
 @dataclass(frozen=True)

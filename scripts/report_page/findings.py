@@ -109,7 +109,7 @@ def _against_mean(name: str, figures: Record) -> str:
 
 def _with_distance(figures: Record) -> list[str]:
     """Compare with copying where it is hardest: far from what is visible."""
-    bins = [num for num in distances(figures) if figures[f"ratio_distance_{num}"] >= _RARE]
+    bins = common_distances(figures)
     if not bins:
         return []
     far = bins[-1]
@@ -121,13 +121,19 @@ def _with_distance(figures: Record) -> list[str]:
     else:
         own = figures[f"loss_distance_{far}"]
         is_better, what = own < copied, f"its error is {own:.4f}, that of copying {copied:.4f}"
+    name = f"{distance_name(far, figures)} patch{'es' * (far > 1)}"
     verdict = "it has learnt more than copying" if is_better else "that is no better than copying"
-    return [f"At distance {distance_name(far, figures)} from what is visible {what}: {verdict}."]
+    return [f"At a distance of {name} from what is visible {what}: {verdict}."]
 
 
 def distances(figures: Record) -> list[int]:
     """Return the distances to the nearest visible patch at which a record has a loss."""
     return _numbers("loss_distance_", figures)
+
+
+def common_distances(figures: Record) -> list[int]:
+    """Return those of them at which enough patches are that it is no noise."""
+    return [num for num in distances(figures) if figures[f"ratio_distance_{num}"] >= _RARE]
 
 
 def distance_name(num: int, figures: Record) -> str:

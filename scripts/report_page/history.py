@@ -24,6 +24,7 @@ Content = TypeVar("Content")
 _NEEDED = ("metrics.jsonl", "config.yaml")
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "position", "position_at", "stem")
 _OF_PIXELS = ("pixels", "normalised_pixels")  # kinds of target that are values, not classes
+_OUR_FORMAT = "masked_patch."  # what is written before timm's name where timm cannot hold it
 _RESULTS = {"accuracy": "accuracy", "map": "mean average precision"}
 
 
@@ -191,7 +192,7 @@ def _encoder(run: Run) -> str:
     name, size = config["name"], []
     if run.checkpoint is not None:
         encoder = run.checkpoint / "encoder"
-        name = read_json(encoder / "config.json")["architecture"]
+        name = read_json(encoder / "config.json")["architecture"].removeprefix(_OUR_FORMAT)
         size = [f"{_num_parameters(encoder) / 1e6:,.2f} million parameters"]
     return ", ".join([*([name] if name else []), *changed, *origin, *size])
 
@@ -223,6 +224,6 @@ def _result(run: Run) -> str:
                 if f"{split}/{key}" in last
             ]
             parts.append(
-                ", ".join([f"{name} loss {last[f'{split}/loss']:.3f} {run.unit}", *others])
+                ", ".join([f"{name} loss {last[f'{split}/loss']:.3f} ({run.unit})", *others])
             )
     return "; ".join(parts)

@@ -19,8 +19,8 @@ _FIGURES = {
     "loss_random": "Loss, random patches ({unit})",
     "loss_kept": "Loss, kept patches ({unit})",
     "class_entropy": "Baseline: class frequencies only (nats)",
-    "loss_neighbour": "Baseline: copying the nearest visible patch ({unit})",
-    "loss_mean": "Baseline: always the mean ({unit})",
+    "loss_neighbour": "Baseline: copying the nearest visible patch (mean squared error)",
+    "loss_mean": "Baseline: always the mean (mean squared error)",
     "accuracy": "Accuracy",
     "accuracy_mask": "Accuracy, masked patches",
     "accuracy_random": "Accuracy, random patches",
@@ -91,5 +91,5 @@ def last_value(key: str, record: findings.Record) -> str:
     """Write a figure; an empty text where a record has none."""
     if key not in record:
         return ""
-    is_fraction = key.partition("/")[2].startswith(("accuracy", "map"))
+    is_fraction = key.rpartition("/")[2].startswith(("accuracy", "map"))
     return findings.percent(record[key]) if is_fraction else f"{record[key]:.4g}"

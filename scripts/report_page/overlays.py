@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from scripts.report_page.curves import smooth
 from scripts.report_page.figures import PALETTE, Kind, Line, Plot
-from scripts.report_page.findings import distances, newest
+from scripts.report_page.findings import common_distances, newest
 from scripts.report_page.history import Run
 
 _COLOURS = tuple(PALETTE)
@@ -144,6 +144,7 @@ def overlays(named: dict[str, Run]) -> tuple[list[Plot], str]:
                     measure.reading,
                     across,
                     start_at_zero=not measure.is_loss,
+                    is_of_runs=True,
                 )
             )
     plots.append(_gains(named, looks))
@@ -188,7 +189,7 @@ def _gains(named: dict[str, Run], looks: dict[str, Line]) -> Plot:
         _, _, figures = newest(run.records)
         points = [
             (float(num), 100 * (figures[key] - figures[f"neighbour_distance_{num}"]))
-            for num in distances(figures)
+            for num in common_distances(figures)
             if (key := f"accuracy_distance_{num}") in figures
         ]
         kind: Kind = "joined" if looks[name].kind == "line" else looks[name].kind
@@ -199,7 +200,8 @@ def _gains(named: dict[str, Run], looks: dict[str, Line]) -> Plot:
         tuple(line for line in lines if line.points),
         "Higher is better: by how many percentage points the model beats copying the nearest "
         "visible patch, at each distance from it. At 0 it knows no more than its neighbour's "
-        "colour.",
+        "colour. Distances at which fewer than 1 % of the patches are would be noise.",
         "distance to the nearest visible patch, in patches",
         is_counted=True,
+        is_of_runs=True,
     )

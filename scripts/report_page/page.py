@@ -78,7 +78,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, is_text: bool
 
 def legend(plot: Plot) -> str:
     """Name a chart's lines; an empty text where its title does."""
-    if len(plot.lines) == 1:
+    if not plot.has_legend:
         return ""
     entries = "".join(f"<li>{_swatch(line)}{escape(line.label)}</li>" for line in plot.lines)
     return f'<ul class="legend">{entries}</ul>'
