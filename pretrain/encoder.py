@@ -259,11 +259,10 @@ def check_image_size(size: tuple[int, int], patch: tuple[int, int]) -> None:
 def check_channels(encoder: Any, what: str, channels: int | None) -> None:
     """Raise `UserError` unless an encoder, which `what` names, takes images of these channels."""
     own = num_channels(encoder)
-    asked = 3 if channels is None else channels
     require(
-        own == asked,
-        f"{what} takes images of {own} channels, and the images have {asked}; set data.channels, "
-        "or name another",
+        channels in (None, own),
+        f"{what} takes images of {own} channels, and data.channels={channels}; leave it out, or "
+        "name another encoder",
     )
 
 

@@ -172,7 +172,6 @@ def _arguments(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     refused = {
         "hidden_act": config["hidden_act"] not in ACTIVATIONS,
         "layer_norm_eps": config["layer_norm_eps"] > EPS,
-        "num_channels": config["num_channels"] != 3,
     }
     for key, is_refused in refused.items():
         require(
@@ -183,6 +182,7 @@ def _arguments(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "img_size": _pair(config["image_size"]),
         "patch_size": _pair(config["patch_size"]),
+        "in_chans": config["num_channels"],
         "embed_dim": config["hidden_size"],
         "depth": config["num_hidden_layers"],
         "num_heads": config["num_attention_heads"],

@@ -309,15 +309,16 @@ class Trainer:
             "optim/grad_norm": float(norm),
             **self._speed.read(),
         }
+        images: dict[str, Tensor] = {}
         for evaluator in self.evaluators:
             if self._is_due(done, evaluator.every):
                 figures = evaluator.measure(self.training.best)
                 record |= {f"{evaluator.name}/{name}": value for name, value in figures.items()}
                 if evaluator.illustrate is not None:
-                    self._trackers.log_images(evaluator.illustrate(self.training.best), done)
+                    images |= evaluator.illustrate(self.training.best)
         if self._logs.metrics is not None:
             self._logs.metrics.write(record)
-        self._trackers.log(record)
+        self._trackers.log(record, images)
         self._write_ledger()
         self._judge_data(done)
         self._speed.restart()

@@ -137,8 +137,10 @@ def _check_fits(encoder: VisionTransformer, kind: str) -> None:
 
 def described(encoder: VisionTransformer) -> Placement:
     """Return which positions an encoder has, and where."""
-    timms = Placement("none" if encoder.pos_embed is None else "learned_1d", "stem")
-    return getattr(encoder, "position", timms)
+    found = getattr(encoder, "position", None)
+    if isinstance(found, Placement):
+        return found
+    return Placement("none" if getattr(encoder, "pos_embed", None) is None else "learned_1d", "stem")
 
 
 def resize(encoder: VisionTransformer, grid: Grid) -> None:

@@ -76,7 +76,7 @@ def _load_from_hf(folder: Path, init: str, args: dict[str, Any]) -> VisionTransf
     """Build timm's VisionTransformer of a ViT that transformers wrote; its head is left out."""
     settings = read_hf_settings(folder)
     encoder = plain(create_model(DEFAULT_NAME, settings.arguments | args | BARE), DEFAULT_NAME)
-    size = (3, *settings.arguments["img_size"])
+    size = (encoder.in_chans, *settings.arguments["img_size"])
     cast(dict[str, Any], encoder.pretrained_cfg).update(settings.data, input_size=size)
     for note in settings.notes:
         logger.info("encoder.init=%s: %s", init, note)

@@ -64,7 +64,8 @@ class Stem(NamedTuple):
 
 def stem_of(encoder: VisionTransformer) -> Stem | None:
     """Return the CNN that `install_stem` gave an encoder."""
-    return getattr(encoder, "stem", None)
+    found = getattr(encoder, "stem", None)
+    return found if isinstance(found, Stem) else None  # many of timm's CNNs have a part so named
 
 
 def install_stem(encoder: VisionTransformer, name: str, stride: int | None) -> None:

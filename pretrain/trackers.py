@@ -87,23 +87,16 @@ class Trackers:
     def __init__(self, accelerator: Accelerator, folder: Path, step: int) -> None:
         self._accelerator = accelerator
         self._waiting: list[_Told] = []  # since the last checkpoint
-        self._images: tuple[int, Mapping[str, Tensor]] = (0, {})  # of the step before its record
         if accelerator.log_with:
             on_main(accelerator, lambda: self._start(folder, step))
 
-    def log_images(self, images: Mapping[str, Tensor], step: int) -> None:
-        """Keep pictures for tensorboard and wandb, until `log` tells the record of their step.
+    def log(self, record: dict[str, Any], images: Mapping[str, Tensor]) -> None:
+        """Tell a step's record, as it goes to `metrics.jsonl`.
 
         Args:
-            images: uint8 (H, W, 3) by name; only the main process has any.
-            step: The next record's.
+            record: With its `step`.
+            images: Pictures for tensorboard and wandb, uint8 (H, W, 3) by name.
         """
-        self._images = (step, images)
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Tell a step's record, as it goes to `metrics.jsonl`, with the pictures kept for it."""
-        (step, images), self._images = self._images, (0, {})
-        assert not images or step == record["step"], "pictures come just before their record"
         if not self._accelerator.trackers:
             return
         told = _Told(record, images)

@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> None:
     require_matplotlib()
     runs = [read_run(folder) for folder in options.runs]
     several_runs.check(runs)
+    if options.figures:
+        _make_folder(options.figures)
     if len(runs) == 1:
         title, summary = f"Run {runs[0].name}", definitions(describe(runs[0]))
         sections = list(one_run.sections(runs[0], options.images))
@@ -104,14 +106,17 @@ def _write_reconstructions(run: Run, sections: list[Section]) -> None:
             _write(run.folder / f"{RECONSTRUCTIONS}.png", figure.export("png"), "RUN")
 
 
-def _write_figures(folder: Path, sections: list[Section]) -> None:
-    """Write every figure of the page in both formats."""
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"--figures={folder} is no folder that can be written: {error.strerror}; name another"
         ) from error
+
+
+def _write_figures(folder: Path, sections: list[Section]) -> None:
+    """Write every figure of the page in both formats."""
     figures = [figure for section in sections for figure in section.figures]
     for figure in figures:
         _write(folder / f"{figure.name}.png", figure.export("png"), "--figures")

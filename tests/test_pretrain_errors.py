@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("optim.lr=fast", "optim.lr=fast is no float; see --help"),
         ("data.trace=maybe", "data.trace=maybe is no bool; see --help"),
         ("optim.betas=[0.9]", "optim.betas=[0.9] is no tuple[float, float]; see --help"),
-        ("data.mean=[a,b,c]", "data.mean=['a', 'b', 'c'] is no tuple[float, float, float]"),
+        ("data.mean=[a,b,c]", "data.mean=['a', 'b', 'c'] is no tuple[float, ...]"),
         ("data.shards=${nothing}", "data.shards: Interpolation key 'nothing' not found"),
         # ranges
         ("optim.lr=-1", "optim.lr=-1.0 is not a number from 0"),

@@ -173,7 +173,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         ({"model_type": "deit"}, "model_type=deit is not read; of transformers' models only vit "),
         ({"hidden_act": "mish"}, "hidden_act=mish is nothing that this project's encoders have"),
         ({"layer_norm_eps": 1e-3}, "layer_norm_eps=0.001 is nothing that"),
-        ({"num_channels": 1}, "num_channels=1 is nothing that"),
+        ({"num_channels": 1}, "size mismatch for patch_embed.proj.weight"),
         ({"hidden_size": 48}, "size mismatch for"),
     ],
 )

@@ -148,7 +148,7 @@ def test_accuracy_by_distance_stands_beside_copying():
         "Accuracy by distance",
         "Loss by distance",
     ]
-    row = "<td>10.0 %</td><td>3</td><td>20.0 %</td><td>10.0 %</td>"
+    row = "<td>10.0 %</td><td>3.000</td><td>20.0 %</td><td>10.0 %</td>"
     assert f'<th scope="row">2 or more</th>{row}' in section.body
     assert by_distance(make_run([record(CLASSES)])).is_empty
 

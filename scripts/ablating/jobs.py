@@ -79,12 +79,15 @@ def state_of(folder: Path) -> str:
 def check_definition(title: str, folder: Path, definition: Definition) -> None:
     """Refuse a folder that holds a job of another definition.
 
-    A key that the record lacks came into being after it, and is none that differs.
+    A key that the record lacks came into being after it, and is none that differs. A job that left
+    nothing behind, such as one that failed at its start, may be mended.
 
     Raises:
         UserError: Keys differ; they are named.
     """
-    saved = read_json(folder / RECORD).get("definition", {})
+    record = read_json(folder / RECORD)
+    is_empty = record.get("state") != "finished" and not (folder / "checkpoints").is_dir()
+    saved = {} if is_empty else record.get("definition", {})
     asked = json.loads(json.dumps(definition))
     different = [
         f"{key} is {value}, not {saved[key]}"

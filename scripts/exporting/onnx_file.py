@@ -49,7 +49,7 @@ def _write(source: Source, folder: Path) -> None:
 @contextmanager
 def _plain_relative_attention(graph: Graph) -> Generator[None]:
     """Leave the fused kernel where attention has a bias: torch's exporter fails at its result."""
-    layers = [layer for layer in graph.modules() if isinstance(layer, RelativeAttention)]
+    layers: list[Any] = [layer for layer in graph.modules() if isinstance(layer, RelativeAttention)]
     fused = [layer.fused_attn for layer in layers]
     try:
         for layer in layers:

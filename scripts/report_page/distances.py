@@ -2,7 +2,14 @@
 
 from scripts.report_page.drawing import chart
 from scripts.report_page.figures import Kind, Line, Plot, Section
-from scripts.report_page.findings import Record, distance_name, distances, newest, percent
+from scripts.report_page.findings import (
+    Record,
+    common_distances,
+    distance_name,
+    distances,
+    newest,
+    percent,
+)
 from scripts.report_page.history import Run
 from scripts.report_page.page import table
 
@@ -16,11 +23,12 @@ def by_distance(run: Run, prefix: str = "") -> Section:
     title = "Does it learn more than copying?"
     if not bins:
         return Section(title)
-    plots = [plot for plot in (_accuracies(figures, bins), _losses(run, figures, bins)) if plot]
+    drawn = common_distances(figures)
+    plots = [plot for plot in (_accuracies(figures, drawn), _losses(run, figures, drawn)) if plot]
     notes = (
         f"The last validation, at step {record['step']:,.0f}. All corrupted patches count, also "
         "the few that stay as they are. Far from what is visible copying fails: there only what "
-        "was learnt of images helps.",
+        "was learnt of images helps. Distances of fewer than 1 % of the patches are not drawn.",
     )
     return Section(
         title,
@@ -60,10 +68,9 @@ def _accuracies(figures: Record, bins: list[int]) -> Plot | None:
         "accuracy (%)",
         tuple(_lines(figures, bins, wanted, 100)),
         "Higher is better; where the blue line stays above the dashed one, the model knows more "
-        "than its neighbour's colour. Both fall with the distance.",
+        "than its neighbour's colour. Copying gets worse with the distance.",
         _ACROSS,
         start_at_zero=True,
-        is_counted=True,
     )
 
 
@@ -79,7 +86,6 @@ def _losses(run: Run, figures: Record, bins: list[int]) -> Plot:
         "Lower is better; a blue line that climbs means that patches are harder the farther they "
         "are from what is visible." + (beats * (not run.has_classes)),
         _ACROSS,
-        is_counted=True,
     )
 
 
@@ -103,4 +109,8 @@ def _value(run: Run, key: str, num: int, figures: Record) -> str:
     if value is None:
         return ""
     is_error = key == "loss" or (key == "neighbour" and not run.has_classes)
-    return f"{value:.4g}" if is_error else percent(value)
+    return f"{value:#.4g}" if is_error else _share(value)
+
+
+def _share(fraction: float) -> str:
+    return "under 0.1 %" if 0 < fraction < 5e-4 else percent(fraction)

@@ -30,6 +30,7 @@ _ON_PAPER = {"grid.color": "#d5d9de", "svg.fonttype": "path"}
 _SIZE = (5.4, 3.1)  # inches; small, so that the text is still readable on a phone
 _DPI = 150  # of pictures on the page
 _SMALL = 40_000  # bytes of SVG that are not worth a second drawing
+_MOST_TICKS = 6  # at steps of six digits they do not touch
 _STYLES = {"dashed": "--", "dotted": ":"}
 
 
@@ -164,8 +165,7 @@ def _finish(axes: "Axes", plot: Plot) -> None:
     axes.grid(linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if plot.is_counted:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS, integer=True))
     if plot.start_at_zero:
         axes.set_ylim(bottom=0)
     if plot.least_top is not None:

@@ -55,7 +55,6 @@ class Plot:
         across: Label of the horizontal axis.
         start_at_zero: Whether the vertical axis begins at 0.
         least_top: The vertical axis ends there or above.
-        is_counted: Whether the horizontal axis counts: ticks at whole numbers alone.
         is_of_runs: Whether each line is of another run.
     """
 
@@ -66,7 +65,6 @@ class Plot:
     across: str = "step"
     start_at_zero: bool = False
     least_top: float | None = None
-    is_counted: bool = False
     is_of_runs: bool = False
 
     @property

@@ -92,4 +92,4 @@ def last_value(key: str, record: findings.Record) -> str:
     if key not in record:
         return ""
     is_fraction = key.rpartition("/")[2].startswith(("accuracy", "map"))
-    return findings.percent(record[key]) if is_fraction else f"{record[key]:.4g}"
+    return findings.percent(record[key]) if is_fraction else f"{record[key]:#.4g}"

@@ -202,6 +202,5 @@ def _gains(named: dict[str, Run], looks: dict[str, Line]) -> Plot:
         "visible patch, at each distance from it. At 0 it knows no more than its neighbour's "
         "colour. Distances at which fewer than 1 % of the patches are would be noise.",
         "distance to the nearest visible patch, in patches",
-        is_counted=True,
         is_of_runs=True,
     )

@@ -95,7 +95,6 @@ def _by_layer(cells: dict[str, list[Cell]], shots: list[int]) -> Plot | None:
         "'average' is over the patches, 'class' is the class token, which gets no loss in "
         "pretraining. Bars are the deviation over choices of the labelled images.",
         "layer",
-        is_counted=True,
     )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data.settings import require
+from finetune.config import FinetuneConfig
+from pretrain.config import PretrainConfig, keys
 from scripts.report_page import findings
 from scripts.report_page.drawing import chart
 from scripts.report_page.figures import Section, file_name
@@ -72,19 +74,25 @@ def sections(runs: list[Run], num_images: int) -> Iterator[Section]:
 
 def _differences(named: dict[str, Run]) -> Section:
     """Show the keys of the configurations that are not alike."""
-    configs = [dict(flat(run.config)) for run in named.values()]
-    keys = dict.fromkeys(key for config in configs for key in config if key not in _OWN)
+    configs = [_defaults(run) | dict(flat(run.config)) for run in named.values()]
+    names = dict.fromkeys(key for config in configs for key in config if key not in _OWN)
     rows = [
         [key, *(_text(config, key) for config in configs)]
-        for key in keys
+        for key in names
         if len({_text(config, key) for config in configs}) > 1
     ]
     title = "What differs in their configurations"
     if not rows:
         return Section(title, notes=("Nothing but run.dir.",))
-    note = "A dash: the version that started the run did not have the key."
+    note = "A dash: the run had no such key."
     has_gap = any(_NO_KEY in row for row in rows)
     return Section(title, table(["Key", *named], rows, is_text=True), (), (note,) * has_gap)
+
+
+def _defaults(run: Run) -> dict[str, Any]:
+    """Return what keys are by default, for runs that are older than some of them."""
+    config = PretrainConfig if run.is_pretraining else FinetuneConfig
+    return {key.name: key.default for key in keys(config)}
 
 
 def _text(config: dict[str, Any], key: str) -> str:
