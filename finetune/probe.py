@@ -1,6 +1,6 @@
 """Measure a frozen encoder: k-NN, and a linear probe on all labelled images.
 
-    accelerate launch finetune/probe.py [CONFIG.yaml ...] encoder.init=RUN data.train=... data.val=...
+    accelerate launch finetune/probe.py [CONFIG.yaml ...] encoder.init=RUN data.train=... ...
 
 `encoder.init=none` measures an untrained encoder. The probe is a logistic regression whose penalty
 a tenth of `data.train` chooses; `data.val` chooses nothing. The images are read once, on all

@@ -140,7 +140,9 @@ def described(encoder: VisionTransformer) -> Placement:
     found = getattr(encoder, "position", None)
     if isinstance(found, Placement):
         return found
-    return Placement("none" if getattr(encoder, "pos_embed", None) is None else "learned_1d", "stem")
+    return Placement(
+        "none" if getattr(encoder, "pos_embed", None) is None else "learned_1d", "stem"
+    )
 
 
 def resize(encoder: VisionTransformer, grid: Grid) -> None:

@@ -42,7 +42,7 @@ def flatten_patches(encoder: VisionTransformer) -> None:
         "leave it out",
     )
     embedding: Any = encoder.patch_embed
-    old: nn.Conv2d = embedding.proj
+    old = embedding.proj
     flat = FlatPatches(
         old.in_channels, old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None
     )

@@ -90,7 +90,7 @@ def add_up(
         corruption: What was corrupted.
         weight: (B,) of the images.
         nearest: Whose answers the baseline of copying gives.
-        has_distances: Add up by distance to the nearest visible patch too.
+        has_distances: Add up masked patches by distance to the nearest visible patch too.
     """
     asked = select(answers, corruption.patches)
     copied = target.scores(select(answers, nearest.patches), asked)
@@ -109,12 +109,15 @@ def add_up(
         parts = by_patch[name].split(list(corruption.counts), dim=1)
         sums |= {f"{name}_{kind}": part.sum() for kind, part in zip(_KINDS, parts, strict=True)}
     if has_distances:
-        sums |= _by_distance(by_patch | {"num": patch_weight}, nearest.distances)
+        masked = slice(corruption.counts.mask)  # the others can be seen, or show something else
+        numbers = {name: value[:, masked] for name, value in by_patch.items()}
+        numbers["num"] = patch_weight[:, masked]
+        sums |= _by_distance(numbers, nearest.distances[:, masked])
     return sums | _spread(target, asked, patch_weight)
 
 
 def _by_distance(by_patch: dict[str, Tensor], distances: Tensor) -> Sums:
-    """Add up patches by rounded distance: (NUM_DISTANCES,) each."""
+    """Add up masked patches by rounded distance: (NUM_DISTANCES,) each."""
     place = distances.round().long().clamp(1, NUM_DISTANCES).flatten() - 1
     empty = torch.zeros(NUM_DISTANCES, dtype=torch.float64, device=distances.device)
     return {
@@ -149,9 +152,9 @@ def summarise(sums: Sums) -> dict[str, float]:
         `accuracy_neighbour`, those of answering with the batch's most frequent class, and with the
         colour of the nearest patch that is not corrupted. Of pixels `loss_mean` and
         `loss_neighbour`, those of answering with the batch's mean patch, and with that nearest
-        patch. In validation, by distance to that patch, with D = 1, 2, 3 and 4 for all beyond:
-        `loss_distance_D`, `accuracy_distance_D`, `neighbour_distance_D` (copying: accuracy, or
-        error) and `ratio_distance_D`, the fraction of patches that are so far off.
+        patch. In validation, of masked patches by distance to that patch, with D = 1, 2, 3 and 4
+        for all beyond: `loss_distance_D`, `accuracy_distance_D`, `neighbour_distance_D` (copying:
+        accuracy, or error) and `ratio_distance_D`, the fraction that is so far off.
     """
     num = {kind: sums[f"num_{kind}"] for kind in _KINDS}
     num_corrupted = sum(num.values(), torch.zeros(()))
@@ -165,8 +168,8 @@ def summarise(sums: Sums) -> dict[str, float]:
     figures |= _baselines(sums, num_corrupted)
     figures["corrupted_ratio"] = num_corrupted / sums["num_patches"]
     figures |= {f"{kind}_ratio": num[kind] / num_corrupted for kind in num}
-    if "num_by_distance" in sums:
-        figures |= _distances(sums, num_corrupted)
+    if "num_by_distance" in sums and num["mask"] > 0:
+        figures |= _distances(sums, num["mask"])
     return {name: float(value) for name, value in figures.items()}
 
 
@@ -185,12 +188,12 @@ def _baselines(sums: Sums, num_corrupted: Tensor) -> Sums:
     }
 
 
-def _distances(sums: Sums, num_corrupted: Tensor) -> Sums:
+def _distances(sums: Sums, num_masked: Tensor) -> Sums:
     figures: Sums = {}
     num = sums["num_by_distance"]
     names = {"loss": "loss", "neighbour": "neighbour", "right": "accuracy"}
     for place in range(NUM_DISTANCES):
-        figures[f"ratio_distance_{place + 1}"] = num[place] / num_corrupted
+        figures[f"ratio_distance_{place + 1}"] = num[place] / num_masked
         for key, name in names.items():
             if num[place] > 0 and f"{key}_by_distance" in sums:
                 value = sums[f"{key}_by_distance"][place] / num[place]

@@ -172,9 +172,11 @@ def _check_distances(
     is_right: np.ndarray,
     is_copied_right: np.ndarray,
 ) -> None:
-    """Recount by distance to the nearest visible patch."""
+    """Recount masked patches by distance to the nearest visible patch."""
     near = [[_nearest(corruption, i, int(p)) for p in corruption.patches[i]] for i in good]
-    patches, near = corruption.patches[good].numpy(), np.array(near)
+    num_masked = corruption.counts.mask
+    patches, near = corruption.patches[good, :num_masked].numpy(), np.array(near)[:, :num_masked]
+    is_right, is_copied_right = is_right[:, :num_masked], is_copied_right[:, :num_masked]
     steps = np.hypot(patches // 6 - near // 6, patches % 6 - near % 6)
     place = np.clip(np.round(steps), 1, 4)
     assert {1, 2} <= set(place.flatten())
