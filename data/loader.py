@@ -5,7 +5,7 @@ depends on nothing else. So any number of workers gives the same batches.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,9 +154,7 @@ class ImageConfig:
         return (self.image_size[0], self.image_size[1])
 
 
-def check_values(
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int
-) -> None:
+def check_values(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
     """Raise `UserError` unless what is given of mean and deviation is one value a channel."""
     for key, values in (("mean", mean), ("std", std)):
         require(

@@ -15,6 +15,7 @@ from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from data.loader import check_values
 from data.settings import UserError, require, setting
 from pretrain import positions
 from pretrain.additions import Additions, additions_of, build, describe_additions
@@ -158,13 +159,9 @@ def describe_images(
         UserError: There are more or fewer values than channels.
     """
     data, channels = image_data(encoder), num_channels(encoder)
+    check_values(mean, std, channels)
     data["input_size"] = (channels, *size)
     for key, values in (("mean", mean), ("std", std)):
-        require(
-            values is None or len(values) == channels,
-            f"data.{key} has {len(values or ())} values, and the images {channels} channels; "
-            "give one a channel",
-        )
         if values is not None:
             data[key] = tuple(values)
         elif len(data[key]) != channels:

@@ -19,17 +19,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.settings import UserError, require, run_entry_point
+from data.settings import require, run_entry_point
 from scripts.ablating.jobs import Children, JobFailed
 from scripts.ablating.plan import Ablation
 from scripts.ablating.reading import read_plan, seeds_of
 from scripts.ablating.rows import Task
 from scripts.ablating.table import write_table
+from scripts.arguments import OneLineParser
 
 
 def main(arguments: list[str]) -> None:
@@ -93,16 +93,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     return seeds_of([int(part) for part in parts], "--seeds")
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what `run_entry_point` prints."""
-        raise UserError(f"{message}; see --help")
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     option = parser.add_argument
     option("ablation", metavar="NAME|FILE.yaml", help="of configs/ablate, or your own")
     option("overrides", nargs="*", metavar="key=value", help="of all rows")

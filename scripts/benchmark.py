@@ -1,6 +1,7 @@
 """Measure what is fast and what is lost, against what all this is built on.
 
     python scripts/benchmark.py step [SHARDS ...] [--precision bf16] [--json step.json]
+    python scripts/benchmark.py variants CONFIG.yaml --variant 'key=value ...' [--variant ...]
     python scripts/benchmark.py loader [SHARDS ...] [--epochs 20] [--json loader.json]
     python scripts/benchmark.py order [--samples 1e9] [--shards 1e5] [--batch-size 2048]
     python scripts/benchmark.py resume [SHARDS ...] [--samples 40000]
@@ -8,6 +9,8 @@
 
 `step` gives step_vs_timm, our whole training step against the forward and backward of timm's bare
 encoder, and run_vs_step, a run from shards with loader processes against that step alone.
+`variants` gives the speed of a training step with other keys against that of CONFIG.yaml, such as
+--variant encoder.sees_masked=false; it reads no data.
 `loader` gives loader_vs_pil, one loader process against the usual pipeline of Pillow and
 torchvision, and loader_vs_webdataset, against plain webdataset with our decoder and crop. Above 1
 ours is the faster. Without SHARDS, scikit-image's photographs are read.
@@ -27,13 +30,14 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.settings import UserError, require, run_entry_point
+from data.settings import require, run_entry_point
 from data.shards import atomic_write
+from scripts.arguments import OneLineParser
 from scripts.speed.rounds import add_values, make_record, table
 
 # What each benchmark measures is imported where it starts: torch and timm take seconds, and a fresh
@@ -45,6 +49,7 @@ def main(arguments: list[str]) -> None:
     asked = _parse(arguments)
     measure = {
         "step": _measure_step,
+        "variants": _measure_variants,
         "loader": _measure_loader,
         "order": _measure_order,
         "resume": _measure_resume,
@@ -69,6 +74,16 @@ def _measure_step(asked: argparse.Namespace, folder: Path) -> _Measured:
     options = step.StepOptions(**_values(asked, step.StepOptions))
     speeds = step.measure_step(options)
     record = make_record("step", asdict(options), speeds, step.RATIOS)
+    return record, table(record)
+
+
+def _measure_variants(asked: argparse.Namespace, _: Path) -> _Measured:
+    from scripts.speed import variants
+
+    options = variants.VariantOptions(**_values(asked, variants.VariantOptions))
+    speeds = variants.measure_variants(options)
+    ratios = {text: (text, variants.BASELINE) for text in options.variant}
+    record = make_record("variants", asdict(options), speeds, ratios)
     return record, table(record)
 
 
@@ -124,17 +139,11 @@ def _values(asked: argparse.Namespace, options: type[Any]) -> dict[str, Any]:
     return {field.name: getattr(asked, field.name) for field in fields(options)}
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what `run_entry_point` prints."""
-        raise UserError(f"{message}; see --help")
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = "step|loader|order|resume|faults"
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = "step|variants|loader|order|resume|faults"
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar=names)
     step = benchmarks.add_parser("step", help="a training step against timm's encoder")
     _add_images(step, batch_size=16)
@@ -144,6 +153,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option("--precision", choices=("fp32", "bf16"), default="fp32", help="(fp32)")
     option("--workers", type=int, default=1, help="loader processes of the run (1)")
     option("--threads", type=int, default=0, help="CPU threads (0: all)")
+    variants = benchmarks.add_parser("variants", help="a training step with other keys")
+    option = variants.add_argument
+    option("config", metavar="CONFIG.yaml", help="of pretraining: the baseline")
+    text = "keys over it, apart by spaces; may be given again"
+    option("--variant", metavar="KEYS", action="append", required=True, help=text)
+    option("--batch-size", type=int, default=32, help="images (32)")
+    option("--threads", type=int, default=0, help="CPU threads (0: all)")
+    _add_rounds(variants, seconds=5)
     loader = benchmarks.add_parser("loader", help="a loader process against Pillow, webdataset")
     _add_images(loader, batch_size=64)
     _add_rounds(loader, seconds=5)
@@ -162,7 +179,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     resume.add_argument("--samples", type=_count, default=40_000, help=text)
     _add_rounds(resume)
     faults = benchmarks.add_parser("faults", help="what is lost, beside plain webdataset")
-    for benchmark in (step, loader, order, resume, faults):
+    for benchmark in (step, variants, loader, order, resume, faults):
         benchmark.add_argument("--json", type=Path, metavar="PATH", help="write the record there")
     asked = parser.parse_args(arguments)
     _check(asked)

@@ -15,12 +15,12 @@ bound: what lives for a moment within a pass comes on top. No GPU is measured.
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.settings import UserError, require, run_entry_point
+from data.settings import require, run_entry_point
+from scripts.arguments import OneLineParser
 from scripts.describing.building import build
 from scripts.describing.measuring import PRECISIONS, Costs, measure
 
@@ -45,16 +45,10 @@ def main(arguments: list[str]) -> None:
         print("\n".join(lines(measure(build(asked.config, asked.classes), asked.batch))))
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what `run_entry_point` prints."""
-        raise UserError(f"{message}; see --help")
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     option = parser.add_argument
     option("config", nargs="+", metavar="CONFIG.yaml | key.sub=value", help="as a run takes them")
     option("--batch", type=int, default=32, help="images of a forward pass (32)")

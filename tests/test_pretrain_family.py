@@ -351,5 +351,5 @@ def test_images_of_any_number_of_channels(channels: int, tmp_path: Path) -> None
         UserError, match=rf"of {channels} channels, and the images have 3; set data"
     ):
         make_encoder(EncoderConfig(init=str(tmp_path)), channels=3)
-    with pytest.raises(UserError, match=rf"data.std has 3 values, and the images {channels} chann"):
+    with pytest.raises(UserError, match=rf"data.std has 3 values, data.channels={channels}; give"):
         make_encoder(EncoderConfig(init=str(tmp_path)), std=(1, 1, 1), channels=channels)

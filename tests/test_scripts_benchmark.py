@@ -60,6 +60,17 @@ def test_step_measures_the_step_and_the_run(shards: Path, tmp_path: Path, precis
     assert "step_vs_timm" in printed
 
 
+def test_variants_measures_a_step_with_other_keys(tmp_path: Path) -> None:
+    config = SCRIPT.parents[1] / "configs/pretrain/cifar10.yaml"
+    keys = ["encoder.sees_masked=false corruption.ratio=0.75", "encoder.position=relative"]
+    variants = [f"--variant={text}" for text in keys]
+    short = ["--rounds=1", "--seconds=0.01", "--batch-size=2", "--threads=1"]
+    arguments = ["variants", str(config), *variants, *short]
+    record, printed = measured(tmp_path / "variants.json", *arguments)
+    assert_complete(record, {"as configured", *keys}, {*keys})
+    assert all(text in printed for text in keys)
+
+
 def test_loader_measures_speed_and_memory_without_shards(tmp_path: Path) -> None:
     record, printed = measured(tmp_path / "loader.json", "loader", *SHORT, "--epochs=2")
     ratios = {"loader_vs_pil", "loader_vs_webdataset"}
@@ -158,6 +169,7 @@ def test_the_table_has_a_line_for_each_fault(faults: tuple[dict[str, Any], str])
     ("arguments", "message"),
     [
         (["step", "--precision=fp8"], "fp8"),
+        (["variants", "none.yaml", "--variant=a=1"], "none.yaml: no such configuration file"),
         (["loader", "--rounds=0"], "--rounds=0 must be above 0"),
         (["order", "--shards=0"], "--shards=0 must be above 0"),
         (["order", "--samples=1.5"], "invalid _count value: '1.5'"),

@@ -26,9 +26,9 @@ def by_distance(run: Run, prefix: str = "") -> Section:
     drawn = common_distances(figures)
     plots = [plot for plot in (_accuracies(figures, drawn), _losses(run, figures, drawn)) if plot]
     notes = (
-        f"The last validation, at step {record['step']:,.0f}. All corrupted patches count, also "
-        "the few that stay as they are. Far from what is visible copying fails: there only what "
-        "was learnt of images helps. Distances of fewer than 1 % of the patches are not drawn.",
+        f"Masked patches of the last validation, at step {record['step']:,.0f}. Far from what is "
+        "visible copying fails: there only what was learnt of images helps. Distances of fewer "
+        "than 1 % of the patches are not drawn.",
     )
     return Section(
         title,
@@ -91,7 +91,7 @@ def _losses(run: Run, figures: Record, bins: list[int]) -> Plot:
 
 def _table(run: Run, figures: Record, bins: list[int]) -> str:
     columns = {
-        "ratio": "Of the corrupted patches",
+        "ratio": "Of the masked patches",
         "loss": f"Loss ({run.unit})",
         "accuracy": "Accuracy",
         "neighbour": "Copying the nearest",

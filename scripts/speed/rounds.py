@@ -145,11 +145,12 @@ def _cpu_model() -> str:
 def table(record: dict[str, Any]) -> str:
     """Lay a record out for reading."""
     rows = [(unit.replace("_", " "), record[unit]) for unit in record["units"]]
+    width = max(28, *(len(name) + 2 for _, values in rows for name in values))
     lines: list[str] = []
     for title, values in [*rows, ("ratio", record["spread"])]:
-        lines.append(f"{title:28}{'median':>10}{'min':>10}{'max':>10}")
+        lines.append(f"{title:{width}}{'median':>10}{'min':>10}{'max':>10}")
         lines += [
-            f"{name:28}" + "".join(f"{value[key]:10.3f}" for key in ("median", "min", "max"))
+            f"{name:{width}}" + "".join(f"{value[key]:10.3f}" for key in ("median", "min", "max"))
             for name, value in values.items()
         ]
         lines.append("")
