@@ -347,9 +347,7 @@ def test_images_of_any_number_of_channels(channels: int, tmp_path: Path) -> None
     assert model(batch(channels=channels)).loss.isfinite()
     save_encoder(encoder, tmp_path)
     assert make_encoder(EncoderConfig(init=str(tmp_path)), channels=channels).in_chans == channels
-    with pytest.raises(
-        UserError, match=rf"of {channels} channels, and the images have 3; set data"
-    ):
+    with pytest.raises(UserError, match=rf"of {channels} channels, and data.channels=3; leave"):
         make_encoder(EncoderConfig(init=str(tmp_path)), channels=3)
     with pytest.raises(UserError, match=rf"data.std has 3 values, data.channels={channels}; give"):
         make_encoder(EncoderConfig(init=str(tmp_path)), std=(1, 1, 1), channels=channels)
