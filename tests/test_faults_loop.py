@@ -1,6 +1,7 @@
 """Steps that are not finite, data that is bad, two runs in one folder, restarts without end."""
 
 import json
+import os
 import pickle
 import shutil
 import time
@@ -328,11 +329,15 @@ def test_leaks(tmp_path: Path, tiny: list[str], times: int) -> None:
     process.join()
     assert process.exitcode == 0
     held = json.loads(answer.read_text())
-    early, late = held[times // 4], held[-1]
+    early, late = held[times // 4 : times // 4 + 2], held[-2:]  # with loader processes and without
     print(f"restarts: {times}; after {times // 4}: {early}; after all: {late}")
-    for name in ("descriptors", "threads", "shared memory"):
-        assert late[name] <= early[name], (name, [one[name] for one in held])
-    assert late["memory (KiB)"] - early["memory (KiB)"] < 100 * times + 8_000
+    names = ["descriptors", "threads"]
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # of the whole machine: no other test may run
+        names.append("shared memory")
+    for name in names:
+        before, after = max(one[name] for one in early), min(one[name] for one in late)
+        assert after <= before, (name, [one[name] for one in held])
+    assert late[1]["memory (KiB)"] - early[0]["memory (KiB)"] < 100 * times + 8_000
 
 
 def test_nothing_waits_forever(tmp_path: Path, tiny: list[str]) -> None:

@@ -75,7 +75,7 @@ def test_a_model_is_made_for_images_of_any_channels(name: str, channels: int) ->
 def test_a_saved_encoder_of_other_channels_is_refused(tmp_path: Path) -> None:
     grey = timm.create_model("test_vit", in_chans=1, num_classes=0)
     save_for_hf(grey, str(tmp_path), safe_serialization=True)
-    with pytest.raises(UserError, match=r"encoder.init=.* takes images of 1 channels, and data.chan"):
+    with pytest.raises(UserError, match=r"encoder.init=.* takes images of 1 channels, "):
         make_backbone(EncoderConfig(init=str(tmp_path)), channels=3)
     with pytest.raises(UserError, match=r"data.mean has 3 values, "):
         make_backbone(EncoderConfig(init=str(tmp_path)), None, (0.5, 0.5, 0.5), None, 1)
