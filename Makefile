@@ -8,7 +8,7 @@ BIN := .venv/bin
 help:
 	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
 	@echo "make demo      the whole job on 8 photographs, 4 to 6 minutes on 2 CPU cores"
-	@echo "make test      the test suite, about 15 minutes on 2 CPU cores"
+	@echo "make test      the test suite, about 25 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
 	@echo "make lint      ruff and pyright (strict)"
 	@echo "make format    apply ruff's formatting and fixes"
@@ -28,7 +28,7 @@ demo: install
 	@$(BIN)/python scripts/demo.py
 
 test: install
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest
 
 test-faults: install
 	$(BIN)/pytest -m faults

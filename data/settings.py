@@ -4,12 +4,13 @@ Every component's frozen dataclass stands beside the component and declares its 
 `setting`, so that `--help`, the resume check and the reader of the code see the same thing.
 """
 
+import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import field
-from typing import Any
+from typing import Any, NoReturn
 
 
 class RunStopped(Exception):  # noqa: N818 - not always an error of the program
@@ -37,6 +38,18 @@ class UserError(ValueError):
 
     Entry points print it without a traceback and leave with status 2.
     """
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser of a script's arguments whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `run_entry_point` prints.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{message}; see --help")
 
 
 def setting(

@@ -21,11 +21,11 @@ def reduce(accelerator: Accelerator, tensor: Tensor) -> Tensor:
 
 def reduce_sums(accelerator: Accelerator, sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add sums over all ranks, in one transfer."""
-    flat = torch.cat([value.flatten() for value in sums.values()])
-    parts = reduce(accelerator, flat).cpu().split([v.numel() for v in sums.values()])
+    in_order = sorted(sums.items())  # a dict's own order need not be the other ranks'
+    flat = torch.cat([value.flatten() for _, value in in_order])
+    parts = reduce(accelerator, flat).cpu().split([value.numel() for _, value in in_order])
     return {
-        name: part.view(value.shape)
-        for (name, value), part in zip(sums.items(), parts, strict=True)
+        name: part.view(value.shape) for (name, value), part in zip(in_order, parts, strict=True)
     }
 
 

@@ -105,7 +105,7 @@ def add_up(
     sums["num_patches"] = sums["weight"] * answers.shape[1]
     for kind, size in zip(_KINDS, corruption.counts, strict=True):
         sums[f"num_{kind}"] = sums["weight"] * size
-    for name in by_patch.keys() & {"loss", "right"}:
+    for name in (name for name in by_patch if name != "neighbour"):
         parts = by_patch[name].split(list(corruption.counts), dim=1)
         sums |= {f"{name}_{kind}": part.sum() for kind, part in zip(_KINDS, parts, strict=True)}
     if has_distances:

@@ -23,13 +23,12 @@ from pathlib import Path
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.settings import require, run_entry_point
+from data.settings import OneLineParser, require, run_entry_point
 from scripts.ablating.jobs import Children, JobFailed
 from scripts.ablating.plan import Ablation
 from scripts.ablating.reading import read_plan, seeds_of
 from scripts.ablating.rows import Task
 from scripts.ablating.table import write_table
-from scripts.arguments import OneLineParser
 
 
 def main(arguments: list[str]) -> None:

@@ -35,9 +35,8 @@ from typing import Any
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.settings import require, run_entry_point
+from data.settings import OneLineParser, require, run_entry_point
 from data.shards import atomic_write
-from scripts.arguments import OneLineParser
 from scripts.speed.rounds import add_values, make_record, table
 
 # What each benchmark measures is imported where it starts: torch and timm take seconds, and a fresh

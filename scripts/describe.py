@@ -19,8 +19,7 @@ from pathlib import Path
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.settings import require, run_entry_point
-from scripts.arguments import OneLineParser
+from data.settings import OneLineParser, require, run_entry_point
 from scripts.describing.building import build
 from scripts.describing.measuring import PRECISIONS, Costs, measure
 
