@@ -1,6 +1,6 @@
 """Configurations: every file loads, precedence, and a help that names every key."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,9 @@ def test_later_files_win_and_overrides_over_all(tmp_path: Path) -> None:
 def test_an_encoder_goes_behind_any_recipe(path: Path) -> None:
     encoder = load(PretrainConfig, [str(path), SHARDS]).encoder
     for recipe in pretrain_files():
-        assert load(PretrainConfig, [str(recipe), str(path), SHARDS]).encoder == encoder
+        sees_masked = load(PretrainConfig, [str(recipe), SHARDS]).encoder.sees_masked
+        found = load(PretrainConfig, [str(recipe), str(path), SHARDS]).encoder
+        assert found == replace(encoder, sees_masked=sees_masked)  # the recipe's, all else its own
     paper = str(CONFIGS / "finetune" / "paper.yaml")
     assert load(FinetuneConfig, [paper, str(path), *LABELLED]).encoder == encoder
 
