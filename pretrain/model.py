@@ -142,7 +142,7 @@ class MaskedPatchModel(nn.Module):
         visible = None if self.decoder is None else corruption.visible
         tokens = patch_tokens(self.encoder, encode(self.encoder, embeddings, visible))
         if self.decoder is not None:
-            tokens = self.decoder(tokens, corruption.visible)  # (B, V, D) -> (B, N, width)
+            tokens = self.decoder(tokens, visible)  # (B, V, D) -> (B, N, width)
         return self.head(corrupting.select(tokens, corruption.patches))
 
     def summarise(self, sums: Sums) -> dict[str, float]:

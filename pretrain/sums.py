@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.corruption import Corruption
+from pretrain.corruption import Corruption, select
 from pretrain.targets import Target
-from pretrain.tokens import select
 
 Sums = dict[str, Tensor]
 

@@ -6,6 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from pretrain.corruption import select
 from pretrain.encoder import image_data
 from pretrain.position_blocks import PositionedBlock
 
@@ -73,11 +74,6 @@ def encode(encoder: VisionTransformer, embeddings: Tensor, visible: Tensor | Non
         needs_places = isinstance(block, PositionedBlock)
         tokens = block(tokens, places=visible) if needs_places else block(tokens)
     return encoder.norm(tokens)
-
-
-def select(tokens: Tensor, index: Tensor) -> Tensor:
-    """Pick tokens of each image: (B, N, D), int64 (B, M) -> (B, M, D)."""
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def patch_tokens(encoder: VisionTransformer, tokens: Tensor) -> Tensor:
