@@ -77,18 +77,15 @@ class EncoderConfig:
             require(value is None or value > 0, f"encoder.{key}={value} must be above 0")
         for key in _FIXED_ARGS.keys() & self.args.keys():
             raise UserError(f"encoder.args.{key} is set by this project; {_FIXED_ARGS[key]}")
-        self._check_choice("position", positions.KINDS)
-        self._check_choice("position_at", positions.PLACES)
-        self._check_choice("patch_embed", _PATCHES)
+        positions.check(self.additions.position, self.additions.position_at)
+        if self.patch_embed not in _PATCHES:
+            raise UserError(
+                f"encoder.patch_embed={self.patch_embed} is not one of {', '.join(_PATCHES)}"
+            )
         require(
             self.stem is not None or self.stem_stride is None,
             f"encoder.stem_stride={self.stem_stride} needs a CNN; set encoder.stem, as resnet26d",
         )
-
-    def _check_choice(self, key: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, key)
-        if value is not None and value not in choices:
-            raise UserError(f"encoder.{key}={value} is not one of {', '.join(choices)}")
 
     @property
     def additions(self) -> Additions:
