@@ -28,7 +28,7 @@ demo: install
 	@$(BIN)/python scripts/demo.py
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-faults: install
 	$(BIN)/pytest -m faults

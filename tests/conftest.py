@@ -6,6 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# two files are tested at a time: threads would wait for each other; and sums come out the same on
+# any number of cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import numpy as np
 import pytest
@@ -13,7 +17,12 @@ from PIL import Image
 
 from data.shards import ImageFile, write_shard
 
-hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
+hypothesis.settings.register_profile(
+    "seeded",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # other programs run, too
+)
 hypothesis.settings.load_profile("seeded")
 
 NUM_CLASSES = 3

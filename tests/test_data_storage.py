@@ -202,7 +202,7 @@ def test_nginx_without_ranges(folder: Path, tmp_path: Path) -> None:
         began = time.monotonic()
         text = refusal(f"{url}/a.tar", STORAGE)
         assert "does not serve ranges; use a server that does, copy the shards to disk" in text
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15  # it would be asked again for 20
 
 
 @needs_nginx
@@ -547,7 +547,7 @@ def test_ctrl_c_ends_a_read_at_once(server: FlakyServer, folder: Path) -> None:
     while not server.seen:
         time.sleep(0.01)
     child.send_signal(2)
-    _, errors = child.communicate(timeout=10)
+    _, errors = child.communicate(timeout=60)
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert "Unclosed" not in errors
     assert "never" not in errors

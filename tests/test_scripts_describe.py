@@ -20,6 +20,7 @@ from scripts.describing.measuring import Costs, count_saved_bytes, count_state_b
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = str(ROOT / "configs/pretrain/demo.yaml")
 PRESETS = sorted((ROOT / "configs/encoder").glob("*.yaml"))
+SOME = ("ti16", "b32", "h14")  # a model of each takes seconds
 # width, depth, heads and millions of parameters as published, patch 16 (g: 14), with a head of
 # 1000 classes. Dosovitskiy et al. 2021, Table 1; DeiT, Table 1; Zhai et al. 2022, Table 2.
 PUBLISHED = {
@@ -52,7 +53,13 @@ def test_there_is_a_preset_for_each_size_and_patch() -> None:
     assert {path.stem for path in PRESETS} == names
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem in SOME else pytest.mark.faults, id=path.stem)
+        for path in PRESETS
+    ],
+)
 def test_a_presets_header_gives_its_command_and_what_describe_counts(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     counted = summary(measure(build([str(path)], num_classes=10), 32, has_step=False))
