@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from data.settings import require, setting
+from pretrain.query_blocks import answer, make_askable
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         blocks = [Block(self.width, num_heads, qkv_bias=True) for _ in range(config.depth)]
         self.blocks = nn.Sequential(*blocks)
+        make_askable(self.blocks)
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         for module in [self.embed, *self.blocks.modules()]:
             if isinstance(module, nn.Linear):
@@ -67,10 +69,20 @@ class Decoder(nn.Module):
         table = build_sincos2d_pos_embed(list(grid), self.width)
         self.register_buffer("positions", table, persistent=False)
 
-    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Decode the visible patches' tokens: (B, V, D), int64 (B, V) -> (B, N, width)."""
+    def forward(self, tokens: Tensor, visible: Tensor, asked: Tensor) -> Tensor:
+        """Decode the visible patches' tokens into those asked for: (B, V, D) -> (B, M, width).
+
+        Args:
+            tokens: (B, V, D).
+            visible: int64 (B, V), which patches they are of.
+            asked: int64 (B, M), the patches to be told of.
+        """
         embedded = self.embed(tokens)  # (B, V, width)
         everywhere = self.mask_token.to(embedded.dtype).expand(len(tokens), len(self.positions), -1)
         index = visible[..., None].expand(-1, -1, self.width)
         filled = everywhere.scatter(1, index, embedded)  # (B, N, width)
-        return self.norm(self.blocks(filled + self.positions.to(embedded.dtype)))
+        tokens = filled + self.positions.to(embedded.dtype)
+        *blocks, last = self.blocks
+        for block in blocks:
+            tokens = block(tokens)
+        return self.norm(answer(last, tokens, asked))

@@ -63,6 +63,11 @@ class RunConfig:
         changes_result=False,
     )
     compile: bool = setting(False, "compile the model with torch.compile: slow to start, then fast")
+    grad_checkpointing: bool = setting(
+        False,
+        "compute each block again for the backward pass, keeping its input alone: less memory",
+        changes_result=False,
+    )
     max_bad_steps: int = setting(
         10,
         "stop after so many steps in a row whose loss is not finite; each is skipped; 0: never",

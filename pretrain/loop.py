@@ -37,7 +37,7 @@ from pretrain.optim import OptimConfig, make_optimizer, set_lr
 from pretrain.parallel import Late, backward_of, cut, whole
 from pretrain.ranks import first_problem, on_main, reduce, reduce_sums
 from pretrain.sums import Sums
-from pretrain.tokens import choose_attention
+from pretrain.tokens import choose_attention, recompute_blocks
 from pretrain.traces import SKIPPED
 from pretrain.trackers import Trackers
 
@@ -114,6 +114,8 @@ class Trainer:
         """Put the model on the ranks, with its optimizer."""
         accelerator, optim = self.accelerator, self.optim
         choose_attention(model, accelerator.device, accelerator.mixed_precision)
+        if self.run.grad_checkpointing:
+            recompute_blocks(model.encoder)
         is_cut = self.run.parallel == "fsdp"
         require(
             not (is_cut and optim.ema),

@@ -16,6 +16,7 @@ from pretrain import corruption as corrupting
 from pretrain.corruption import Corruption, CorruptionConfig
 from pretrain.decoder import Decoder, DecoderConfig
 from pretrain.encoder import grid_size, image_data, num_channels, patch_size
+from pretrain.query_blocks import make_askable
 from pretrain.stems import is_hybrid
 from pretrain.sums import NearestVisible, Sums, add_up, summarise
 from pretrain.targets import Target, TargetConfig, make_target
@@ -85,7 +86,9 @@ class MaskedPatchModel(nn.Module):
         self.is_hybrid = is_hybrid(encoder)
         self.mask_token = self._make_mask(channels, has_decoder=decoder is not None)
         self.decoder, width = None, encoder.embed_dim
-        if decoder is not None:
+        if decoder is None:
+            make_askable(encoder.blocks)
+        else:
             num_heads = cast(Any, encoder.blocks[0]).attn.num_heads
             self.decoder = Decoder(decoder, width, num_heads, self.grid)
             width = self.decoder.width
@@ -139,11 +142,11 @@ class MaskedPatchModel(nn.Module):
         else:
             embeddings = embed(self.encoder, pixels)
             embeddings = corrupting.apply(embeddings, self.mask_token, corruption)
-        visible = None if self.decoder is None else corruption.visible
+        if self.decoder is None:
+            return self.head(encode(self.encoder, embeddings, asked=corruption.patches))
+        visible = corruption.visible
         tokens = patch_tokens(self.encoder, encode(self.encoder, embeddings, visible))
-        if self.decoder is not None:
-            tokens = self.decoder(tokens, visible)  # (B, V, D) -> (B, N, width)
-        return self.head(corrupting.select(tokens, corruption.patches))
+        return self.head(self.decoder(tokens, visible, corruption.patches))
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         """Turn sums into figures; see `pretrain.sums.summarise`."""

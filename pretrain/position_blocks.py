@@ -1,6 +1,5 @@
 """timm's blocks, with positions added to what they are given, or in their attention."""
 
-import copy
 from typing import cast
 
 from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
@@ -8,10 +7,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.corruption import select
 from pretrain.position_tables import Offsets
+from pretrain.query_blocks import QueryBlock, adopt
 
 
-class PositionedBlock(Block):
+class PositionedBlock(QueryBlock):
     """A block of timm's that adds a table to the patch tokens it is given.
 
     Args:
@@ -25,7 +26,7 @@ class PositionedBlock(Block):
     num_prefix: int
 
     def __init__(self, block: Block, position: nn.Module, num_prefix: int, *, is_own: bool) -> None:
-        _adopt(self, block)
+        super().__init__(block)
         self.num_prefix = num_prefix
         if is_own:
             self.position = position
@@ -39,27 +40,30 @@ class PositionedBlock(Block):
         x: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        queries: Tensor | None = None,
         places: Tensor | None = None,
     ) -> Tensor:
-        """Add positions and run timm's block: (B, T, D) -> (B, T, D).
+        """Add positions and run the block: (B, T, D) -> (B, T, D), or (B, Q, D).
 
         Args:
             x: Tokens, prefix tokens first.
             attn_mask: timm's.
             is_causal: timm's.
+            queries: As `QueryBlock`.
             places: int64 (B, V), which patches the tokens after the prefix are; None: all N.
         """
         table: Tensor = self.position().to(x.dtype)  # (N, D)
         if places is not None:
             table = table[places]  # (B, V, D)
-        return super().forward(x + F.pad(table, (0, 0, self.num_prefix, 0)), attn_mask, is_causal)
+        x = x + F.pad(table, (0, 0, self.num_prefix, 0))
+        return super().forward(x, attn_mask, is_causal, queries)
 
 
 class RelativeBlock(PositionedBlock):
     """A block of timm's with positions in its attention."""
 
     def __init__(self, block: Block, position: Offsets, num_prefix: int) -> None:
-        _adopt(self, block)
+        adopt(self, block)
         self.attn = RelativeAttention(cast(Attention, block.attn), position, num_prefix)
 
     def forward(
@@ -67,10 +71,13 @@ class RelativeBlock(PositionedBlock):
         x: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        queries: Tensor | None = None,
         places: Tensor | None = None,
     ) -> Tensor:
-        """Run the block; as `PositionedBlock`."""
+        """Run the block; as `PositionedBlock`. All tokens attend: offsets are between all."""
         attended = self.attn(self.norm1(x), attn_mask, is_causal, places)
+        if queries is not None:
+            x, attended = select(x, queries), select(attended, queries)
         x = x + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
@@ -87,7 +94,7 @@ class RelativeAttention(Attention):
     """
 
     def __init__(self, attention: Attention, position: Offsets, num_prefix: int) -> None:
-        _adopt(self, attention)
+        adopt(self, attention)
         self.position = position
         self.num_prefix = num_prefix
 
@@ -124,13 +131,7 @@ class RelativeAttention(Attention):
 def plain_block(block: PositionedBlock) -> Block:
     """Return timm's block that a table was added to, without it; its parts are shared."""
     plain = Block.__new__(Block)
-    _adopt(plain, block)
+    adopt(plain, block)
     for name in ("position", "num_prefix"):
         del vars(plain)[name]
     return plain
-
-
-def _adopt(module: nn.Module, other: nn.Module) -> None:
-    """Give a new module all that another is made of: parts, parameters, hooks and settings."""
-    for name, value in vars(other).items():
-        vars(module)[name] = copy.copy(value) if isinstance(value, dict) else value

@@ -1,14 +1,18 @@
 """The encoder run in two halves, so that patch embeddings can be corrupted in between."""
 
+from functools import partial
 from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from data.settings import require
 from pretrain.corruption import select
 from pretrain.encoder import image_data
 from pretrain.position_blocks import PositionedBlock
+from pretrain.query_blocks import answer
 
 
 class Normalise(nn.Module):
@@ -49,12 +53,36 @@ def choose_attention(model: nn.Module, device: torch.device, precision: str) -> 
             cast(Any, module).fused_attn = False
 
 
+def recompute_blocks(encoder: nn.Module) -> None:
+    """Let blocks keep their input alone, and be computed again in the backward pass.
+
+    Weights after a step are the same. Of a light decoder's blocks all is kept.
+
+    Source: Chen et al. 2016, arXiv:1604.06174.
+
+    Raises:
+        UserError: It is no vision transformer.
+    """
+    require(
+        isinstance(encoder, VisionTransformer),
+        f"run.grad_checkpointing=true is for vision transformers, not {type(encoder).__name__}; "
+        "leave it out",
+    )
+    # timm's own setter would also have a CNN stem computed again, whose batch norms count
+    cast(Any, encoder).grad_checkpointing = True
+
+
 def embed(encoder: VisionTransformer, images: Tensor) -> Tensor:
     """Images -> patch embeddings without positions: (B, C, H, W) -> (B, N, D)."""
     return encoder.patch_embed(images)
 
 
-def encode(encoder: VisionTransformer, embeddings: Tensor, visible: Tensor | None = None) -> Tensor:
+def encode(
+    encoder: VisionTransformer,
+    embeddings: Tensor,
+    visible: Tensor | None = None,
+    asked: Tensor | None = None,
+) -> Tensor:
     """Patch embeddings -> tokens: (B, N, D) -> (B, T, D), prefix tokens first.
 
     `encode(embed(images))` equals timm's `forward_features(images)`.
@@ -63,17 +91,32 @@ def encode(encoder: VisionTransformer, embeddings: Tensor, visible: Tensor | Non
         encoder: Any.
         embeddings: (B, N, D) of all patches.
         visible: int64 (B, V), the patches whose tokens enter the blocks; None: all.
+        asked: int64 (B, M), the patches whose tokens are returned alone, (B, M, D); then all enter.
     """
     tokens = encoder._pos_embed(embeddings)
-    if visible is None:
-        return encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
-    prefix = tokens[:, : encoder.num_prefix_tokens]
-    tokens = torch.cat([prefix, select(patch_tokens(encoder, tokens), visible)], dim=1)
-    tokens = encoder.norm_pre(tokens)  # (B, prefix + V, D)
-    for block in encoder.blocks:
-        needs_places = isinstance(block, PositionedBlock)
-        tokens = block(tokens, places=visible) if needs_places else block(tokens)
-    return encoder.norm(tokens)
+    if visible is not None:
+        assert asked is None, "those who ask for some patches let all of them enter"
+        prefix = tokens[:, : encoder.num_prefix_tokens]
+        tokens = torch.cat([prefix, select(patch_tokens(encoder, tokens), visible)], dim=1)
+    tokens = encoder.norm_pre(tokens)  # (B, T, D); T is prefix + V where some are visible
+    run: Any = _run
+    if encoder.grad_checkpointing:
+        run = partial(checkpoint, _run, use_reentrant=False)
+    *blocks, last = cast(Any, encoder.blocks)
+    for block in blocks:
+        tokens = run(block, tokens, visible)
+    queries = None if asked is None else asked + encoder.num_prefix_tokens
+    return encoder.norm(run(last, tokens, visible, queries))
+
+
+def _run(
+    block: nn.Module, tokens: Tensor, visible: Tensor | None, queries: Tensor | None = None
+) -> Tensor:
+    if queries is not None:
+        return answer(block, tokens, queries)
+    if visible is not None and isinstance(block, PositionedBlock):
+        return block(tokens, places=visible)
+    return block(tokens)
 
 
 def patch_tokens(encoder: VisionTransformer, tokens: Tensor) -> Tensor:

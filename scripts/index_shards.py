@@ -220,7 +220,7 @@ def _report(problems: list[Problem], manifest: Manifest, path: Path | None) -> N
         "shards": len(manifest.shards),
         "samples": manifest.num_samples,
         "bytes": num_bytes,
-        "problems": [asdict(problem) for problem in problems],
+        "problems": [asdict(problem) for problem in sorted(problems, key=lambda p: p.shard)],
     }
     with atomic_write(path) as file:
         file.write(json.dumps(report, indent=2).encode() + b"\n")

@@ -496,6 +496,7 @@ def test_a_server_that_fails_is_told_once_and_waited_for(shards: Remote, child_l
         wait_until(lambda: len(shards.server.seen) > 10)
         shards.server.pick = lambda: None
         wait_until(has_all(shards))
+        wait_until(lambda: "reading ahead: http://" in child_log.read_text())
     assert child_log.read_text().count("reading ahead: http://") == 1
 
 

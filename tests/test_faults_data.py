@@ -159,7 +159,7 @@ def test_a_process_with_open_connections_ends(tmp_path: Path, shards: Path) -> N
             env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=True,
         )
     assert process.stdout == "4\n"

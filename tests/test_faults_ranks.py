@@ -112,6 +112,10 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     "compile-ddp2": (2, ["run.compile=true"]),
     "compile-fsdp2": (2, ["run.compile=true", "run.parallel=fsdp"]),
     "ema-sgd": (1, ["optim.ema=0.9", "optim.algorithm=sgd"]),
+    "fsdp2-recompute": (
+        2,
+        ["run.parallel=fsdp", "run.grad_checkpointing=true", "encoder.args.drop_path_rate=0.2"],
+    ),
     "fsdp2-sgd": (2, ["run.parallel=fsdp", "optim.algorithm=sgd"]),
     "ddp3-free": (3, [*FREE, "encoder.position=learned_2d", "corruption.kind=coarse"]),
     "fsdp2-relative": (2, [*FREE, "run.parallel=fsdp", "encoder.position=relative"]),
@@ -164,6 +168,18 @@ def test_a_run_moves_between_ddp_and_fsdp(tmp_path: Path, arguments: list[str]) 
     moved, expected = load_encoder(run), load_encoder(tmp_path / "one")
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(moved.state_dict()[name], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.faults
+def test_computing_blocks_again_changes_nothing_on_cut_models(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    way = [*arguments, "run.parallel=fsdp", "encoder.args.drop_path_rate=0.2"]
+    for name in ("true", "false"):
+        more = [f"run.grad_checkpointing={name}", f"run.dir={tmp_path}/{name}"]
+        run_ranks([*way, *more], 2, tmp_path / "logs")
+    assert figures(tmp_path / "true") == figures(tmp_path / "false")
+    assert weights_hash(tmp_path / "true", STEPS) == weights_hash(tmp_path / "false", STEPS)
 
 
 # ---------------------------------------------------------------- elastic_chain

@@ -1,0 +1,93 @@
+"""timm's blocks, which can be asked for the outputs of some tokens alone.
+
+In the last block before a loss, a token for which there is no loss is of use as key and value only:
+its query, its share of the projection and its MLP are left out.
+"""
+
+import copy
+from typing import cast
+
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.corruption import select
+
+
+class QueryBlock(Block):
+    """A block of timm's with outputs for all tokens, or for those asked for.
+
+    Args:
+        block: timm's, whose parts and settings it takes over.
+    """
+
+    def __init__(self, block: Block) -> None:
+        adopt(self, block)
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        queries: Tensor | None = None,
+    ) -> Tensor:
+        """Run timm's block: (B, T, D) -> (B, T, D), or (B, Q, D) where queries are given.
+
+        Args:
+            x: Tokens.
+            attn_mask: timm's; not with queries.
+            is_causal: timm's; not with queries.
+            queries: int64 (B, Q), the tokens whose outputs are wanted; None: all, in order.
+        """
+        if queries is None:
+            return super().forward(x, attn_mask, is_causal)
+        normed = self.norm1(x)
+        if type(self.attn) is Attention:
+            attended = _attend(self.attn, normed, queries)
+        else:
+            attended = select(self.attn(normed), queries)
+        x = select(x, queries) + self.drop_path1(self.ls1(attended))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def make_askable(blocks: nn.Sequential) -> None:
+    """Put a `QueryBlock` in the last one's place where that is timm's plain block."""
+    last = blocks[-1]
+    if type(last) is Block:
+        blocks[-1] = QueryBlock(last)
+
+
+def answer(block: nn.Module, tokens: Tensor, queries: Tensor) -> Tensor:
+    """Run a block of any kind for the outputs of some tokens: (B, T, D) -> (B, Q, D)."""
+    if isinstance(block, QueryBlock):
+        return block(tokens, queries=queries)
+    return select(block(tokens), queries)
+
+
+def _attend(attention: Attention, x: Tensor, queries: Tensor) -> Tensor:
+    """Let some tokens attend to all, as timm's `Attention.forward`: (B, T, D) -> (B, Q, D)."""
+    asked, width = select(x, queries), attention.attn_dim
+    weights = attention.qkv.weight.split([width, 2 * width])
+    bias = cast(Tensor | None, attention.qkv.bias)
+    biases = (None, None) if bias is None else bias.split([width, 2 * width])
+    heads = (attention.num_heads, attention.head_dim)
+    q = F.linear(asked, weights[0], biases[0]).unflatten(2, heads).transpose(1, 2)
+    k, v = F.linear(x, weights[1], biases[1]).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    if attention.fused_attn:
+        dropout = attention.attn_drop.p if attention.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    else:
+        logits = (q * attention.scale) @ k.transpose(-2, -1)
+        attended = attention.attn_drop(logits.softmax(dim=-1)) @ v
+    attended = attention.norm(attended.transpose(1, 2).flatten(2))
+    if attention.gate is not None:
+        attended = attended * attention.gate(asked).sigmoid()
+    return attention.proj_drop(attention.proj(attended))
+
+
+def adopt(module: nn.Module, other: nn.Module) -> None:
+    """Give a new module all that another is made of: parts, parameters, hooks and settings."""
+    for name, value in vars(other).items():
+        vars(module)[name] = copy.copy(value) if isinstance(value, dict) else value
