@@ -1,27 +1,31 @@
-# Each target does all of its own set-up in .venv.
+# Each target does all of its own set-up in .venv; bench in .venv-bench, beside what it measures.
 
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH_ROUNDS ?= 3
 
-.PHONY: help install demo test test-faults lint format clean
+.PHONY: help install demo test test-faults bench lint format clean
 
 help:
 	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
 	@echo "make demo      the whole job on 8 photographs, 4 to 6 minutes on 2 CPU cores"
 	@echo "make test      the test suite, about 25 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
+	@echo "make bench     speed against alternatives, and what fell; an idle machine, under an hour"
 	@echo "make lint      ruff and pyright (strict)"
 	@echo "make format    apply ruff's formatting and fixes"
 	@echo "make clean     delete runs/demo and shards/demo"
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml
+.venv/installed: EXTRAS := dev
+.venv-bench/installed: EXTRAS := bench,demo,report
+.venv/installed .venv-bench/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null \
 		|| (echo "Python 3.11 or newer is needed; name it with make PYTHON=python3.12" && exit 1)
-	@echo "setting up .venv: about 3 minutes and 7 GB, most of it torch"
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	@echo "setting up $(@D): about 3 minutes and 7 GB, most of it torch"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: install
@@ -32,6 +36,23 @@ test: install
 
 test-faults: install
 	$(BIN)/pytest -m faults
+
+# measures what $(1) says into runs/bench/$(2).json and .png; recorded: docs/benchmarks/$(2).json
+define measure
+	.venv-bench/bin/python scripts/benchmark.py $(1) --rounds $(BENCH_ROUNDS) \
+		--json runs/bench/$(2).json --png runs/bench/$(2).png
+endef
+
+bench: .venv-bench/installed
+	@mkdir -p runs/bench
+	$(call measure,step --seconds 10,step-s16-fp32)
+	$(call measure,step --seconds 10 --precision bf16,step-s16-bf16)
+	$(call measure,step --seconds 5 --precision bf16 --batch-size 128 \
+		--encoder configs/pretrain/cifar10.yaml,step-small-bf16)
+	$(call measure,loader,loader)
+	$(call measure,run,run)
+	$(call measure,run --seconds 20 --processes 2,processes)
+	.venv-bench/bin/python scripts/benchmark.py compare docs/benchmarks runs/bench
 
 lint: install
 	$(BIN)/ruff check

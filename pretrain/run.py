@@ -9,26 +9,20 @@ The same command again resumes.
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.demo import ensure_demo_shards
-from data.loader import Samples
-from data.sequential import open_sequential
 from data.settings import run_entry_point
-from data.stream import TrainingStream, evaluation_batches
 from pretrain.claim import claim
 from pretrain.config import PretrainConfig, load, resolve, usage
-from pretrain.encoder import image_size, make_encoder, num_channels
+from pretrain.encoder import make_encoder
 from pretrain.figures.illustrate import make_illustrator
-from pretrain.launch import open_shards, share, start
-from pretrain.loop import Evaluator, Trainer, evaluate
+from pretrain.launch import share, start
+from pretrain.loop import Trainer
 from pretrain.model import MaskedPatchModel
-from pretrain.probe import Probe
-from pretrain.ranks import main_process_first
+from pretrain.opening import open_evaluators, open_stream
 
 DEMO = Path(__file__).resolve().parents[1] / "configs/pretrain/demo.yaml"
 
@@ -51,28 +45,16 @@ def main(arguments: list[str]) -> None:
     config = resolve(config, encoder)
 
     # ---- the stream
-    main_process_first(accelerator, lambda: ensure_demo_shards(data.shards))
-    size, channels = image_size(encoder), num_channels(encoder)
-    seed, batch_size = config.run.seed, config.optim.batch_size
-    if data.read == "sequential":
-        stream = open_sequential(data, size, seed, batch_size, part, channels)
-    else:
-        shards = open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction)
-        samples = Samples(shards, size, seed, data.crop_area, channels=channels)
-        stream = TrainingStream(samples, batch_size, part, data.workers)
+    stream = open_stream(accelerator, config, encoder, part)
 
     # ---- what is measured in between
-    evaluators: list[Evaluator] = []
-    if data.val_shards:
-        val_shards = open_shards(accelerator, data.val_shards, "data.val_shards", data.storage)
-        val_samples = Samples(val_shards, size, seed, channels=channels)
-        batches = partial(evaluation_batches, val_samples, part, data.workers)
-        validate = partial(evaluate, accelerator, batches)
-        illustrate = make_illustrator(accelerator, val_samples, config.corruption)
-        evaluators.append(Evaluator("val", config.run.eval_every, validate, illustrate))
-    if config.probe.train:
-        probe = Probe(accelerator, config.probe, data, encoder, part)
-        evaluators.append(Evaluator("probe", config.probe.every, probe))
+    evaluators = open_evaluators(
+        accelerator,
+        config,
+        encoder,
+        part,
+        lambda samples: make_illustrator(accelerator, samples, config.corruption),
+    )
 
     # ---- the steps
     with claim(accelerator, config):

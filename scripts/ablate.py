@@ -1,6 +1,6 @@
 """Compare rows of a table: each is pretrained, and its encoder measured, over several seeds.
 
-    python scripts/ablate.py targets|masks|positions|ratio|pooling|patch_size [key=value ...]
+    python scripts/ablate.py targets|masks|positions|ratio|pooling|patch_size|learn [key=value ...]
     python scripts/ablate.py FILE.yaml [--output DIR] [--seeds 0,1,2] [--rows ROW,ROW] [--table]
 
 A NAME is configs/ablate/NAME.yaml: copy one to make your own. `key=value` is of all rows'
@@ -17,17 +17,15 @@ the table of what is there. Status 1: a row failed; the others went on.
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.settings import OneLineParser, require, run_entry_point
-from scripts.ablating.jobs import Children, JobFailed
 from scripts.ablating.plan import Ablation
-from scripts.ablating.reading import read_plan, seeds_of
-from scripts.ablating.rows import Task
+from scripts.ablating.reading import read_plan
+from scripts.ablating.running import run_tasks, seeds_from, tasks_of
 from scripts.ablating.table import write_table
 
 
@@ -35,46 +33,17 @@ def main(arguments: list[str]) -> None:
     """Run `python scripts/ablate.py ARGUMENTS`; leave with status 1 where a row failed."""
     asked = _parse(arguments)
     ablation = read_plan(asked.ablation, asked.overrides)
-    seeds = ablation.seeds if asked.seeds is None else _numbers(asked.seeds)
+    seeds = ablation.seeds if asked.seeds is None else seeds_from(asked.seeds)
     output = Path(asked.output or f"runs/ablate/{ablation.name}")
-    all_tasks = [
-        Task(ablation, row, seed, output) for row in ablation.rows.values() for seed in seeds
-    ]
+    all_tasks = tasks_of(ablation, seeds, output)
     names = _chosen(ablation, asked.rows)
     tasks = [task for task in all_tasks if task.row.name in names]
     for task in tasks:
         task.check()
-    failures = 0 if asked.table else _run(tasks, all_tasks)
+    failures = 0 if asked.table else run_tasks(tasks, all_tasks)
     print(write_table(all_tasks, output), end="")
     if failures:
         sys.exit(1)
-
-
-def _run(tasks: Sequence[Task], all_tasks: Sequence[Task]) -> int:
-    """Run what is not finished; return how many tasks failed."""
-    failures, postponed = 0, list[Task]()
-    with Children() as children:
-        for task in tasks:
-            if task.is_taken:  # another process is at it; the next may be free
-                postponed.append(task)
-            else:
-                failures += _try(task, children, all_tasks)
-        for task in postponed:
-            failures += _try(task, children, all_tasks)
-    return failures
-
-
-def _try(task: Task, children: Children, all_tasks: Sequence[Task]) -> bool:
-    """Run a task and bring the table up to date; return whether it failed."""
-    with children.lock(task.lock, task.title):
-        try:
-            task.run(children)
-        except JobFailed as error:
-            print(f"{task.title} failed: {error}", file=sys.stderr, flush=True)
-            return True
-        finally:
-            write_table(all_tasks, task.output)
-    return False
 
 
 def _chosen(ablation: Ablation, text: str | None) -> set[str]:
@@ -83,13 +52,6 @@ def _chosen(ablation: Ablation, text: str | None) -> set[str]:
         known = ", ".join(ablation.rows)
         require(name in ablation.rows, f"--rows={text}: {name} is no row; known: {known}")
     return set(names)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    is_right = all(part.isdecimal() for part in parts)
-    require(is_right, f"--seeds={text} is no list of numbers from 0; try --seeds=0,1,2")
-    return seeds_of([int(part) for part in parts], "--seeds")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

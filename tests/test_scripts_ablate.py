@@ -18,7 +18,8 @@ import yaml
 import pretrain.run
 from data.settings import UserError
 from pretrain.metrics import read_records
-from scripts import ablate
+from scripts import ablate, benchmark
+from scripts.ablating import learning
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(300)
@@ -253,3 +254,82 @@ def test_equal_wall_time_measures_the_speed_once(
     assert not (folder / "speed/run").exists()
     found = table(plan)["half"]["figures"]["steps"]
     assert found["values"] == [kept["steps"], kept["steps"]]
+
+
+@pytest.fixture
+def learn(tmp_path: Path, content: Content, tiny_finetune: list[str]) -> Path:
+    """Write a plan of the benchmark `learn`: ours and two alternatives, equal wall time."""
+    base = tmp_path / "base.yaml"
+    base.write_text("optim: {warmup_steps: 2}\n")
+    tuned = dict(argument.split("=", 1) for argument in [*tiny_finetune, "optim.steps=2"])
+    mae = {"alternative.name": "mae", "mae.decoder_depth": 1}
+    mae |= {"mae.decoder_width": 32, "mae.decoder_heads": 2}
+    mpp = {"alternative.name": "mpp"}
+    content = content | {
+        "config": str(base),
+        "budget": {"minutes": 1, "warmup_seconds": 0.01},
+        "measures": {
+            "finetune": {"set": {key: yaml.safe_load(value) for key, value in tuned.items()}},
+        },
+        "rows": {
+            "ours": {"set": {"encoder.sees_masked": False}},
+            "mae": {"script": "alternative", "set": mae},
+            "mpp": {"script": "alternative", "set": mpp},
+        },
+    }
+    return write(tmp_path / "short.yaml", content)
+
+
+@pytest.mark.timeout(600)  # starts six processes
+def test_the_benchmark_learn_divides_ours_by_the_others(
+    tmp_path: Path,
+    learn: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(learning, "is_installed", "transformers".__eq__)
+    arguments = ["learn", f"--plan={learn}", f"--output={tmp_path / 'runs'}", "--minutes=0.003"]
+    benchmark.main([*arguments, "--seeds=0", f"--json={tmp_path / 'learn.json'}"])
+    printed, said = capsys.readouterr()
+    text = "row mpp is left out: it needs vit-pytorch, which is not installed; run pip install -e "
+    assert said == f"{text}'.[bench]' here\n"
+    assert "equal wall time: 0.003 minutes" in printed
+    record = json.loads((tmp_path / "learn.json").read_text())
+    assert list(record["ratios"]) == ["finetune_vs_mae"]
+    rows = {row["row"]: row for row in record["table"]["rows"]}
+    assert list(rows) == ["ours", "mae"]
+    top1 = {name: row["figures"]["finetune/accuracy"]["values"] for name, row in rows.items()}
+    assert record["spread"]["finetune_vs_mae"]["rounds"] == [top1["ours"][0] / top1["mae"][0]]
+    assert record["finetune_accuracy"]["mae"]["rounds"] == top1["mae"]
+    steps = {name: row["figures"]["steps"]["mean"] for name, row in rows.items()}
+    for name, num in steps.items():
+        kept = json.loads((tmp_path / f"runs/{name}/speed/ablation.json").read_text())
+        assert num == kept["steps"] == max(1, round(kept["images_per_second"] * 0.003 * 60 / 8))
+    config = (tmp_path / "runs/mae/seed-0/config.yaml").read_text()
+    assert "decoder_width: 32" in config
+    benchmark.main([*arguments, "--seeds=0", "--against=mae"])  # nothing is run again
+    printed = capsys.readouterr().out
+    assert "pretraining" not in printed
+    assert "finetune_vs_mae" in printed
+
+
+def test_an_accuracy_is_of_the_block_where_its_mean_is_highest() -> None:
+    figures = {
+        "fewshot/25shot@2": {"mean": 0.9, "values": [0.9, 0.9]},
+        "fewshot/400shot@2": {"mean": 0.4, "values": [0.1, 0.7]},
+        "fewshot/400shot@4": {"mean": 0.5, "values": [0.4, 0.6]},
+        "probe/knn_top1@2": {"mean": 0.8, "values": [0.8, 0.8]},
+        "probe/linear_top1@2": {"mean": 0.3, "values": [0.3, 0.3]},
+        "finetune/accuracy": {"mean": 0.6, "values": [0.5, 0.7]},
+    }
+    assert learning.best_place(figures, "fewshot") == [0.4, 0.6]
+    assert learning.best_place(figures, "probe") == [0.3, 0.3]
+    assert learning.best_place(figures, "finetune") == [0.5, 0.7]
+    assert learning.best_place({}, "fewshot") == []
+
+
+def test_rows_that_the_benchmark_learn_does_not_know(learn: Path) -> None:
+    with pytest.raises(UserError, match="--against=beit: beit is no row; known: ours, mae, mpp"):
+        benchmark.main(["learn", f"--plan={learn}", "--against=beit"])
+    with pytest.raises(UserError, match=r"budget.minutes=0 must be a number above 0"):
+        benchmark.main(["learn", f"--plan={learn}", "--minutes=0"])

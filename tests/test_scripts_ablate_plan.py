@@ -1,5 +1,6 @@
 """What an ablation's YAML may say; and that every file of configs/ablate is right."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,24 @@ import yaml
 
 from data.settings import UserError
 from pretrain.config import PretrainConfig, load
+from scripts.ablating.jobs import check_definition, write_json
 from scripts.ablating.plan import Ablation, arguments_of
 from scripts.ablating.reading import read_plan
+from scripts.ablating.running import tasks_of
 from scripts.ablating.values import read_arguments, text_of
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["masks", "patch_size", "pooling", "positions", "ratio", "targets"]
+NAMES = ["learn", "learn_rates", "masks", "patch_size", "pooling", "positions", "ratio", "targets"]
 MINE: dict[str, Any] = {
     "config": "configs/pretrain/cifar10.yaml",
     "measures": {"fewshot": {"set": {"data.train": "a.tar", "data.val": "b.tar"}}},
     "rows": {"a": {"set": {"corruption": {"ratio": 0.5}}}, "b": {"set": {"encoder.depth": 2}}},
+}
+
+ALTERNATIVE = {
+    "script": "alternative",
+    "config": "configs/pretrain/cifar10-mask-tokens.yaml",
+    "set": {"alternative.name": "simmim"},
 }
 
 
@@ -40,7 +49,7 @@ def test_every_row_of_every_file_loads(name: str) -> None:
     assert ablation.name == name
     steps = set[int]()
     for row in ablation.rows.values():
-        config = load(PretrainConfig, arguments_of(row.config, row.overrides))
+        config = row.load()
         splits = [config.data.shards, config.data.val_shards]
         for measure in row.measures:
             splits += [measure.overrides["data.train"], measure.overrides["data.val"]]
@@ -68,6 +77,29 @@ def test_the_papers_table_of_positions_stands_beside_ours() -> None:
     assert rows["sincos_2d-stem"].paper is None
 
 
+def test_the_benchmarks_rows_differ_in_their_objective_alone() -> None:
+    rows = read_plan("learn", []).rows
+    configs = {name: row.load() for name, row in rows.items() if not row.is_untrained}
+    assert list(configs) == ["ours", "ours-paper", "mpp", "mae", "simmim"]
+    for name, config in configs.items():
+        assert config.data == configs["ours"].data
+        assert config.optim.batch_size == configs["ours"].optim.batch_size
+        assert name == "ours" or config.optim == configs["mae"].optim
+        assert replace(config.encoder, sees_masked=False) == configs["ours"].encoder
+        assert config.run.precision == "bf16"
+    measures = [row.measures for row in rows.values()]
+    assert all(measure == measures[0] for measure in measures)
+
+
+def test_the_candidate_rates_are_of_the_benchmarks_rows() -> None:
+    rows, candidates = read_plan("learn", []).rows, read_plan("learn_rates", []).rows
+    for name in ("ours", "ours-paper", "mpp", "mae", "simmim"):
+        for rate in (1e-3, 2e-3, 4e-3):
+            row = candidates[f"{name}-{rate:.0e}".replace("e-0", "e-")]
+            assert (row.script, row.config) == (rows[name].script, rows[name].config)
+            assert row.overrides == rows[name].overrides | {"optim.lr": rate}
+
+
 # ---------------------------------------------------------------- what is given
 
 
@@ -79,6 +111,22 @@ def test_the_command_line_is_of_all_rows_and_of_measures(tmp_path: Path) -> None
         config = load(PretrainConfig, arguments_of(row.config, row.overrides))
         assert (config.optim.steps, list(config.data.mean or [])) == (7, [0, 0, 1])
         assert row.measures[0].overrides["fewshot.shots"] == [1, 2]
+
+
+def test_a_row_can_be_pretrained_by_another_projects_objective(tmp_path: Path) -> None:
+    rows: dict[str, Any] = {"ours": {}, "theirs": ALTERNATIVE}
+    ablation = read(tmp_path, rows=rows)
+    ours, theirs = tasks_of(ablation, [0], tmp_path)
+    assert theirs.row.load().alternative.name == "simmim"
+    assert "pretraining" not in ours._pretraining_definition  # as in records that exist
+    for first, second in ((ours, theirs), (theirs, ours)):
+        record = {"state": "finished", "definition": first._pretraining_definition}
+        write_json(tmp_path / "ablation.json", record)
+        check_definition("row", tmp_path, first._pretraining_definition)
+        with pytest.raises(
+            UserError, match=r"pretraining is (pretrain, not alternative|alternative, not pretrain)"
+        ):
+            check_definition("row", tmp_path, second._pretraining_definition)
 
 
 def test_a_row_can_measure_anothers_encoder(tmp_path: Path) -> None:
@@ -111,6 +159,17 @@ def test_a_value_is_read_back_as_it_was(value: object) -> None:
         ({"rows": {"a": {"set": {"corruption.ratio": 2}}}}, [], "row a: corruption.ratio=2"),
         ({"rows": {"a": {"set": {"optim.steps": 2}}}}, [], "row a sets optim.steps, which the"),
         ({"rows": {"a/b": {}}}, [], "row a/b names a folder; use letters, digits"),
+        ({"rows": {"a": {"script": "x"}}}, [], "row a: script=x is not one of pretrain, altern"),
+        (
+            {"rows": {"a": {"script": "alternative", "set": {"alternative.name": "mae"}}}},
+            [],
+            "row a: corruption.ratio, corruption.mask_ratio, corruption.random_ratio is of our own",
+        ),
+        (
+            {"rows": {"a": ALTERNATIVE}},
+            ["corruption.ratio=0.5"],
+            "row a: corruption.ratio is of our own objective, and an alternative would ignore it",
+        ),
         ({"rows": {"a": {"encoder_of": "c"}}}, [], "row a: encoder_of=c is no row"),
         (
             {"rows": {"a": {}, "b": {"encoder_of": "a", "set": {"encoder.depth": 1}}}},
@@ -140,5 +199,5 @@ def test_a_mistake_names_the_row_and_the_key(
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(UserError, match="mask is no ablation; give masks, patch_size, pooling, "):
+    with pytest.raises(UserError, match="mask is no ablation; give learn, learn_rates, masks, "):
         read_plan("mask", [])

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from data.index.opening import open_manifest
 from scripts.speed.readings import Name, Reading, judge
 from scripts.speed.rounds import (
     Speeds,
@@ -24,7 +23,6 @@ from scripts.speed.rounds import (
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 SHORT = ["--rounds=1", "--seconds=0.01", "--batch-size=4", "--image-size=32"]
-TINY = ["--encoder=vit_tiny_patch16_224", "--threads=1"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,17 +47,6 @@ def assert_complete(record: dict[str, Any], variants: set[str], ratios: set[str]
     assert {"cpu", "threads", "torch", "timm"} <= record["machine"].keys()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_step_measures_the_step_and_the_run(shards: Path, tmp_path: Path, precision: str) -> None:
-    shard = f"{shards}/train-1.tar"
-    arguments = ["step", shard, *TINY, *SHORT, f"--precision={precision}"]
-    record, printed = measured(tmp_path / "step.json", *arguments)
-    assert_complete(record, {"timm", "step", "run"}, {"step_vs_timm", "run_vs_step"})
-    assert record["settings"]["precision"] == precision
-    assert record["settings"]["shards"] == [shard]
-    assert "step_vs_timm" in printed
-
-
 def test_variants_measures_a_step_with_other_keys(tmp_path: Path) -> None:
     config = SCRIPT.parents[1] / "configs/pretrain/cifar10.yaml"
     keys = ["encoder.sees_masked=false corruption.ratio=0.75", "encoder.position=relative"]
@@ -69,25 +56,6 @@ def test_variants_measures_a_step_with_other_keys(tmp_path: Path) -> None:
     record, printed = measured(tmp_path / "variants.json", *arguments)
     assert_complete(record, {"as configured", *keys}, {*keys})
     assert all(text in printed for text in keys)
-
-
-def test_loader_measures_speed_and_memory_without_shards(tmp_path: Path) -> None:
-    record, printed = measured(tmp_path / "loader.json", "loader", *SHORT, "--epochs=2")
-    ratios = {"loader_vs_pil", "loader_vs_webdataset"}
-    assert_complete(record, {"loader", "pil", "webdataset"}, ratios)
-    memory = record["memory_mib"]
-    assert memory["epochs"] == [memory["first"], memory["last"]]
-    assert memory["first"] > 10
-    assert "worker's memory, 2 epochs" in printed
-
-
-def test_padding_is_no_image(shards: Path) -> None:
-    from scripts.speed.loader import LoaderOptions, _batches  # imports torch: only where needed
-
-    manifest = open_manifest(f"{shards}/train-0.tar", "SHARDS")  # 20 images
-    options = LoaderOptions([], image_size=16, batch_size=16, rounds=1, seconds=1.0, epochs=0)
-    batches = list(_batches(manifest, options, 4))
-    assert [len(batch.places) for batch in batches] == [16, 4, 16, 4]
 
 
 def test_order_measures_lookups_in_fresh_processes(tmp_path: Path) -> None:
@@ -172,7 +140,7 @@ def test_the_table_has_a_line_for_each_fault(faults: tuple[dict[str, Any], str])
         (["variants", "none.yaml", "--variant=a=1"], "none.yaml: no such configuration file"),
         (["loader", "--rounds=0"], "--rounds=0 must be above 0"),
         (["order", "--shards=0"], "--shards=0 must be above 0"),
-        (["order", "--samples=1.5"], "invalid _count value: '1.5'"),
+        (["order", "--samples=1.5"], "invalid count value: '1.5'"),
         (["order", "--samples=100"], "--samples=100 are too few for batches of 2048"),
         (["resume", "--samples=100"], "under 100 batches of 64; try --batch-size 1"),
     ],

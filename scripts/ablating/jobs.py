@@ -19,6 +19,7 @@ from data.storage import take_lock
 RECORD = "ablation.json"  # in the folder of each job
 LOG = "output.log"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_UNSAID = {"pretraining": "pretrain"}  # what a definition means that does not have the key
 _INTERRUPTED, _ASKED_TO_LEAVE = 130, 75  # statuses; the second is that of `run.requeue_status`
 
 Definition = dict[str, Any]
@@ -87,8 +88,8 @@ def check_definition(title: str, folder: Path, definition: Definition) -> None:
     """
     record = read_json(folder / RECORD)
     is_empty = record.get("state") != "finished" and not (folder / "checkpoints").is_dir()
-    saved = {} if is_empty else record.get("definition", {})
-    asked = json.loads(json.dumps(definition))
+    saved = {} if is_empty else _UNSAID | record.get("definition", {})
+    asked = _UNSAID | json.loads(json.dumps(definition))
     different = [
         f"{key} is {value}, not {saved[key]}"
         for key, value in asked.items()

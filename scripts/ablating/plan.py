@@ -7,14 +7,19 @@ from typing import Any
 
 from finetune.config import FinetuneConfig
 from finetune.frozen import FewshotConfig, LinearConfig
-from pretrain.config import load
+from pretrain.config import PretrainConfig, load
 from scripts.ablating.values import Overrides, text_of
+from scripts.alternatives.config import AlternativePretrainConfig, load_alternative
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS: dict[str, tuple[type[Any], str]] = {  # what a measure's script reads, and its folder's key
     "fewshot": (FewshotConfig, "fewshot.dir"),
     "probe": (LinearConfig, "probe.dir"),
     "finetune": (FinetuneConfig, "run.dir"),
+}
+PRETRAININGS: dict[str, tuple[type[Any], str]] = {  # what a row's script reads, and the script
+    "pretrain": (PretrainConfig, "pretrain/run.py"),
+    "alternative": (AlternativePretrainConfig, "scripts/pretrain_alternative.py"),
 }
 
 
@@ -56,6 +61,7 @@ class Row:
 
     Attributes:
         name: Of its folder.
+        script: A key of `PRETRAININGS`.
         config: The pretraining's YAML.
         overrides: Of the pretraining, the common ones included.
         encoder_of: The row whose pretraining it measures; its own name if that is its own.
@@ -65,12 +71,22 @@ class Row:
     """
 
     name: str
+    script: str
     config: str
     overrides: Overrides
     encoder_of: str
     is_untrained: bool
     paper: float | None
     measures: tuple[Measure, ...]
+
+    @property
+    def arguments(self) -> list[str]:
+        """What is typed after its script's name."""
+        return arguments_of(self.config, self.overrides)
+
+    def load(self) -> Any:
+        """Load the pretraining's configuration."""
+        return load_once(PRETRAININGS[self.script][0], tuple(self.arguments))
 
 
 @dataclass(frozen=True)
@@ -109,4 +125,6 @@ def find_config(path: str) -> str:
 @cache
 def load_once(kind: type[Any], arguments: tuple[str, ...]) -> Any:
     """Load a configuration; rows share many."""
+    if kind is AlternativePretrainConfig:
+        return load_alternative(list(arguments))
     return load(kind, list(arguments))

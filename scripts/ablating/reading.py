@@ -19,6 +19,10 @@ rows:
     measures: {fewshot: {fewshot.poolings: [class]}}  # its own overrides of a measure
   third: {encoder_of: first}              # measures first's encoder, by its own overrides
   fourth: {untrained: true}               # one step at learning rate 0
+  fifth:                                  # another project's objective: pretrain_alternative.py
+    script: alternative
+    config: configs/pretrain/cifar10-mask-tokens.yaml  # in place of the above
+    set: {alternative.name: mae}
 """
 
 from collections.abc import Sequence
@@ -30,8 +34,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from data.settings import UserError, require
-from pretrain.config import PretrainConfig, read_yaml
+from pretrain.config import read_yaml
 from scripts.ablating.plan import (
+    PRETRAININGS,
     ROOT,
     SCRIPTS,
     Ablation,
@@ -150,14 +155,19 @@ def _row(
 ) -> Row:
     where = f"row {name}"
     check_name(name, where)
-    known = ("config", "set", "encoder_of", "untrained", "paper", "measures")
+    known = ("script", "config", "set", "encoder_of", "untrained", "paper", "measures")
     keys = mapping(written, where, known)
+    script = keys.get("script", "pretrain")
+    require(
+        script in PRETRAININGS,
+        f"{where}: script={script} is not one of {', '.join(PRETRAININGS)}",
+    )
     config = keys.get("config") or plan.get("config")
     if not isinstance(config, str):
         raise UserError(f"{where}: config is missing; name a YAML of configs/pretrain")
     own = flat(mapping(keys.get("set"), f"{where}: set"))
     require(
-        "encoder_of" not in keys or not ({"set", "untrained", "config"} & keys.keys()),
+        "encoder_of" not in keys or not ({"script", "set", "untrained", "config"} & keys.keys()),
         f"{where} measures the encoder of {keys.get('encoder_of')}; leave encoder_of out, or all "
         "but measures and paper",
     )
@@ -173,6 +183,7 @@ def _row(
         require(key in [m.name for m in measures], f"{where}: measures.{key} is no measure")
     return Row(
         name,
+        script,
         config,
         overrides | (_UNTRAINED if is_untrained else {}),
         str(keys.get("encoder_of") or name),
@@ -207,7 +218,7 @@ def _linked(rows: dict[str, Row]) -> dict[str, Row]:
 def _check(ablation: Ablation) -> None:
     """Load the configurations of all rows as their runs would."""
     for row in ablation.rows.values():
-        _load(PretrainConfig, arguments_of(row.config, row.overrides), f"row {row.name}")
+        _load(PRETRAININGS[row.script][0], row.arguments, f"row {row.name}")
         for measure in row.measures:
             kind = SCRIPTS[measure.script][0]
             where = f"row {row.name}, measure {measure.name}"

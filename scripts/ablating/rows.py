@@ -16,9 +16,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from data.storage import take_lock
-from pretrain.config import PretrainConfig, keys, plain_value
+from pretrain.config import keys, plain_value
 from scripts.ablating.jobs import Children, Definition, Job, check_definition
 from scripts.ablating.plan import (
+    PRETRAININGS,
     ROOT,
     SCRIPTS,
     Ablation,
@@ -107,7 +108,7 @@ class Task:
 
     def _pretraining(self, children: Children) -> Job:
         title, folder, definition = self.title, self.run_folder, self._pretraining_definition
-        command = _command("pretrain/run.py", arguments_of(self.row.config, self.row.overrides))
+        command = _command(PRETRAININGS[self.row.script][1], self.row.arguments)
         job = Job(title, folder, command, definition)
         if job.is_finished:
             return job
@@ -119,15 +120,16 @@ class Task:
     def _fitted(self, command: list[str], children: Children) -> dict[str, Any]:
         row, definition = self.row, self._pretraining_definition
         folder = self.output / row.encoder_of / "speed"
-        config = load_once(PretrainConfig, tuple(arguments_of(row.config, row.overrides)))
-        budget = self.ablation.budget
+        optim, budget = row.load().optim, self.ablation.budget
         title = f"row {row.encoder_of}"
-        return fitted_steps(title, folder, command, config, budget, definition, children)
+        return fitted_steps(title, folder, command, optim, budget, definition, children)
 
     @cached_property
     def _pretraining_definition(self) -> Definition:
         row, minutes = self.row, self.ablation.budget.minutes
-        found = _definition(PretrainConfig, arguments_of(row.config, row.overrides))
+        found = _definition(PRETRAININGS[row.script][0], row.arguments)
+        if row.script != "pretrain":
+            found["pretraining"] = row.script  # as jobs.check_definition knows
         if minutes and not row.is_untrained:
             # the fraction is what counts of the warm-up
             found["optim.warmup_steps"] /= found.pop("optim.steps")

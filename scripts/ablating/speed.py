@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import PretrainConfig
 from pretrain.metrics import read_records
+from pretrain.optim import OptimConfig
 from scripts.ablating.jobs import (
     LOG,
     RECORD,
@@ -43,7 +43,7 @@ def fitted_steps(
     title: str,
     folder: Path,
     command: Sequence[str],
-    config: PretrainConfig,
+    optim: OptimConfig,
     budget: Budget,
     definition: Definition,
     children: Children,
@@ -56,7 +56,7 @@ def fitted_steps(
         title: The row, for messages.
         folder: Where the measured speed is kept.
         command: The row's pretraining, to which `key=value` may be added.
-        config: The same, read.
+        optim: The same's, read.
         budget: With minutes.
         definition: What the speed depends on.
         children: Runs it.
@@ -72,15 +72,14 @@ def fitted_steps(
         check_definition(title, folder, definition)
         kept = read_json(folder / RECORD)
         if kept.get("state") != "finished":
-            size = config.optim.batch_size
+            size = optim.batch_size
             speed = _measure(title, folder, command, size, budget.warmup_seconds, children)
-            kept = _kept(speed, budget.minutes, config) | {"definition": definition}
+            kept = _kept(speed, budget.minutes, optim) | {"definition": definition}
             write_json(folder / RECORD, kept)
     return {f"optim.{key}": kept[key] for key in ("steps", "warmup_steps")}
 
 
-def _kept(speed: float, minutes: float, config: PretrainConfig) -> dict[str, Any]:
-    optim = config.optim
+def _kept(speed: float, minutes: float, optim: OptimConfig) -> dict[str, Any]:
     steps = max(1, round(speed * minutes * 60 / optim.batch_size))
     return {
         "state": "finished",

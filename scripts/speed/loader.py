@@ -1,35 +1,51 @@
-"""Speed of one loader process against the usual pipeline of Pillow and torchvision."""
+"""Speed of one core that makes training crops: ours, and what people would use instead."""
 
 import multiprocessing
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-import torch
 from PIL import Image
+from PIL.ExifTags import Base
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
 from data.index.manifest import Manifest
 from data.index.opening import open_manifest
-from data.loader import Batch, ImageConfig, Samples
+from data.loader import Batch, ImageConfig, Samples, pick_image
 from data.order import Order
-from data.reader import ShardReader
-from data.settings import require
-from data.shards import IMAGE_EXTENSIONS, list_shards
+from data.reader import BadSample, ShardReader
+from data.settings import UserError, require
+from data.shards import ImageFile, write_shard
 from data.stream import Share, TrainingStream
 from data.transforms import UnreadableImage, decode
-from scripts.speed.rounds import Speeds, clock
-from scripts.speed.webdataset_stream import webdataset_batches
+from scripts.speed import loader_alternatives as others
+from scripts.speed import webdataset_stream
+from scripts.speed.installed import Package, choose
+from scripts.speed.loader_alternatives import CROP_AREA, MANY, Images
+from scripts.speed.one_core import OneCore
+from scripts.speed.pixel_errors import errors_table, measure_pixel_errors
+from scripts.speed.rounds import Speeds, add_values, in_fresh_process, make_record, table
 
-RATIOS = {"loader_vs_pil": ("loader", "pil"), "loader_vs_webdataset": ("loader", "webdataset")}
-_MANY = 1_000_000_000  # batches: an iterator that never ends starts its worker once
-_MAX_IN_MEMORY = 2000  # images
-_READ_AHEAD = 2  # batches that a worker makes while nobody asks
+OURS = "loader"
+RATIOS = {
+    "loader_vs_pil": (OURS, "pil"),
+    "loader_vs_pil_uint8": (OURS, "pil_uint8"),
+    "loader_vs_dali": (OURS, "dali"),
+    "loader_vs_webdataset": (OURS, "webdataset"),
+    "loader_vs_timm": (OURS, "timm"),
+    "loader_vs_streaming": (OURS, "streaming"),
+    "stream_vs_webdataset": (OURS, "webdataset_ours"),
+}
+_PER_CPU = "_cpu"  # the same ratio of what the CPU clocks say
+_MAX_IMAGES = 2000
+_SHARD = 100  # images
+_EXTENSIONS = {"jpg", "jpeg", "png"}  # what all alternatives decode
+_KINDS = {"JPEG": "jpg", "PNG": "png"}
 
 
 @dataclass(frozen=True)
@@ -37,12 +53,13 @@ class LoaderOptions:
     """What is measured, and for how long.
 
     Attributes:
-        shards: Read by both.
+        shards: Read by all.
         image_size: Pixels a side.
         batch_size: Images a batch.
         rounds: Turns of each variant.
         seconds: Of each turn.
         epochs: Epochs over which a worker's memory is watched; 0: not at all.
+        against: Names of the alternatives, apart by commas; None: all that are installed.
     """
 
     shards: list[str]
@@ -51,45 +68,171 @@ class LoaderOptions:
     rounds: int
     seconds: float
     epochs: int
+    against: str | None = None
 
 
-def measure_loader(options: LoaderOptions) -> Speeds:
-    """Measure three variants in turns, each with one worker process of one thread.
+@dataclass(frozen=True)
+class _NestedPackage(Package):
+    """One whose module lies in a package that others share, and that may itself be missing."""
 
-    - `loader`: `TrainingStream`, from shards to uint8 crops.
-    - `pil`: Pillow's decoder, then RandomResizedCrop (bicubic), RandomHorizontalFlip, ToTensor and
-      Normalize, over the same images' bytes, held in memory (of many shards the first 2,000).
-    - `webdataset`: plain webdataset over the same shards, with our decoder and crop: only the
-      stream differs, ours with index, checksums, order and the names of its samples.
+    @property
+    def is_installed(self) -> bool:
+        """Whether it can be imported."""
+        return find_spec(self.module.partition(".")[0]) is not None and super().is_installed
+
+
+PACKAGES = {
+    "pil": Package("pillow", "PIL"),
+    "pil_uint8": Package("pillow", "PIL"),
+    "webdataset": Package("webdataset", "webdataset"),
+    "webdataset_ours": Package("webdataset", "webdataset"),
+    "timm": Package("timm", "timm"),
+    "dali": _NestedPackage("nvidia-dali-cuda120", "nvidia.dali"),
+    "streaming": Package("mosaicml-streaming", "streaming"),
+}
+
+
+@dataclass(frozen=True)
+class LoaderFigures:
+    """What was measured.
+
+    Attributes:
+        speeds: Images a second of the wall clock.
+        cpu_speeds: Images a second of CPU time, of all that a variant runs.
+        errors: What `measure_pixel_errors` returns.
+    """
+
+    speeds: Speeds
+    cpu_speeds: Speeds
+    errors: dict[str, dict[str, Any]]
+
+    def ratios(self, suffix: str = "") -> dict[str, tuple[str, str]]:
+        """Return the pairs that were both measured, by the ratio's name."""
+        measured = self.speeds.by_variant
+        return {name + suffix: pair for name, pair in RATIOS.items() if pair[1] in measured}
+
+
+def measure_loader(options: LoaderOptions) -> LoaderFigures:
+    """Measure what one core gives, in turns, and how far the pixels are from the truth.
+
+    Each variant has a process of its own, held to one core with all that it starts: one loader
+    worker of one thread and the caller's side. All read copies of the same images (of many shards
+    the first 2,000, as JPEG or PNG), cut the same part of 8 to 100 % of the area at 3/4 to 4/3,
+    resize it to one size and flip half of them.
+
+    - `loader`: `TrainingStream`; decoded whole, bilinear with antialiasing, uint8.
+    - `pil`: Pillow and torchvision's usual transform, from bytes in memory; bicubic, normalised
+      float32.
+    - `pil_uint8`: the same, bilinear and uint8 as ours.
+    - `webdataset`: plain webdataset with the transform of `pil`.
+    - `webdataset_ours`: plain webdataset with our decoder and crop: only the stream differs, ours
+      with index, checksums, order and the names of its samples.
+    - `timm`: its webdataset reader and training transform; bicubic, uint8.
+    - `dali`: its CPU pipeline; bilinear with antialiasing, uint8.
+    - `streaming`: MosaicML Streaming with the transform of `pil`.
 
     Raises:
-        UserError: The shards cannot be used.
+        UserError: The shards cannot be used, or what was asked for is not installed.
+    """
+    names = choose(options.against, PACKAGES)
+    speeds, cpu_speeds = Speeds(), Speeds("images_per_cpu_second")
+    with TemporaryDirectory() as folder, ExitStack() as running:
+        images = copy_images(options, Path(folder))
+        variants: dict[str, OneCore] = {}
+        for name in [OURS, *names]:
+            variants[name] = OneCore(name, SOURCES[name], images)
+            running.callback(variants[name].close)
+        for variant in variants.values():
+            variant.wait_until_ready()
+        for _ in range(options.rounds):
+            for name, variant in variants.items():
+                turn = variant.take_turn(options.seconds)
+                speeds.add(name, turn.num_images / turn.seconds)
+                cpu_speeds.add(name, turn.num_images / turn.cpu_seconds)
+        running.close()
+        errors = in_fresh_process(measure_pixel_errors, images, "dali" in names)
+    return LoaderFigures(speeds, cpu_speeds, errors)
+
+
+def report(
+    options: LoaderOptions, figures: LoaderFigures, memory: dict[str, Any] | None
+) -> tuple[dict[str, Any], str]:
+    """Return what `--json` writes, and what is printed."""
+    record = make_record("loader", asdict(options), figures.speeds, figures.ratios())
+    add_values(record, figures.cpu_speeds, figures.ratios(_PER_CPU))
+    record["pixel_errors"] = figures.errors
+    texts = [table(record), errors_table(figures.errors)]
+    if memory is not None:
+        record["memory_mib"] = memory
+        text = f"worker's memory, {options.epochs} epochs: {memory['first']:.1f} MiB after the"
+        texts.append(f"{text} first,\n{memory['last']:.1f} MiB after the last")
+    return record, "\n\n".join(texts)
+
+
+def copy_images(options: LoaderOptions, folder: Path) -> Images:
+    """Copy what all variants see alike into shards of 100, a label beside each, and index them.
+
+    Raises:
+        UserError: There is none.
     """
     manifest = open_manifest(options.shards, "SHARDS")
-    sources = {
-        "loader": (len(batch.places) for batch in _batches(manifest, options, _MANY)),
-        "pil": map(len, _pil_batches(manifest, options)),
-        "webdataset": map(len, _webdataset_batches(options)),
-    }
-    speeds = Speeds()
-    for source in sources.values():
-        next(source)
-    for _ in range(options.rounds):
-        for name, source in sources.items():
-            for _ in range(_READ_AHEAD):
-                next(source)
-            speeds.add(name, _images_per_second(source, options.seconds))
-    return speeds
+    files = _usable_images(manifest)
+    if not files:
+        raise UserError("SHARDS hold no plain RGB or grey JPEG or PNG; name others, or none")
+    paths = [folder / f"{at // _SHARD:06d}.tar" for at in range(0, len(files), _SHARD)]
+    for number, path in enumerate(paths):
+        write_shard(path, files[number * _SHARD : (number + 1) * _SHARD])
+    shards = [str(path) for path in paths]
+    open_manifest(shards, "SHARDS")  # indexes them
+    return Images(shards, len(files), options.image_size, options.batch_size, str(folder))
 
 
-def _images_per_second(source: Iterator[int], seconds: float) -> float:
-    """Take batches for about some seconds, and count the images in them: padding is none."""
-    begin = now = clock()
-    done = 0
-    while not done or now - begin < seconds:
-        done += next(source)
-        now = clock()
-    return done / (now - begin)
+def _usable_images(manifest: Manifest) -> list[ImageFile]:
+    order, reader = Order(manifest.starts, 0), ShardReader(manifest)
+    files: list[ImageFile] = []
+    for number in range(min(_MAX_IMAGES, manifest.num_samples)):
+        shard, place = order.locate(number)
+        with suppress(BadSample, UnreadableImage):
+            content = pick_image(reader.read(shard, place, _EXTENSIONS))
+            decode(content)
+            kind = _plain_kind(content)
+            if kind is not None:
+                files.append(ImageFile(f"{number:06d}", kind, content, label=0))
+    return files
+
+
+def _plain_kind(content: bytes) -> str | None:
+    """Return the extension of an image that all variants see alike: no alpha, turned by no EXIF."""
+    image = Image.open(BytesIO(content))
+    is_plain = image.mode in ("RGB", "L") and image.getexif().get(Base.Orientation, 1) == 1
+    return _KINDS.get(str(image.format)) if is_plain else None
+
+
+def ours(images: Images) -> Iterator[Tensor]:
+    """Run our stream over the copies."""
+    manifest = open_manifest(images.shards, "SHARDS")
+    size = (images.image_size, images.image_size)
+    samples = Samples(manifest, size, 0, CROP_AREA)
+    batches = stream_batches(samples, images.batch_size, MANY)
+    return (batch.tensors["image"][: len(batch.places)] for batch in batches)  # padding is no image
+
+
+SOURCES: dict[str, Callable[[Images], Iterator[Tensor]]] = {
+    OURS: ours,
+    "pil": others.pil,
+    "pil_uint8": others.pil_uint8,
+    "webdataset": webdataset_stream.webdataset,
+    "webdataset_ours": webdataset_stream.webdataset_ours,
+    "timm": others.timm_reader,
+    "dali": others.dali,
+    "streaming": others.streaming,
+}
+
+
+def stream_batches(samples: Samples, batch_size: int, num_batches: int) -> Iterator[Batch]:
+    """Yield our batches; an epoch's last is filled up with padding."""
+    stream = TrainingStream(samples, batch_size, Share(0, 1, batch_size), workers=1)
+    return (batch for (batch,) in stream.steps(0, num_batches))
 
 
 def measure_memory(options: LoaderOptions) -> dict[str, Any]:
@@ -103,7 +246,10 @@ def measure_memory(options: LoaderOptions) -> dict[str, Any]:
     manifest = open_manifest(options.shards, "SHARDS")
     steps_per_epoch = -(-manifest.num_samples // options.batch_size)
     before = set(multiprocessing.active_children())
-    source = _batches(manifest, options, (options.epochs + 1) * steps_per_epoch)
+    size = (options.image_size, options.image_size)
+    samples = Samples(manifest, size, 0, ImageConfig().crop_area)
+    num_batches = (options.epochs + 1) * steps_per_epoch
+    source = stream_batches(samples, options.batch_size, num_batches)
     values: list[float] = []
     for _ in range(options.epochs):
         for _ in range(steps_per_epoch):
@@ -116,74 +262,3 @@ def measure_memory(options: LoaderOptions) -> dict[str, Any]:
 def _resident_mib(process: int) -> float:
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * 4096 / 2**20
-
-
-def _batches(manifest: Manifest, options: LoaderOptions, num_batches: int) -> Iterator[Batch]:
-    """Yield our batches; an epoch's last is filled up with padding."""
-    size = (options.image_size, options.image_size)
-    samples = Samples(manifest, size, 0, ImageConfig().crop_area)
-    share = Share(0, 1, options.batch_size)
-    stream = TrainingStream(samples, options.batch_size, share, workers=1)
-    return (batch for (batch,) in stream.steps(0, num_batches))
-
-
-class _PilDataset(Dataset[Tensor]):
-    """The usual dataset, with the images' bytes in memory."""
-
-    def __init__(self, contents: list[bytes], image_size: int) -> None:
-        self._contents = contents
-        self._transform = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(image_size, interpolation=InterpolationMode.BICUBIC),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self._contents)
-
-    def __getitem__(self, number: int) -> Tensor:
-        """Decode and crop one image."""
-        image = Image.open(BytesIO(self._contents[number])).convert("RGB")
-        return cast(Tensor, self._transform(image))
-
-
-def _pil_batches(manifest: Manifest, options: LoaderOptions) -> Iterator[Tensor]:
-    """Yield the usual pipeline's batches."""
-    dataset = _PilDataset(_read_images(manifest), options.image_size)
-    loader = DataLoader(
-        dataset,
-        batch_size=options.batch_size,
-        # with replacement the sampler never ends, so no epoch's start holds the worker up
-        sampler=RandomSampler(dataset, replacement=True, num_samples=_MANY),
-        num_workers=1,
-        pin_memory=torch.cuda.is_available(),
-    )
-    return iter(loader)
-
-
-def _webdataset_batches(options: LoaderOptions) -> Iterator[Tensor]:
-    """Yield plain webdataset's batches."""
-    locations = [str(location) for location in list_shards(options.shards, "SHARDS")]
-    size = (options.image_size, options.image_size)
-    return webdataset_batches(
-        locations, size, options.batch_size, pin_memory=torch.cuda.is_available()
-    )
-
-
-def _read_images(manifest: Manifest) -> list[bytes]:
-    """Read the images of the first `_MAX_IN_MEMORY` samples, those that cannot be used left out."""
-    order, reader = Order(manifest.starts, 0), ShardReader(manifest)
-    places = [order.locate(i) for i in range(min(_MAX_IN_MEMORY, manifest.num_samples))]
-    members = [reader.read(shard, place, IMAGE_EXTENSIONS) for shard, place in places]
-    return [content for images in members for content in images.values() if _is_usable(content)]
-
-
-def _is_usable(content: bytes) -> bool:
-    try:
-        decode(content)
-    except UnreadableImage:
-        return False
-    return True

@@ -9,9 +9,10 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ import torch
 Result = TypeVar("Result")
 
 _LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "pillow", "webdataset")
+_ALTERNATIVES = ("vit-pytorch", "transformers", "nvidia-dali-cuda120", "mosaicml-streaming")
 
 
 @dataclass
@@ -97,7 +99,11 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def make_record(
-    benchmark: str, settings: dict[str, Any], speeds: Speeds, pairs: dict[str, tuple[str, str]]
+    benchmark: str,
+    settings: dict[str, Any],
+    speeds: Speeds,
+    pairs: dict[str, tuple[str, str]],
+    lower_is_better: Collection[str] = (),
 ) -> dict[str, Any]:
     """Make what `--json` writes.
 
@@ -106,15 +112,22 @@ def make_record(
         settings: What was asked for.
         speeds: What was measured.
         pairs: For each ratio's name, the variant and its baseline.
+        lower_is_better: The ratios of costs.
     """
-    record = {"benchmark": benchmark, "ratios": {}, "spread": {}, "units": []}
-    record |= {"settings": settings, "machine": machine()}
-    add_values(record, speeds, pairs)
+    record: dict[str, Any] = {"benchmark": benchmark, "ratios": {}, "spread": {}, "units": []}
+    record |= {"lower_is_better": [], "settings": settings, "machine": machine()}
+    add_values(record, speeds, pairs, lower_is_better)
     return record
 
 
-def add_values(record: dict[str, Any], speeds: Speeds, pairs: dict[str, tuple[str, str]]) -> None:
+def add_values(
+    record: dict[str, Any],
+    speeds: Speeds,
+    pairs: dict[str, tuple[str, str]],
+    lower_is_better: Collection[str] = (),
+) -> None:
     """Add to a record what was measured in another unit, and its ratios."""
+    record["lower_is_better"] += [name for name in pairs if name in lower_is_better]
     spreads = {name: spread(speeds.ratios(*pair)) for name, pair in pairs.items()}
     record["ratios"] |= {name: values["median"] for name, values in spreads.items()}
     record["spread"] |= spreads
@@ -132,7 +145,16 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{name: version(name) for name in _LIBRARIES},
+        **_installed_alternatives(),
     }
+
+
+def _installed_alternatives() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for name in _ALTERNATIVES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _cpu_model() -> str:
@@ -145,16 +167,20 @@ def _cpu_model() -> str:
 def table(record: dict[str, Any]) -> str:
     """Lay a record out for reading."""
     rows = [(unit.replace("_", " "), record[unit]) for unit in record["units"]]
+    rows.append(("ratio", record["spread"]))
     width = max(28, *(len(name) + 2 for _, values in rows for name in values))
     lines: list[str] = []
-    for title, values in [*rows, ("ratio", record["spread"])]:
+    for title, values in rows:
         lines.append(f"{title:{width}}{'median':>10}{'min':>10}{'max':>10}")
-        lines += [
-            f"{name:{width}}" + "".join(f"{value[key]:10.3f}" for key in ("median", "min", "max"))
-            for name, value in values.items()
-        ]
+        lines += [_row(name, value, width, record) for name, value in values.items()]
         lines.append("")
     host = record["machine"]
     where = host["gpu"] or f"{host['cpu']}, {host['cores']} cores, {host['threads']} threads"
     lines.append(f"{where}; torch {host['torch']}, timm {host['timm']}")
     return "\n".join(lines)
+
+
+def _row(name: str, value: dict[str, Any], width: int, record: dict[str, Any]) -> str:
+    numbers = "".join(f"{value[key]:10.3f}" for key in ("median", "min", "max"))
+    is_lower_better = name in record["lower_is_better"]
+    return f"{name:{width}}{numbers}{'   lower is better' if is_lower_better else ''}"

@@ -1,151 +1,158 @@
-"""Speed of a training step, and of a run from shards, against timm's bare encoder."""
+"""Speed, share of the matrix peak, and memory of a training step: ours, timm's and others'."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from tempfile import TemporaryDirectory
-from typing import cast
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
 
-import timm
-import torch
-from accelerate import Accelerator
-from timm.models.vision_transformer import VisionTransformer
+from pretrain.launch import start
+from scripts.speed import memory, our_step
+from scripts.speed.installed import choose
+from scripts.speed.operations import MatrixPeak, count_flops
+from scripts.speed.rounds import (
+    Speeds,
+    add_values,
+    images_per_second,
+    in_fresh_process,
+    make_record,
+    spread,
+    table,
+)
+from scripts.speed.step_alternatives import ALTERNATIVES
+from scripts.speed.subject import Step, Subject
 
-from data.index.opening import open_manifest
-from data.loader import Batch, DataConfig, Request, Samples
-from data.stream import Share, TrainingStream
-from pretrain.corruption import CorruptionConfig
-from pretrain.encoder import EncoderConfig, make_encoder
-from pretrain.launch import RunConfig, start
-from pretrain.loop import Trainer
-from pretrain.model import MaskedPatchModel
-from pretrain.optim import OptimConfig
-from pretrain.targets import TargetConfig
-from scripts.speed.rounds import Speeds, clock, images_per_second
-
-RATIOS = {"step_vs_timm": ("step", "timm"), "run_vs_step": ("run", "step")}
-_NO_LAST_STEP = 1_000_000_000  # the stream ends the run, before it would save itself
+RATIOS = {
+    "step_vs_timm": ("step", "timm"),
+    "step_maskfree_vs_timm": ("maskfree", "timm"),
+    **{f"step_vs_{name}": ("step", name) for name in ALTERNATIVES},
+    # both leave the masked patches out of the encoder
+    "step_maskfree_vs_transformers_mae": ("maskfree", "transformers_mae"),
+}
+MEMORY_RATIOS = {
+    name.replace("step_", "memory_", 1): pair
+    for name, pair in RATIOS.items()
+    if pair[1] in ("timm", "vit_pytorch")
+}
+_OURS = {"timm": our_step.timm, "step": our_step.step, "maskfree": our_step.maskfree}
+_MAX_MEMORY_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class StepOptions(Subject):
     """What is measured, and for how long.
 
     Attributes:
-        shards: Read by the real run.
-        encoder: timm's name.
-        image_size: Pixels a side.
-        batch_size: Images a step.
-        precision: fp32 or bf16.
-        workers: Loader processes of the real run.
-        threads: CPU threads; 0: all.
+        against: Names of alternatives, apart by commas, or none; None: those installed.
         rounds: Turns of each variant.
         seconds: Of each turn.
     """
 
-    shards: list[str]
-    encoder: str
-    image_size: int
-    batch_size: int
-    precision: str
-    workers: int
-    threads: int
+    against: str | None
     rounds: int
     seconds: float
 
 
-def measure_step(options: StepOptions) -> Speeds:
-    """Measure three variants in turns.
+def measure_step(options: StepOptions) -> dict[str, Any]:
+    """Measure steps on a batch that is ready, in turns.
 
     - `timm`: forward and backward of timm's encoder as it comes, on normalised float images.
-    - `step`: `Trainer._step` on a batch that is ready, from uint8 images to new weights.
-    - `run`: `Trainer.train`, from shards to new weights, with its records.
+    - `step`: `Trainer._step`, from uint8 images to new weights: corruption, targets, figures, loss,
+      backward, clip, optimizer.
+    - `maskfree`: the same with `encoder.sees_masked=false` and three quarters masked.
+    - those of `step_alternatives`.
+
+    Returns:
+        The record. `mfu` is a variant's images/s times the operations of an image, forward and
+        backward, by the speed of a large square matrix product in the same round, precision and
+        number of threads. `peak_memory_mib` is of fresh processes.
 
     Raises:
-        UserError: The encoder or the shards cannot be used.
+        UserError: The encoder or an alternative cannot be used.
     """
-    side = (options.image_size, options.image_size)
-    data, run = DataConfig(workers=options.workers), _run_config(options)
-    accelerator = start(run)
-    encoder = make_encoder(EncoderConfig(name=options.encoder), side)
-    samples = Samples(open_manifest(options.shards, "SHARDS"), side, run.seed, data.crop_area)
-    stream = _InterleavedStream(samples, options)
-    model = MaskedPatchModel(encoder, CorruptionConfig(), TargetConfig())
-    optim = OptimConfig(batch_size=options.batch_size, steps=_NO_LAST_STEP)
-    with TemporaryDirectory() as folder:
-        run = _run_config(options, folder)
-        trainer = Trainer(accelerator, run, optim, model, stream, [])
-        ready = _pinned(samples[Request(0, 0, options.batch_size)])
-        stream.others = {
-            "timm": _timm_step(accelerator, options),
-            "step": lambda: trainer._step(0, [ready]),
-        }
-        trainer.train(has_trace=False, max_bad_ratio=1.0)
-    accelerator.end_training()
-    return stream.speeds
+    names = [*_OURS, *choose(options.against, _packages())]
+    steps = {name: _maker(name)(options) for name in names}
+    flops = {name: count_flops(step) / options.batch_size for name, step in steps.items()}
+    peaks = _measure_memory(options, names)
+    speeds, shares, product = _measure_speeds(options, steps, flops)
+    settings = asdict(options) | {"image_size": options.side}
+    record = make_record("step", settings, speeds, _among(RATIOS, names))
+    add_values(record, shares, {})
+    if peaks is not None:
+        pairs = _among(MEMORY_RATIOS, names)
+        add_values(record, peaks, pairs, lower_is_better=pairs)
+    record["matrix_gflop_per_second"] = spread(product)
+    record["gflop_per_image"] = {name: value / 1e9 for name, value in flops.items()}
+    return record
 
 
-def _run_config(options: StepOptions, folder: str = "unused") -> RunConfig:
-    return RunConfig(
-        dir=folder,
-        precision=options.precision,
-        threads=options.threads,
-        checkpoint_every=0,
-        checkpoint_minutes=0,
+def step_table(record: dict[str, Any]) -> str:
+    """Lay a record of `measure_step` out for reading."""
+    product = record["matrix_gflop_per_second"]
+    low, high = product["min"], product["max"]
+    counts = [f"{name} {value:.3g}" for name, value in record["gflop_per_image"].items()]
+    return "\n".join(
+        [
+            table(record),
+            f"square matrices: {product['median']:.1f} ({low:.1f} to {high:.1f}) GFLOP/s",
+            f"GFLOP an image, forward and backward: {', '.join(counts)}",
+        ]
     )
 
 
-def _timm_step(accelerator: Accelerator, options: StepOptions) -> Callable[[], None]:
-    """Return the baseline: forward and backward, without loss, optimizer or uint8 input."""
-    side, device = options.image_size, accelerator.device
-    model = cast(
-        VisionTransformer, timm.create_model(options.encoder, img_size=side, num_classes=0)
-    ).to(device)
-    images = torch.randn(options.batch_size, 3, side, side, device=device)
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, options.precision == "bf16"):
-            tokens = model.forward_features(images)
-        tokens.float().mean().backward()
-        model.zero_grad()
-
-    return step
+def _packages() -> dict[str, Any]:
+    return {name: alternative.package for name, alternative in ALTERNATIVES.items()}
 
 
-def _pinned(batch: Batch) -> Batch:
-    """Put a batch where the loader would have put it."""
-    if not torch.cuda.is_available():
-        return batch
-    return batch._replace(tensors={k: tensor.pin_memory() for k, tensor in batch.tensors.items()})
+def _maker(name: str) -> Callable[[Subject], Step]:
+    return _OURS[name] if name in _OURS else ALTERNATIVES[name].make
 
 
-class _InterleavedStream(TrainingStream):
-    """The training stream, which measures the run that reads it and lets others take their turn.
+def _among(pairs: dict[str, tuple[str, str]], names: list[str]) -> dict[str, tuple[str, str]]:
+    return {ratio: pair for ratio, pair in pairs.items() if set(pair) <= set(names)}
 
-    A step lasts from the demand for its batch to the next demand, so that all of the run's own work
-    is counted. What the workers read ahead while others had their turn is trained on, uncounted.
-    """
 
-    def __init__(self, samples: Samples, options: StepOptions) -> None:
-        share = Share(0, 1, options.batch_size)
-        super().__init__(samples, options.batch_size, share, options.workers)
-        self.options = options
-        self.others: dict[str, Callable[[], object]] = {}
-        self.speeds = Speeds()
+# ---------------------------------------------------------------- in turns
 
-    def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
-        """Yield the steps of all rounds; the first round warms up and is not counted."""
-        source = super().steps(first, last)
-        size, seconds = self.batch_size, self.options.seconds
-        yield next(source)
-        for work in self.others.values():
-            work()
-        for _ in range(self.options.rounds):
-            for name, work in self.others.items():
-                self.speeds.add(name, images_per_second(work, size, seconds))
-            for _ in range(2 * self.workers):  # read ahead
-                yield next(source)
-            begin, done = clock(), 0
-            while not done or clock() - begin < seconds:
-                yield next(source)
-                done += size
-            self.speeds.add("run", done / (clock() - begin))
+
+def _measure_speeds(
+    options: StepOptions, steps: dict[str, Step], flops: dict[str, float]
+) -> tuple[Speeds, Speeds, list[float]]:
+    """Return images a second, shares of the matrix peak, and that peak in GFLOP a second."""
+    speeds, shares = Speeds(), Speeds("mfu")
+    product: list[float] = []
+    matrices = MatrixPeak(options, options.seconds)
+    for step in steps.values():
+        for _ in range(2):  # the first compiles and allocates, the second finds all as it stays
+            step()
+    for _ in range(options.rounds):
+        peak = matrices.measure()
+        product.append(peak / 1e9)
+        for name, step in steps.items():
+            speed = images_per_second(step, options.batch_size, options.seconds)
+            speeds.add(name, speed)
+            shares.add(name, speed * flops[name] / peak)
+    return speeds, shares, product
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _measure_memory(options: StepOptions, names: list[str]) -> Speeds | None:
+    """Return each variant's peak memory, or None where it cannot be read."""
+    if not memory.is_possible():
+        print("left out: peak memory, which is read from /proc or of a GPU", file=sys.stderr)
+        return None
+    peaks = Speeds("peak_memory_mib")
+    for _ in range(min(options.rounds, _MAX_MEMORY_ROUNDS)):
+        for name in names:
+            peaks.add(name, in_fresh_process(peak_of, name, options))
+    return peaks
+
+
+def peak_of(name: str, options: StepOptions) -> float:
+    """Return a variant's peak in MiB, what its libraries hold left out; in a fresh process."""
+    if name in ALTERNATIVES:
+        import_module(ALTERNATIVES[name].module)
+    start(options.run_config())
+    return memory.peak_mib(lambda: _maker(name)(options))

@@ -1,4 +1,4 @@
-"""Plain webdataset 1.0.2 over the same shards, with our decoder and our crop."""
+"""Plain webdataset 1.0.2 over the same shards, with the usual transform or our decoder and crop."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -14,38 +14,53 @@ from webdataset.pipeline import DataPipeline
 from data.loader import ImageConfig
 from data.shards import IMAGE_EXTENSIONS
 from data.transforms import NUM_UNIFORM, decode, training_crop
+from scripts.speed.loader_alternatives import CROP_AREA, Images, usual_transform
 
 SHARD_SHUFFLE = 100  # shards, as webdataset chooses for shardshuffle=True
 SAMPLE_SHUFFLE = 1_000  # its README: "usually, pick something bigger, like 1000"
 
 
 def crop_sample(
-    sample: dict[str, Any], generator: np.random.Generator, size: tuple[int, int]
+    sample: dict[str, Any],
+    generator: np.random.Generator,
+    size: tuple[int, int],
+    crop_area: tuple[float, float] | None = None,
 ) -> Tensor:
     """Decode a sample of webdataset's and cut a training crop: uint8 (3, H, W)."""
     (content,) = (value for key, value in sample.items() if key in IMAGE_EXTENSIONS)
     numbers = generator.random(NUM_UNIFORM)
-    return training_crop(decode(content), numbers, size, ImageConfig().crop_area)
+    return training_crop(decode(content), numbers, size, crop_area or ImageConfig().crop_area)
 
 
-def webdataset_batches(
-    locations: list[str], size: tuple[int, int], batch_size: int, *, pin_memory: bool
-) -> Iterator[Tensor]:
-    """Yield uint8 (B, 3, H, W) without end, from one worker process.
+def webdataset(images: Images) -> Iterator[Tensor]:
+    """Run it as its README shows: decode("pil"), then the usual transform, batched in the worker.
 
-    As its README shows: shards shuffled, a buffer of 1,000 samples, batches made in the worker. No
-    labels, keys or checksums. A sample that does not decode is left out without a word, because
+    Shards are shuffled, and samples in a buffer of 1,000.
+    """
+    transform = usual_transform(images.image_size)
+    samples: Any = WebDataset(images.shards, shardshuffle=SHARD_SHUFFLE).shuffle(SAMPLE_SHUFFLE)
+    samples = samples.decode("pil").to_tuple("jpg;png").map_tuple(transform)
+    return (pixels for (pixels,) in _batches(samples, images.batch_size))
+
+
+def webdataset_ours(images: Images) -> Iterator[Tensor]:
+    """Run it with our decoder and crop: only the stream differs from ours.
+
+    No labels, keys or checksums. A sample that does not decode is left out without a word, because
     `warn_and_continue` sleeps half a second.
     """
     generator = np.random.default_rng(0)
+    size = (images.image_size, images.image_size)
 
     def crop(sample: dict[str, Any]) -> Tensor:
-        return crop_sample(sample, generator, size)
+        return crop_sample(sample, generator, size, CROP_AREA)
 
-    samples: Any = WebDataset(locations, shardshuffle=SHARD_SHUFFLE)
-    samples = samples.shuffle(SAMPLE_SHUFFLE).map(crop, handler=ignore_and_continue).repeat()
+    samples: Any = WebDataset(images.shards, shardshuffle=SHARD_SHUFFLE).shuffle(SAMPLE_SHUFFLE)
+    return _batches(samples.map(crop, handler=ignore_and_continue), images.batch_size)
+
+
+def _batches(samples: Any, batch_size: int) -> Iterator[Any]:
     # after the repetition, so that no batch is short; default_collate fills shared memory at once
     batches = batched(batch_size, collation_fn=default_collate)
-    dataset = DataPipeline(samples, batches)
-    loader = DataLoader(cast(Any, dataset), batch_size=None, num_workers=1, pin_memory=pin_memory)
-    return iter(loader)
+    dataset = DataPipeline(samples.repeat(), batches)
+    return iter(DataLoader(cast(Any, dataset), batch_size=None, num_workers=1))

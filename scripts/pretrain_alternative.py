@@ -1,0 +1,66 @@
+"""Pretrain an encoder by another project's objective, all else as in pretrain/run.py.
+
+    python scripts/pretrain_alternative.py CONFIG.yaml alternative.name=NAME key.sub=value
+
+    NAME    mpp     vit-pytorch's masked patch prediction (extra [bench])
+            mae     transformers' ViTMAEForPreTraining
+            simmim  transformers' ViTForMaskedImageModeling
+
+Data, encoder, optimizer, schedule, precision, checkpoints and records are those of our own
+objective; the masks, the decoder and the loss are theirs. CONFIG.yaml is one of configs/pretrain
+that has no keys of our objective, such as cifar10-mask-tokens.yaml. RUN/encoder is an encoder like
+any other: finetune/*.py measure it. The same command again resumes.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a file: search the checkout, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data.settings import run_entry_point
+from pretrain.claim import claim
+from pretrain.config import resolve, usage
+from pretrain.encoder import make_encoder
+from pretrain.launch import share, start
+from pretrain.loop import Trainer
+from pretrain.opening import open_evaluators, open_stream
+from scripts.alternatives.config import AlternativePretrainConfig, load_alternative
+from scripts.alternatives.model import make_alternative
+
+
+def main(arguments: list[str]) -> None:
+    """Run `python scripts/pretrain_alternative.py ARGUMENTS`."""
+    if {"-h", "--help"} & set(arguments):
+        command = "python scripts/pretrain_alternative.py"
+        print(f"{__doc__}\n{usage(AlternativePretrainConfig, command)}")
+        return
+
+    # ---- what is asked for
+    config = load_alternative(arguments)
+    accelerator = start(config.run)
+    part = share(accelerator, config.run, config.optim)
+
+    # ---- the model
+    data = config.data
+    encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
+    model = make_alternative(config, encoder)
+    config = resolve(config, encoder)
+
+    # ---- the stream
+    stream = open_stream(accelerator, config, encoder, part)
+
+    # ---- what is measured in between
+    evaluators = open_evaluators(accelerator, config, encoder, part)
+
+    # ---- the steps
+    with claim(accelerator, config):
+        trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
+        trainer.train(data.trace, data.max_bad_ratio)
+    if accelerator.is_main_process:
+        print(f"finished: {config.optim.steps} steps; the encoder is in {config.run.dir}/encoder")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
