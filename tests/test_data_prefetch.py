@@ -475,6 +475,7 @@ def test_two_runs_share_a_folder(
     with Prefetcher(shards.plan(), shards.storage, 0, 18) as one:
         wait_until(has_all(shards))
         with Prefetcher(shards.plan(), shards.storage, 0, 18) as other:
+            assert other.pid is not None
             assert one.pid != other.pid
             sent = shards.server.num_bytes_sent
             wait_until(lambda: "another run writes to" in child_log.read_text())
