@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pretrain.corruption import select
 from pretrain.position_tables import Offsets
-from pretrain.query_blocks import QueryBlock, adopt
+from pretrain.query_blocks import QueryBlock, adopt, mix
 
 
 class PositionedBlock(QueryBlock):
@@ -116,16 +116,9 @@ class RelativeAttention(Attention):
         bias = maybe_add_mask(
             bias, resolve_self_attn_mask(num_tokens, bias, attn_mask, is_causal)
         )  # (B, heads, T, T)
-        x = self._attend(q, k, v, bias).transpose(1, 2).flatten(2)
+        x = mix(self, q, k, v, bias).transpose(1, 2).flatten(2)
         x = self.norm(x)
         return self.proj_drop(self.proj(x if gate is None else x * gate))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        if self.fused_attn:
-            dropout = self.attn_drop.p if self.training else 0.0
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        logits = (q * self.scale) @ k.transpose(-2, -1) + bias
-        return self.attn_drop(logits.softmax(dim=-1)) @ v
 
 
 def plain_block(block: PositionedBlock) -> Block:

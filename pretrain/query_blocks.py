@@ -75,16 +75,34 @@ def _attend(attention: Attention, x: Tensor, queries: Tensor) -> Tensor:
     q = F.linear(asked, weights[0], biases[0]).unflatten(2, heads).transpose(1, 2)
     k, v = F.linear(x, weights[1], biases[1]).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
     q, k = attention.q_norm(q), attention.k_norm(k)
-    if attention.fused_attn:
-        dropout = attention.attn_drop.p if attention.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    else:
-        logits = (q * attention.scale) @ k.transpose(-2, -1)
-        attended = attention.attn_drop(logits.softmax(dim=-1)) @ v
-    attended = attention.norm(attended.transpose(1, 2).flatten(2))
+    attended = attention.norm(mix(attention, q, k, v).transpose(1, 2).flatten(2))
     if attention.gate is not None:
         attended = attended * attention.gate(asked).sigmoid()
     return attention.proj_drop(attention.proj(attended))
+
+
+def mix(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Average values by queries and keys, by the kernel that `attention` is set to.
+
+    Args:
+        attention: timm's.
+        q: (B, heads, Q, d).
+        k: (B, heads, T, d).
+        v: (B, heads, T, d).
+        bias: (B, heads, Q, T), added to the logits.
+
+    Returns:
+        (B, heads, Q, d).
+    """
+    if attention.fused_attn:
+        dropout = attention.attn_drop.p if attention.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    logits = (q * attention.scale) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    return attention.attn_drop(logits.softmax(dim=-1)) @ v
 
 
 def adopt(module: nn.Module, other: nn.Module) -> None:

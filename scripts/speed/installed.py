@@ -24,7 +24,8 @@ class Package:
     @property
     def is_installed(self) -> bool:
         """Whether it can be imported."""
-        return find_spec(self.module) is not None
+        outer = self.module.partition(".")[0]  # find_spec raises where that is missing
+        return find_spec(outer) is not None and find_spec(self.module) is not None
 
     @property
     def complaint(self) -> str:

@@ -4,7 +4,6 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,23 +70,13 @@ class LoaderOptions:
     against: str | None = None
 
 
-@dataclass(frozen=True)
-class _NestedPackage(Package):
-    """One whose module lies in a package that others share, and that may itself be missing."""
-
-    @property
-    def is_installed(self) -> bool:
-        """Whether it can be imported."""
-        return find_spec(self.module.partition(".")[0]) is not None and super().is_installed
-
-
 PACKAGES = {
     "pil": Package("pillow", "PIL"),
     "pil_uint8": Package("pillow", "PIL"),
     "webdataset": Package("webdataset", "webdataset"),
     "webdataset_ours": Package("webdataset", "webdataset"),
     "timm": Package("timm", "timm"),
-    "dali": _NestedPackage("nvidia-dali-cuda120", "nvidia.dali"),
+    "dali": Package("nvidia-dali-cuda120", "nvidia.dali"),
     "streaming": Package("mosaicml-streaming", "streaming"),
 }
 
