@@ -9,6 +9,7 @@
     python scripts/benchmark.py faults
     python scripts/benchmark.py learn [--minutes 10] [--seeds 0,1,2] [--json learn.json]
     python scripts/benchmark.py compare RECORDED.json|FOLDER NEW.json|FOLDER [...]
+    python scripts/benchmark.py page FOLDER
 
 `step` gives step_vs_timm, our whole training step against the forward and backward of timm's bare
 encoder; step_maskfree_vs_timm, the same without masked patches in the encoder; step_vs_vit_pytorch
@@ -30,6 +31,7 @@ plain webdataset's to skip to there; without SHARDS, over tiny images made on th
 `learn` gives the accuracies of encoders after an equal wall time of pretraining, by our objectives
 and by others (extra `bench`), as `scripts/ablate.py learn` does, and ours over each of the others'.
 `compare` says which ratios fell by more than the spread since they were recorded; status 1 if any.
+`page` prints a folder's records as Markdown.
 
 Where other programs keep a core busy, give `step --threads 1`: threads that share a step wait for
 the one that was held up, some hundreds of times a step, and the ratio is no longer ours.
@@ -37,6 +39,7 @@ the one that was held up, some hundreds of times a step, and the ratio is no lon
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -60,6 +63,11 @@ def main(arguments: list[str]) -> None:
     asked = _parse(arguments)
     if asked.benchmark == "compare":
         sys.exit(_compare(asked))
+    if asked.benchmark == "page":
+        from scripts.speed.page import make_page
+
+        print(make_page(asked.folder), end="")
+        return
     measure = {
         "step": measure_step,
         "run": measure_run,
@@ -72,6 +80,7 @@ def main(arguments: list[str]) -> None:
     }
     with TemporaryDirectory() as folder:
         record, text = measure[asked.benchmark](asked, Path(folder))
+    record["command"] = shlex.join(["python", "scripts/benchmark.py", *arguments])
     print(text)
     if asked.json is not None:
         with atomic_write(asked.json) as file:
@@ -155,7 +164,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = "step|run|variants|loader|order|resume|faults|learn|compare"
+    names = "step|run|variants|loader|order|resume|faults|learn|compare|page"
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar=names)
     add_step(benchmarks)
     add_run(benchmarks)
@@ -203,6 +212,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option = compare.add_argument
     option("recorded", type=Path, metavar="RECORDED", help="a record, or a folder of records")
     option("new", type=Path, nargs="+", metavar="NEW", help="the same, measured now")
+    page = benchmarks.add_parser("page", help="a folder's records as Markdown")
+    page.add_argument("folder", type=Path, metavar="FOLDER", help="of records that --json wrote")
     asked = parser.parse_args(arguments)
     check(asked)
     return asked

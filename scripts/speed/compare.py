@@ -58,7 +58,7 @@ def compare(recorded: Path, new: list[Path]) -> tuple[str, int]:
     for title, before, after in (pair for path in new for pair in _pairs(recorded, path)):
         text, fallen = f"{title}: not recorded", 0
         if before.is_file():
-            text, fallen = _compare(title, _read(before), _read(after))
+            text, fallen = _compare(title, read_record(before), read_record(after))
         texts.append(text)
         num_fallen += fallen
     texts.append(f"{num_fallen} fell by more than the spread" if num_fallen else "none fell")
@@ -79,7 +79,12 @@ def _pairs(recorded: Path, new: Path) -> list[tuple[str, Path, Path]]:
     return pairs
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what `--json` wrote.
+
+    Raises:
+        UserError: The file is no such record.
+    """
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
