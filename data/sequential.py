@@ -279,7 +279,9 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
             dict(enumerate(places)),
             (reading.channels, *reading.size),
             lambda slot: (pick_image(samples[slot][1].members, reading.channels), NO_LABEL),
-            lambda image, numbers: training_crop(image, numbers, reading.size, reading.crop_area),
+            lambda content, numbers: training_crop(
+                content, numbers, reading.size, reading.crop_area, reading.channels
+            ),
         )
         return batch._replace(bad=damage + batch.bad)
 

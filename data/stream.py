@@ -6,6 +6,8 @@ A resume reads nothing twice, and the whole state of the stream is one integer, 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data.lending import Loan, borrow, forget, lend, name_lender
 from data.loader import Batch, LedgerEntry, Place, Request, Samples
 from data.remote.lookahead import ReadPlan
 from data.remote.prefetch import Prefetcher, node_slots
 from data.settings import RunStopped, UserError, leave_signals_to_parent
+
+_numbers = count()  # of the loaders that this process has started
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,9 @@ class _Requests:
 class Parcel:
     """A batch on its way from a loader process.
 
-    The images alone go through shared memory: each tensor more would be a file and a connection
-    more. To torch, which would walk through a tuple and all of its names, it is one thing.
+    The images alone go through shared memory, on loan: each tensor more would be a file and a
+    connection more. To torch, which would walk through a tuple and all of its names, it is one
+    thing.
     """
 
     image: Tensor
@@ -159,9 +165,18 @@ class Parcel:
         tensors = {name: torch.from_numpy(values) for name, values in self.arrays.items()}
         return Batch({"image": self.image, **tensors}, self.places, self.bad)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        loan = lend(self.image)
+        return _arrived, (loan, self.arrays, self.places, self.bad)
+
     def pin_memory(self) -> "Parcel":
-        """Do what torch asks for before the images go to a GPU."""
-        return replace(self, image=self.image.pin_memory())
+        """Do what torch asks for before a batch goes to a GPU; a copy of the rest would wait."""
+        arrays = {k: torch.from_numpy(v).pin_memory().numpy() for k, v in self.arrays.items()}
+        return replace(self, image=self.image.pin_memory(), arrays=arrays)
+
+
+def _arrived(sent: Tensor | Loan, *others: Any) -> Parcel:
+    return Parcel(borrow(sent), *others)
 
 
 STOPS = (RunStopped, UserError, OSError)  # what ends the reading of shards
@@ -204,26 +219,31 @@ def unpacked(
     Raises:
         RunStopped: What the dataset gave in place of a batch.
     """
+    number = next(_numbers)
     loader: DataLoader[Parcel | RunStopped] = DataLoader(
         dataset,
         batch_size=None,
         sampler=requests,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, number),
         pin_memory=torch.cuda.is_available(),
         # a generator of its own: iter(DataLoader) would draw from the global one
         generator=torch.Generator(),
     )
-    for answer in loader:
-        if isinstance(answer, RunStopped):
-            raise answer
-        yield answer.batch()
+    try:
+        for answer in loader:
+            if isinstance(answer, RunStopped):
+                raise answer
+            yield answer.batch()
+    finally:
+        forget(number)
 
 
 def _as_it_is(answer: Any) -> Any:
     return answer
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(loader: int, _: int) -> None:
+    name_lender(loader)
     leave_signals_to_parent()  # it ends its workers when it leaves

@@ -6,6 +6,7 @@ memory, and integer resizing gives the same result on any number of threads.
 
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from data import jpeg
+from data.boxes import FLIP, Box, evaluation_box, training_box
+
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
-NUM_UNIFORM = 24  # random numbers of a sample: 10 tries of 2, place, flip, and what augments it
-_NUM_TRIES = 10
-_LEFT, _TOP, _FLIP, AUGMENTATION = range(2 * _NUM_TRIES, NUM_UNIFORM)
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, to which any common image is converted
 _JPEG_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
@@ -31,8 +32,10 @@ class UnreadableImage(Exception):  # noqa: N818 - a finding about the data, as B
     """The bytes are no image that can be used; the message says why."""
 
 
-def decode(content: bytes, channels: int = 3) -> Tensor:
-    """Decode an image to uint8 (C, height, width), EXIF orientation applied.
+def decode(
+    content: bytes, channels: int = 3, choose: Callable[[int, int], Box] | None = None
+) -> Tensor:
+    """Decode an image to uint8 (C, height, width), EXIF orientation applied, or a part of it.
 
     As RGB (3) or grey (1): any common image. Grey, palettes and CMYK are converted, transparency is
     laid over white, 16 bits become 8 by a shift. Plain JPEGs take torchvision's decoder, 1.4 times
@@ -42,10 +45,45 @@ def decode(content: bytes, channels: int = 3) -> Tensor:
     (height, width, C) or (height, width); a TIFF of C grey pages; or one of C samples a pixel, as
     far as Pillow reads it. NumPy files of 1 and 3 channels are grey and RGB.
 
+    Args:
+        content: The file's bytes.
+        channels: C.
+        choose: (height, width) -> the part that is wanted; None: the whole image. Of a plain JPEG
+            no more is decoded than `data.jpeg` has to.
+
     Raises:
         UnreadableImage: The image is damaged, unknown, has over `MAX_PIXELS` pixels, or channels
             that cannot be converted.
     """
+    if choose is None:
+        return _decode_whole(content, channels)
+    part = _decode_part(content, channels, choose)
+    if part is None:
+        image = _decode_whole(content, channels)
+        left, top, width, height = choose(*image.shape[1:])
+        part = image[:, top : top + height, left : left + width]
+    return part
+
+
+def _decode_part(content: bytes, channels: int, choose: Callable[[int, int], Box]) -> Tensor | None:
+    """Decode a part alone; None where that is not possible, or damage is found."""
+    header = jpeg.read_header(content) if channels in MODES else None
+    if header is None or not (header.is_simple or _is_common_jpeg(content)):
+        return None
+    return jpeg.decode_box(content, channels, choose(header.height, header.width))
+
+
+def _is_common_jpeg(content: bytes) -> bool:
+    """Tell whether `decode` would give these bytes to `_decode_jpeg`."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        _check_size(image.width, image.height, channels=3)
+    except Exception:  # what it is, decoding the whole image will say
+        return False
+    return image.format == "JPEG" and image.mode in ("RGB", "L")
+
+
+def _decode_whole(content: bytes, channels: int) -> Tensor:
     try:
         if content.startswith(_NPY):
             return _decode_array(content, channels)
@@ -219,43 +257,35 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def training_crop(
-    image: Tensor, uniform: np.ndarray, size: tuple[int, int], crop_area: tuple[float, float]
+    content: bytes,
+    uniform: np.ndarray,
+    size: tuple[int, int],
+    crop_area: tuple[float, float],
+    channels: int = 3,
 ) -> Tensor:
-    """Cut a random part, resize it and flip it half of the time ("inception crop").
+    """Cut a random part of an image, resize it and flip it half of the time ("inception crop").
 
     Args:
-        image: uint8 (C, h, w).
+        content: The image, as `decode` takes it.
         uniform: (NUM_UNIFORM,) numbers in [0, 1), of which all but the last are used.
         size: (H, W) of the result.
         crop_area: Range of the part's area as a fraction of the image's.
+        channels: C of the result, uint8 (C, H, W).
 
-    The part's aspect ratio is 3/4 to 4/3 of the result's, so that a rectangular `size` does not
-    squeeze the image.
+    Raises:
+        UnreadableImage: As `decode` does.
 
-    Source: Szegedy et al. 2015, section 6; ten tries as in torchvision's RandomResizedCrop.
+    Source: Szegedy et al. 2015, section 6.
     """
-    height, width = image.shape[1:]
-    area = height * width * (crop_area[0] + (crop_area[1] - crop_area[0]) * uniform[:_NUM_TRIES])
-    aspect = size[1] / size[0]
-    log_ratio = np.log(aspect) + np.log(4 / 3) * (2 * uniform[_NUM_TRIES : 2 * _NUM_TRIES] - 1)
-    widths = np.round(np.sqrt(area * np.exp(log_ratio))).astype(int)
-    heights = np.round(np.sqrt(area / np.exp(log_ratio))).astype(int)
-    fits = np.flatnonzero((widths > 0) & (widths <= width) & (heights > 0) & (heights <= height))
-    if fits.size:
-        w, h = int(widths[fits[0]]), int(heights[fits[0]])
-    else:  # the whole image, its longer side cut to the allowed aspect ratio
-        w = max(1, min(width, round(height * aspect * 4 / 3)))
-        h = max(1, min(height, round(width / aspect * 4 / 3)))
-    left, top = int(uniform[_LEFT] * (width - w + 1)), int(uniform[_TOP] * (height - h + 1))
-    crop = resize(image[:, top : top + h, left : left + w], size)
-    return crop.flip(2) if uniform[_FLIP] < 0.5 else crop
+    part = decode(content, channels, lambda h, w: training_box(h, w, uniform, size, crop_area))
+    crop = resize(part, size)
+    return crop.flip(2) if uniform[FLIP] < 0.5 else crop
 
 
-def evaluation_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize so that (H, W) is covered and cut the centre: uint8 (C, h, w) -> (C, H, W)."""
-    height, width = image.shape[1:]
-    scale = max(size[0] / height, size[1] / width)
-    h = max(1, min(height, round(size[0] / scale)))
-    w = max(1, min(width, round(size[1] / scale)))
-    top, left = (height - h) // 2, (width - w) // 2
-    return resize(image[:, top : top + h, left : left + w], size)
+def evaluation_crop(content: bytes, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """Resize an image so that (H, W) is covered and cut the centre: uint8 (C, H, W).
+
+    Raises:
+        UnreadableImage: As `decode` does.
+    """
+    return resize(decode(content, channels, lambda h, w: evaluation_box(h, w, size)), size)

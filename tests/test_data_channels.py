@@ -41,6 +41,10 @@ def npy(array: np.ndarray, **options: Any) -> bytes:
     return content.getvalue()
 
 
+def stored(image: Tensor) -> bytes:
+    return npy(image.permute(1, 2, 0).numpy())
+
+
 def pages(*arrays: np.ndarray) -> bytes:
     """Write each array as a page of a TIFF."""
     first, *others = map(Image.fromarray, arrays)
@@ -232,8 +236,8 @@ def test_a_crop_of_many_channels_is_the_crops_of_each(channels: int) -> None:
     image = planes(values(channels, (37, 41)))
     numbers = np.random.default_rng(2).random(24)
     crops: list[Callable[[Tensor], Tensor]] = [
-        lambda x: training_crop(x, numbers, (16, 12), AREA),
-        lambda x: evaluation_crop(x, (16, 12)),
+        lambda x: training_crop(stored(x), numbers, (16, 12), AREA, len(x)),
+        lambda x: evaluation_crop(stored(x), (16, 12), len(x)),
     ]
     for crop in crops:
         whole = crop(image)

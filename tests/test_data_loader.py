@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import make_png
 
-from data import loader
+from data import lending
 from data.index.manifest import Manifest
 from data.index.opening import open_manifest
-from data.loader import NO_LABEL, Batch, Request, Samples, blank_images, read_label
+from data.lending import blank_images
+from data.loader import NO_LABEL, Batch, Request, Samples, read_label
 from data.reader import BadSample
 from data.shards import ImageFile, write_shard
 from data.stream import Share, TrainingStream, evaluation_batches
@@ -56,7 +57,7 @@ def steps(samples: Samples, share: Share, first: int, last: int, workers: int = 
 def test_a_worker_makes_its_images_in_shared_memory(
     monkeypatch: pytest.MonkeyPatch, is_worker: bool
 ) -> None:
-    monkeypatch.setattr(loader, "get_worker_info", lambda: object() if is_worker else None)
+    monkeypatch.setattr(lending, "get_worker_info", lambda: object() if is_worker else None)
     images = blank_images((2, 3, 4, 5))
     assert images.is_shared() == is_worker
     assert torch.equal(images, torch.zeros(2, 3, 4, 5, dtype=torch.uint8))

@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.boxes import NUM_UNIFORM
 from data.transforms import (
     MAX_PIXELS,
-    NUM_UNIFORM,
     UnreadableImage,
     decode,
     evaluation_crop,
@@ -41,6 +41,13 @@ def picture(width: int = 48, height: int = 32) -> Image.Image:
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     content = io.BytesIO()
     image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def npy(image: Tensor) -> bytes:
+    """Store (C, h, w) as it is."""
+    content = io.BytesIO()
+    np.save(content, image.permute(1, 2, 0).numpy())
     return content.getvalue()
 
 
@@ -271,8 +278,8 @@ def extent(crop: Tensor) -> tuple[float, float]:
 
 def test_the_training_crop_is_a_function_of_its_numbers() -> None:
     image = gradient(60, 80)
-    one, other = (training_crop(image, numbers(seed), (16, 16), (0.1, 1)) for seed in (0, 1))
-    assert torch.equal(one, training_crop(image, numbers(0), (16, 16), (0.1, 1)))
+    one, other = (training_crop(npy(image), numbers(seed), (16, 16), (0.1, 1)) for seed in (0, 1))
+    assert torch.equal(one, training_crop(npy(image), numbers(0), (16, 16), (0.1, 1)))
     assert not torch.equal(one, other)
     assert one.is_contiguous()
 
@@ -286,7 +293,7 @@ def test_crops_cover_the_area_and_aspect_that_are_asked_for(
     image = gradient(height, width)
     areas: list[float] = []
     for seed in range(150):
-        crop = training_crop(image, numbers(seed), size, crop_area)
+        crop = training_crop(npy(image), numbers(seed), size, crop_area)
         assert crop.shape == (3, *size)
         rows, columns = extent(crop)
         areas.append(rows * columns)
@@ -301,7 +308,7 @@ def test_crops_cover_the_area_and_aspect_that_are_asked_for(
 
 def test_half_of_the_crops_are_flipped_and_they_reach_all_corners() -> None:
     image = gradient(100, 100)
-    crops = [training_crop(image, numbers(seed), (16, 16), (0.1, 0.2)) for seed in range(200)]
+    crops = [training_crop(npy(image), numbers(seed), (16, 16), (0.1, 0.2)) for seed in range(200)]
     num_flipped = sum(bool(crop[0, 0, 0] > crop[0, 0, -1]) for crop in crops)
     assert 70 < num_flipped < 130
     for channel in (0, 1):
@@ -312,9 +319,9 @@ def test_half_of_the_crops_are_flipped_and_they_reach_all_corners() -> None:
 def test_the_whole_image_at_its_own_size_is_left_as_it_is() -> None:
     image = gradient(32, 48)
     uniform = np.full(NUM_UNIFORM, 0.5)  # the middle of the aspect ratios; no flip
-    assert torch.equal(training_crop(image, uniform, (32, 48), (1, 1)), image)
+    assert torch.equal(training_crop(npy(image), uniform, (32, 48), (1, 1)), image)
     uniform[-2] = 0.4
-    assert torch.equal(training_crop(image, uniform, (32, 48), (1, 1)), image.flip(2))
+    assert torch.equal(training_crop(npy(image), uniform, (32, 48), (1, 1)), image.flip(2))
 
 
 @given(
@@ -329,13 +336,13 @@ def test_any_image_gives_a_crop_of_the_size(
 ) -> None:
     """Also images smaller than the crop, of one pixel, and far from its aspect ratio."""
     image = gradient(height, width)
-    assert training_crop(image, numbers(seed), size, crop_area).shape == (3, *size)
-    assert evaluation_crop(image, size).shape == (3, *size)
+    assert training_crop(npy(image), numbers(seed), size, crop_area).shape == (3, *size)
+    assert evaluation_crop(npy(image), size).shape == (3, *size)
 
 
 def test_a_long_image_falls_back_to_its_allowed_part() -> None:
     image = gradient(10, 1_000)
-    crop = training_crop(image, numbers(0), (16, 16), (1, 1))
+    crop = training_crop(npy(image), numbers(0), (16, 16), (1, 1))
     rows, columns = extent(crop)
     assert rows == pytest.approx(1, abs=0.1)
     assert columns * 1_000 == pytest.approx(10 * 4 / 3, rel=0.5)
@@ -344,8 +351,8 @@ def test_a_long_image_falls_back_to_its_allowed_part() -> None:
 def test_one_colour_stays_that_colour() -> None:
     image = torch.tensor([1, 128, 255], dtype=torch.uint8).view(3, 1, 1).expand(3, 37, 21)
     expected = image[:, :1, :1].expand(3, 16, 16)
-    assert torch.equal(training_crop(image, numbers(0), (16, 16), (0.08, 1)), expected)
-    assert torch.equal(evaluation_crop(image, (16, 16)), expected)
+    assert torch.equal(training_crop(npy(image), numbers(0), (16, 16), (0.08, 1)), expected)
+    assert torch.equal(evaluation_crop(npy(image), (16, 16)), expected)
 
 
 # ---------------------------------------------------------------- evaluation and resizing
@@ -353,16 +360,16 @@ def test_one_colour_stays_that_colour() -> None:
 
 def test_the_evaluation_crop_is_the_centre() -> None:
     image = gradient(40, 80)
-    assert torch.equal(evaluation_crop(image, (40, 40)), image[:, :, 20:60])
-    assert torch.equal(evaluation_crop(image, (40, 80)), image)
-    crop = evaluation_crop(image, (20, 20))
+    assert torch.equal(evaluation_crop(npy(image), (40, 40)), image[:, :, 20:60])
+    assert torch.equal(evaluation_crop(npy(image), (40, 80)), image)
+    crop = evaluation_crop(npy(image), (20, 20))
     assert crop.shape == (3, 20, 20)
     assert extent(crop) == pytest.approx((1, 0.5), abs=0.06)
     assert float(crop[0].float().mean()) == pytest.approx(127.5, abs=1)
 
 
 def test_the_evaluation_crop_of_a_rectangle_is_not_squeezed() -> None:
-    crop = evaluation_crop(gradient(90, 90), (32, 64))
+    crop = evaluation_crop(npy(gradient(90, 90)), (32, 64))
     rows, columns = extent(crop)
     assert columns == pytest.approx(1, abs=0.05)
     assert rows == pytest.approx(0.5, abs=0.05)
@@ -394,6 +401,6 @@ def test_a_crop_of_a_view_is_the_crop_of_its_copy() -> None:
     image = gradient(40, 40)[:, 3:33, 5:29]
     copy = image.clone(memory_format=torch.contiguous_format)
     for seed in range(5):
-        crops = [training_crop(i, numbers(seed), (8, 8), (0.2, 1)) for i in (image, copy)]
+        crops = [training_crop(npy(i), numbers(seed), (8, 8), (0.2, 1)) for i in (image, copy)]
         assert torch.equal(*crops)
         assert math.prod(crops[0].shape) == 192

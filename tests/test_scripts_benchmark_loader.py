@@ -22,11 +22,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data import jpeg
+from data.boxes import NUM_UNIFORM
 from data.index.opening import open_manifest
 from data.loader import Samples
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
-from data.transforms import NUM_UNIFORM, decode, training_crop
+from data.transforms import decode, training_crop
 from scripts.speed.installed import choose
 from scripts.speed.loader import (
     OURS,
@@ -100,6 +102,7 @@ def test_it_measures_speed_memory_and_pixels_without_shards(tmp_path: Path) -> N
     assert record["ratios"]["stream_vs_webdataset"] == pytest.approx(ratio)
     assert record["settings"]["against"] == "pil_uint8,webdataset_ours"
     assert {OURS, "pil_bilinear", "pil_bicubic", "rounded"} == set(record["pixel_errors"])
+    assert record["decodes_crops"] == jpeg.is_available()
     memory = record["memory_mib"]
     assert memory["epochs"] == [memory["first"], memory["last"]]
     assert memory["first"] > 10
@@ -264,9 +267,9 @@ def test_an_exact_resize_stays_within_the_greys() -> None:
 def test_our_crop_is_the_one_that_is_measured() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 50, 3)).astype(np.uint8)
     numbers = np.full(NUM_UNIFORM, 0.5)  # aspect 1, no flip
-    crop = training_crop(torch.from_numpy(pixels).permute(2, 0, 1), numbers, (20, 20), (0.64, 0.64))
     png = BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
+    crop = training_crop(png.getvalue(), numbers, (20, 20), (0.64, 0.64))
     for made in _ours((20, 20))(png.getvalue(), pixels, Box(left=5, top=5, width=40, height=40)):
         assert np.array_equal(made, crop.permute(1, 2, 0).numpy())
 

@@ -13,7 +13,7 @@ from data.index.opening import open_manifest
 from data.loader import Samples
 from data.settings import RunStopped, UserError, require
 from data.storage import is_remote
-from data.transforms import MODES, UnreadableImage, decode, evaluation_crop
+from data.transforms import MODES, UnreadableImage, evaluation_crop
 from pretrain.reconstruct import pick
 from scripts.exporting.source import Source
 
@@ -61,10 +61,9 @@ def _read_files(files: list[Path], source: Source) -> tuple[Tensor, str]:
     crops: list[Tensor] = []
     for file in files:
         try:
-            image = decode(file.read_bytes(), source.channels)
+            crops.append(evaluation_crop(file.read_bytes(), source.size, source.channels))
         except (UnreadableImage, OSError) as error:
             raise UserError(f"--images: {file}: {error}; name other images") from error
-        crops.append(evaluation_crop(image, source.size))
     return torch.stack(crops), f"{files[0]}" + f" and {len(files) - 1} more" * (len(files) > 1)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from torch import Tensor
 
+from data import jpeg
 from data.index.manifest import Manifest
 from data.index.opening import open_manifest
 from data.loader import Batch, ImageConfig, Samples, pick_image
@@ -109,7 +110,8 @@ def measure_loader(options: LoaderOptions) -> LoaderFigures:
     the first 2,000, as JPEG or PNG), cut the same part of 8 to 100 % of the area at 3/4 to 4/3,
     resize it to one size and flip half of them.
 
-    - `loader`: `TrainingStream`; decoded whole, bilinear with antialiasing, uint8.
+    - `loader`: `TrainingStream`; only the crop decoded, where `data/jpeg.c` could be built (the
+      record's `decodes_crops`), bilinear with antialiasing, uint8.
     - `pil`: Pillow and torchvision's usual transform, from bytes in memory; bicubic, normalised
       float32.
     - `pil_uint8`: the same, bilinear and uint8 as ours.
@@ -149,6 +151,7 @@ def report(
     """Return what `--json` writes, and what is printed."""
     record = make_record("loader", asdict(options), figures.speeds, figures.ratios())
     add_values(record, figures.cpu_speeds, figures.ratios(_PER_CPU))
+    record["decodes_crops"] = jpeg.is_available()
     record["pixel_errors"] = figures.errors
     texts = [table(record), errors_table(figures.errors)]
     if memory is not None:

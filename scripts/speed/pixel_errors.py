@@ -16,12 +16,13 @@ Source: Keys 1981, "Cubic convolution interpolation"; Pillow's Resample.c has th
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
+from data.boxes import Box
 from data.transforms import decode, resize
 from scripts.speed.loader_alternatives import (
     ASPECT,
@@ -33,16 +34,6 @@ from scripts.speed.loader_alternatives import (
 
 _NUM_IMAGES = 32
 _SEED = 0
-
-
-class Box(NamedTuple):
-    """A part of an image, in pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
 
 Pixels = np.ndarray  # (h, w, 3)
 Crops = tuple[Pixels, Pixels]  # from the file's bytes, and of pixels that are decoded
@@ -159,15 +150,14 @@ def resize_exactly(pixels: Pixels, size: tuple[int, int], kernel: str) -> np.nda
 
 
 def _ours(size: tuple[int, int]) -> Cropper:
-    """Crop by the two steps of `training_crop(decode(...))`, with a box that is known."""
+    """Crop by the two steps of `training_crop`, with a box that is known."""
 
-    def cut(image: torch.Tensor, box: Box) -> Pixels:
-        part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    def resized(part: torch.Tensor) -> Pixels:
         return resize(part, size).permute(1, 2, 0).numpy()
 
     def crop(content: bytes, pixels: Pixels, box: Box) -> Crops:
-        decoded = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        return cut(decode(content), box), cut(decoded, box)
+        decoded = torch.from_numpy(_cut(pixels, box).copy()).permute(2, 0, 1)
+        return resized(decode(content, choose=lambda _h, _w: box)), resized(decoded)
 
     return crop
 

@@ -11,9 +11,10 @@ from webdataset.filters import batched
 from webdataset.handlers import ignore_and_continue
 from webdataset.pipeline import DataPipeline
 
+from data.boxes import NUM_UNIFORM
 from data.loader import ImageConfig
 from data.shards import IMAGE_EXTENSIONS
-from data.transforms import NUM_UNIFORM, decode, training_crop
+from data.transforms import training_crop
 from scripts.speed.loader_alternatives import CROP_AREA, Images, usual_transform
 
 SHARD_SHUFFLE = 100  # shards, as webdataset chooses for shardshuffle=True
@@ -29,7 +30,7 @@ def crop_sample(
     """Decode a sample of webdataset's and cut a training crop: uint8 (3, H, W)."""
     (content,) = (value for key, value in sample.items() if key in IMAGE_EXTENSIONS)
     numbers = generator.random(NUM_UNIFORM)
-    return training_crop(decode(content), numbers, size, crop_area or ImageConfig().crop_area)
+    return training_crop(content, numbers, size, crop_area or ImageConfig().crop_area)
 
 
 def webdataset(images: Images) -> Iterator[Tensor]:
