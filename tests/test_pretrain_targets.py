@@ -227,6 +227,15 @@ def test_the_grids_loss_is_the_mean_over_cells() -> None:
     assert torch.equal(target.scores(half_right, answers), torch.full((2, 5), 1 / 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_of_equally_likely_classes_the_first_is_guessed(dtype: torch.dtype) -> None:
+    target = ColourClasses((4, 4), channels=1, bits=4, grid=2)
+    outputs = torch.randint(-2, 3, (3, 5, 64), generator=torch.Generator().manual_seed(0))
+    ends = outputs.view(3, 5, 4, 16).tolist()
+    first = [[[cell.index(max(cell)) for cell in patch] for patch in image] for image in ends]
+    assert target.guesses(outputs.to(dtype)).tolist() == first
+
+
 @pytest.mark.parametrize("patch", [(8, 8), (14, 14), (10, 9)])
 def test_cells_are_painted_where_they_are(patch: tuple[int, int]) -> None:
     target = target_of("colour_grid", patch)

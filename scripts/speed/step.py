@@ -62,6 +62,8 @@ def measure_step(options: StepOptions) -> dict[str, Any]:
     - `maskfree`: the same with `encoder.sees_masked=false` and three quarters masked.
     - those of `step_alternatives`.
 
+    Started as a run is, the process keeps its heap (`pretrain.heap`): for all variants alike.
+
     Returns:
         The record. `mfu` is a variant's images/s times the operations of an image, forward and
         backward, by the speed of a large square matrix product in the same round, precision and
