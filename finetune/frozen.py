@@ -16,6 +16,7 @@ import numpy as np
 from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
+from data.devices import exact_device
 from data.labelled import LabelledDataConfig
 from data.loader import Samples
 from data.settings import RunStopped, UserError, require, setting
@@ -278,7 +279,7 @@ def _read(
 
 
 def _on(accelerator: Accelerator, found: Measured, view: View) -> tuple[Features, Features]:
-    device = accelerator.device
+    device = exact_device(accelerator.device)
     return found.train[view].to(device), found.val[view].to(device)
 
 

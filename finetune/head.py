@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from data.devices import sum_dtype
 from data.settings import UserError, require, setting
 from finetune.backbone import is_transformer
 from finetune.mixing import MixConfig, Mixing, fill_empty_slots
@@ -181,7 +182,7 @@ class Classifier(nn.Module):
         loss = (self._losses(logits, targets) * weight).sum()
         with torch.no_grad():
             sums = self._sums(logits, label, weight)
-            sums["loss"] = loss.detach().double()
+            sums["loss"] = loss.detach().to(sum_dtype(loss.device))
         return Output(loss, sums, logits)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -216,9 +217,10 @@ class Classifier(nn.Module):
         return F.cross_entropy(logits, targets, reduction="none")
 
     def _sums(self, logits: Tensor, label: Tensor, weight: Tensor) -> Sums:
-        sums = {"weight": weight.double().sum()}
+        dtype = sum_dtype(weight.device)
+        sums = {"weight": weight.to(dtype).sum()}
         if not self.is_multi_label:
-            sums["right"] = ((logits.argmax(1) == label) * weight).double().sum()
+            sums["right"] = ((logits.argmax(1) == label) * weight).to(dtype).sum()
         return sums
 
     def summarise(self, sums: Sums) -> dict[str, float]:

@@ -25,6 +25,8 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
+from data.devices import exact_device
+
 _TOP = 5
 _NUM_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", section 5
 _MAX_CONFUSION = 1_000  # classes; its matrix is then 8 MB on each rank
@@ -58,12 +60,13 @@ class Scores:
     Args:
         num_classes: K.
         is_multi_label: Whether a sample has any number of classes.
-        device: Where the logits are.
+        device: Where the logits are; without float64 there, all is counted on the CPU.
     """
 
     def __init__(
         self, num_classes: int, is_multi_label: bool, device: torch.device | str = "cpu"
     ) -> None:
+        device = self._device = exact_device(torch.device(device))
         # in this order: `to` sets a metric back to single precision
         self._loss = MeanMetric(nan_strategy="disable").to(device).set_dtype(torch.float64)
         kind = _ManyLabels if is_multi_label else _OneLabel
@@ -82,6 +85,7 @@ class Scores:
             labels: int64 (B,), or (B, K) of 0 and 1 with many labels.
             weight: (B,); samples of weight 0 are left out.
         """
+        logits, labels, weight = (part.to(self._device) for part in (logits, labels, weight))
         is_counted = weight > 0
         logits, labels = logits[is_counted].double(), labels[is_counted]
         self._loss.update(self._answers.losses(logits, labels))

@@ -30,7 +30,8 @@ from pretrain.claim import claim
 from pretrain.config import load, resolve, usage
 from pretrain.encoder import image_data, image_size, num_channels
 from pretrain.launch import open_shards, share, start
-from pretrain.loop import Evaluator, Trainer
+from pretrain.loop import Trainer
+from pretrain.measures import Evaluator
 from pretrain.ranks import on_main
 
 

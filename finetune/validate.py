@@ -10,7 +10,7 @@ from data.loader import LedgerEntry, Samples
 from data.stream import Share, evaluation_batches
 from finetune.metrics import Figures, Scores
 from pretrain.evaluate import say_unusable
-from pretrain.loop import to_device
+from pretrain.transfer import Copies
 
 
 class Validation:
@@ -46,8 +46,9 @@ class Validation:
         model.eval()
         scores = Scores(model.num_classes, model.is_multi_label, accelerator.device)
         bad: list[LedgerEntry] = []
+        copy = Copies(accelerator.device)
         for batch in evaluation_batches(self._samples, self._part, self._workers):
-            tensors = to_device(batch.tensors, accelerator.device)
+            tensors = copy(batch.tensors)
             with accelerator.autocast():
                 output = model(tensors)
             scores.update(output.logits, tensors["label"], tensors["weight"])

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from data.devices import exact_device
 from data.randomness import combine, uniform
 from data.settings import require, setting
 
@@ -128,6 +129,11 @@ class Corruption(NamedTuple):
     is_corrupted: Tensor
     counts: Counts
 
+    def to(self, device: torch.device) -> "Corruption":
+        """Move it to a device."""
+        patches, source, is_corrupted, counts = self
+        return Corruption(patches.to(device), source.to(device), is_corrupted.to(device), counts)
+
     @property
     def visible(self) -> Tensor:
         """The patches that do not become the mask embedding, ascending.
@@ -147,14 +153,17 @@ def draw(keys: Tensor, grid: tuple[int, int], config: CorruptionConfig) -> Corru
     The patches of a block or square are shuffled before they are split into masked, random and
     kept ones: in their own order all kept ones would lie in the last block.
 
+    For keys on a device without float64 it is drawn on the CPU, so that choices are the same.
+
     Args:
-        keys: int64 (B,), one an image.
+        keys: int64 (B,), one an image; what is drawn is on their device.
         grid: Rows and columns of patches.
         config: What to draw.
 
     Raises:
         UserError: As from `count`, and if one coarse square is as large as the grid.
     """
+    device, keys = keys.device, keys.to(exact_device(keys.device))
     num_patches = grid[0] * grid[1]
     counts = count(config, num_patches)
     scores = _scores(keys, grid, config, sum(counts))  # (B, N)
@@ -166,7 +175,7 @@ def draw(keys: Tensor, grid: tuple[int, int], config: CorruptionConfig) -> Corru
     steps = uniform(combine(keys, _SOURCE), counts.random) * (num_patches - 1)
     source = (random_index + 1 + steps.long()) % num_patches  # 1 to N - 1 further: never itself
     is_corrupted = torch.zeros_like(scores, dtype=torch.bool).scatter(1, patches, True)
-    return Corruption(patches, source, is_corrupted, counts)
+    return Corruption(patches, source, is_corrupted, counts).to(device)
 
 
 def _scores(
@@ -199,8 +208,9 @@ def _block_scores(keys: Tensor, grid: tuple[int, int], smallest: int, largest: i
     row, column = (torch.arange(side, device=keys.device) for side in grid)
     number = torch.arange(NUM_BLOCKS, device=keys.device, dtype=torch.uint8)[:, None]
     # uint8 (B, blocks, rows) and (B, blocks, columns): only their outer maximum has B*blocks*N
-    in_rows = torch.where((top <= row) & (row < bottom), number, NUM_BLOCKS)
-    in_columns = torch.where((left <= column) & (column < right), number, NUM_BLOCKS)
+    # not `where`: it would bring NUM_BLOCKS to the device, and wait
+    in_rows = number.masked_fill((row < top) | (row >= bottom), NUM_BLOCKS)
+    in_columns = number.masked_fill((column < left) | (column >= right), NUM_BLOCKS)
     first = torch.maximum(in_rows[..., None], in_columns[:, :, None]).amin(1).flatten(1)  # (B, N)
     filling = uniform(combine(keys, _FILLING), first.shape[1])
     return first + filling * (first == NUM_BLOCKS)
@@ -218,7 +228,7 @@ def blocks(keys: Tensor, grid: tuple[int, int], smallest: int, largest: int) -> 
     numbers = uniform(combine(keys, _CHOICE), 4 * NUM_BLOCKS).unflatten(1, (NUM_BLOCKS, 4))
     for_area, for_aspect, for_top, for_left = numbers.unbind(2)  # (B, blocks)
     area = smallest + (for_area * (largest - smallest + 1)).floor()
-    aspects = torch.tensor(_ASPECTS, dtype=torch.float64, device=keys.device)
+    aspects = torch.tensor(_ASPECTS, dtype=torch.float64).to(keys.device, non_blocking=True)
     aspect = aspects[(for_aspect * len(_ASPECTS)).long()]
     aspect = aspect.maximum(area / columns**2).minimum(rows**2 / area)
     height = (area * aspect).sqrt().round().clamp(1, rows)

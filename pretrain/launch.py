@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    parse_flag_from_env,
+)
+from torch.backends.mps import is_macos_or_newer
 
+from data.devices import num_cores
 from data.index.manifest import Manifest
 from data.index.opening import open_manifest
 from data.settings import UserError, require, setting
 from data.storage import Storage
 from data.stream import Share
+from pretrain.heap import keep_heap
 from pretrain.optim import OptimConfig
 from pretrain.ranks import main_process_first
 from pretrain.trackers import check_installed, check_names
@@ -120,16 +127,9 @@ def start(run: RunConfig) -> Accelerator:
     """Set up processes, devices, precision and seeds.
 
     Raises:
-        UserError: fp16 is asked for without a GPU, or a tracker is not installed.
+        UserError: The device cannot compute in this precision, or a tracker is not installed.
     """
-    has_gpu = torch.cuda.is_available()
-    require(
-        run.precision != "fp16" or has_gpu,
-        "run.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU",
-    )
-    if not has_gpu:
-        # torchrun without this would start as many runs of one process
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    choose_device(run)
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -153,12 +153,38 @@ def start(run: RunConfig) -> Accelerator:
     )
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise
-        cores = len(os.sched_getaffinity(0))
+        cores = num_cores()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(run.threads or max(1, cores // local))
+        keep_heap()
     start_logging(accelerator.is_main_process)
     torch.manual_seed(run.seed)
     return accelerator
+
+
+def choose_device(run: RunConfig) -> None:
+    """Let accelerate take a CUDA device, else Apple's MPS for one process alone, else the CPU.
+
+    Raises:
+        UserError: It cannot compute in this precision.
+    """
+    has_gpu = torch.cuda.is_available()
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not has_gpu and not (is_alone and torch.backends.mps.is_available()):
+        # torchrun without this would start as many runs of one process
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    require(
+        run.precision != "fp16" or has_gpu,
+        "run.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU"
+        if is_on_cpu
+        # before pytorch/pytorch pull request 186360 a step that overflowed would be taken
+        else "run.precision=fp16 needs a CUDA device; use fp32 or bf16 on MPS",
+    )
+    require(
+        run.precision != "bf16" or has_gpu or is_on_cpu or is_macos_or_newer(14, 0),
+        "run.precision=bf16 needs macOS 14 on MPS; use fp32",
+    )
 
 
 def start_logging(is_main_process: bool) -> None:

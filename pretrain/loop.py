@@ -9,7 +9,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
+from data.devices import send, skips_bad_steps
 from data.loader import Batch, LedgerEntry, Place
 from data.randomness import derive
 from data.sequential import SequentialStream
@@ -31,20 +32,20 @@ from pretrain.batch_norm import RunningStatistics
 from pretrain.checkpoint import Training
 from pretrain.interrupt import Interrupt
 from pretrain.launch import RunConfig
-from pretrain.metrics import Progress, RunLogs, Speedometer, cut_logs_back, read_records
+from pretrain.ledger import Ledger, name_damage
+from pretrain.measures import Evaluator
+from pretrain.metrics import Progress, RunLogs, Speedometer, cut_logs_back
 from pretrain.model import Objective, Output
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
 from pretrain.parallel import Late, backward_of, cut, whole
-from pretrain.ranks import first_problem, on_main, reduce, reduce_sums
-from pretrain.sums import Sums
+from pretrain.ranks import first_problem, on_main, reduce
 from pretrain.tokens import choose_attention, recompute_blocks
+from pretrain.totals import Totals
 from pretrain.traces import SKIPPED
 from pretrain.trackers import Trackers
+from pretrain.transfer import Copies
 
 logger = logging.getLogger(__name__)
-
-_MAX_SAID = 5  # bad samples at a time that the log names; the ledger names all
-_MIN_JUDGED = 1_000  # samples, before data.max_bad_ratio is applied
 
 
 class _Flag(NamedTuple):
@@ -53,23 +54,6 @@ class _Flag(NamedTuple):
     done: int
     is_bad: Late
     places: list[Place]
-
-
-class Evaluator(NamedTuple):
-    """A measure of the model as it is, which changes neither its training nor its stream.
-
-    Attributes:
-        name: Its figures are logged as NAME/figure.
-        every: Steps between measurements; 0: only at the end.
-        measure: The model with the weights that would be handed on -> figures; called on all ranks.
-        illustrate: That model -> pictures for the trackers, uint8 (H, W, 3) by name, at the same
-            steps; None: there are none.
-    """
-
-    name: str
-    every: int
-    measure: Callable[[Any], dict[str, float]]
-    illustrate: Callable[[Any], dict[str, Tensor]] | None = None
 
 
 class Trainer:
@@ -98,6 +82,7 @@ class Trainer:
         self.optim = optim
         self.stream = stream
         self.evaluators = evaluators
+        self._copy = Copies(accelerator.device)
         self.folder = Path(run.dir)
         self.training = self._spread(model)
         self.objective: Objective = model
@@ -105,8 +90,7 @@ class Trainer:
         self._interrupt = Interrupt()
         self._flags: list[_Flag] = []
         self._num_bad_steps = 0  # in a row
-        self._bad: list[tuple[int, LedgerEntry]] = []
-        self._num_bad = 0  # of the whole run, over all ranks
+        self._ledger = Ledger(self.folder)
         self._last_commit = time.monotonic()
         self._speed = Speedometer(optim.batch_size)
 
@@ -163,19 +147,19 @@ class Trainer:
             self._interrupt,
             loader_deaths(),
         ):
-            self._name_damage(first)
+            name_damage(self._logs.ledger, first, self.stream.damage(first))
             for step, batches in enumerate(self.stream.steps(first, last), start=first):
                 if step == first:
                     self._warm_up(batches[0])
                 self._speed.data_arrived()
-                sums, norm, is_asked_to_leave = self._step(step, batches)
+                totals, norm, is_asked_to_leave = self._step(step, batches)
                 done = step + 1
                 self._write_trace(done, batches)
                 self._speed.step_done()
                 self._settle(done - 1)
                 is_measured = any(self._is_due(done, e.every) for e in self.evaluators)
                 if is_measured or self._is_due(done, self.run.log_every):
-                    record = self._log(done, sums, norm)
+                    record = self._log(done, totals, norm)
                     progress.show(record)
                 is_leaving = is_asked_to_leave.read() > 0
                 if is_leaving or self._is_commit_due(done):
@@ -202,9 +186,9 @@ class Trainer:
 
     def _forward(self, batch: Batch) -> Output:
         with self.accelerator.autocast():
-            return self.wrapped(to_device(batch.tensors, self.accelerator.device))
+            return self.wrapped(self._copy(batch.tensors))
 
-    def _step(self, step: int, batches: list[Batch]) -> tuple[Sums, Tensor, Late]:
+    def _step(self, step: int, batches: list[Batch]) -> tuple[Totals, Tensor, Late]:
         """Take one optimizer step over this rank's micro-batches.
 
         Returns:
@@ -214,16 +198,15 @@ class Trainer:
         weight = sum((batch.tensors["weight"].sum() for batch in batches), torch.zeros(()))
         is_asked = torch.tensor(float(self._interrupt.name is not None))
         # one transfer; on the device the two stay apart from what the host waits for
-        total, num_asked = reduce(
-            accelerator, torch.stack([weight, is_asked]).to(accelerator.device)
-        ).unbind()
+        about = send(torch.stack([weight, is_asked]), accelerator.device)
+        total, num_asked = reduce(accelerator, about).unbind()
         is_asked_to_leave = Late(num_asked)
         # the loss is divided by the global weight; DDP averages over ranks, hence the factor
         scale = accelerator.num_processes / total.clamp(min=1)
         set_lr(self.optimizer, self.optim.lr_at(step))
         self.wrapped.train()
         self._statistics.hold()
-        sums: Sums = {}
+        totals = Totals()
         is_finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
         for number, batch in enumerate(batches):
             _seed_generators(derive(self.run.seed, step, number, accelerator.process_index))
@@ -231,20 +214,23 @@ class Trainer:
                 output = self._forward(batch)
                 # an infinite loss can have a finite gradient: make it one that all ranks see
                 is_finite_here = output.loss.detach().isfinite()
-                accelerator.backward(output.loss * scale.where(is_finite_here, math.nan))
+                # not `where`: it would bring the number to the device, and wait
+                accelerator.backward(output.loss * scale.masked_fill(~is_finite_here, math.nan))
             is_finite &= is_finite_here
-            sums = add_sums(sums, output.sums)
-            self._bad += [(step + 1, entry) for entry in batch.bad]
+            totals.add(output.sums)
+            self._ledger.note(step + 1, batch.bad)
         limit = self.optim.grad_clip or math.inf
         norm = whole(cast(Tensor, accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)))
         self._statistics.settle(accelerator, norm)
         places = [place for batch in batches for place in batch.places]
-        self._flags.append(_Flag(step + 1, self._skip_if_bad(norm, is_finite), places))
-        self.optimizer.step()
+        is_bad = self._skip_if_bad(norm, is_finite)
+        self._flags.append(_Flag(step + 1, is_bad, places))
+        if skips_bad_steps(accelerator.device) or is_bad.read() == 0:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         if self.training.ema is not None:
             self.training.ema.update(self.training.model)
-        return sums, norm, is_asked_to_leave
+        return totals, norm, is_asked_to_leave
 
     # ---- what is bad
 
@@ -270,9 +256,10 @@ class Trainer:
                 self._num_bad_steps = 0
                 continue
             self._num_bad_steps += 1
-            self._bad += [(flag.done, LedgerEntry(*place, SKIPPED)) for place in flag.places]
+            skipped = [LedgerEntry(*place, SKIPPED) for place in flag.places]
+            self._ledger.note(flag.done, skipped)
             if self._num_bad_steps == self.run.max_bad_steps:
-                self._write_ledger()
+                self._ledger.write(self._logs.ledger)
                 raise RunStopped(
                     f"the loss or its gradient was not finite in {self._num_bad_steps} steps in a "
                     f"row (run.max_bad_steps), up to step {flag.done}; {self._what_is_kept()}; try "
@@ -284,25 +271,15 @@ class Trainer:
         newest = checkpoint.latest(self.folder)
         return f"{newest} is intact" if newest else "there is no checkpoint yet"
 
-    def _name_damage(self, step: int) -> None:
-        """Name the shards that are damaged in the ledger, once."""
-        ledger = self._logs.ledger
-        if ledger is None:
-            return
-        known = {(line["shard"], line["reason"]) for line in read_records(ledger.path)}
-        for entry in self.stream.damage(step):
-            if (entry.shard, entry.reason) not in known:
-                ledger.write({"step": step, **entry._asdict()})
-
     # ---- writing down
 
     def _is_due(self, done: int, every: int) -> bool:
         return done == self.optim.steps or (every > 0 and done % every == 0)
 
-    def _log(self, done: int, sums: Sums, norm: Tensor) -> dict[str, float]:
+    def _log(self, done: int, totals: Totals, norm: Tensor) -> dict[str, float]:
         """Write a step's record; the step's own values over all ranks, in full precision."""
         self._settle(done)
-        figures = self.objective.summarise(reduce_sums(self.accelerator, sums))
+        figures = self.objective.summarise(totals.reduce(self.accelerator))
         record: dict[str, float] = {
             "step": done,
             "epoch": done / self.stream.steps_per_epoch,
@@ -321,8 +298,9 @@ class Trainer:
         if self._logs.metrics is not None:
             self._logs.metrics.write(record)
         self._trackers.log(record, images)
-        self._write_ledger()
-        self._judge_data(done)
+        self._ledger.write(self._logs.ledger)
+        num_seen, is_epoch = done * self.optim.batch_size, done >= self.stream.steps_per_epoch
+        self._ledger.judge(num_seen, self._max_bad_ratio, is_epoch=is_epoch)
         self._speed.restart()
         return record
 
@@ -332,34 +310,6 @@ class Trainer:
         epoch = self.stream.epoch(done - 1)
         names = [place.name for batch in batches for place in batch.places]
         self._logs.trace.write({"step": done, "epoch": epoch, "keys": names})
-
-    def _write_ledger(self) -> None:
-        """Write what no rank could use since the last time."""
-        entries: list[tuple[int, LedgerEntry]] = gather_object(self._bad)
-        self._bad = []
-        self._num_bad += sum(entry.reason != SKIPPED for _, entry in entries)
-        if self._logs.ledger is None:
-            return
-        for number, (step, entry) in enumerate(sorted(entries, key=_by_place)):
-            if number < _MAX_SAID:
-                logger.warning("not used: %s/%s: %s", entry.shard, entry.key, entry.reason)
-            self._logs.ledger.write({"step": step, **entry._asdict()})
-        if len(entries) > _MAX_SAID:
-            more = len(entries) - _MAX_SAID
-            logger.warning("and %d more, named in %s", more, self._logs.ledger.path)
-
-    def _judge_data(self, done: int) -> None:
-        """Stop a run whose data is worse than it was told to bear."""
-        num_seen = done * self.optim.batch_size
-        has_seen_enough = num_seen >= _MIN_JUDGED or done >= self.stream.steps_per_epoch
-        ratio = self._num_bad / num_seen
-        if has_seen_enough and ratio > self._max_bad_ratio:
-            raise RunStopped(
-                f"{ratio:.1%} of the samples cannot be used ({self._num_bad} of {num_seen}), more "
-                f"than data.max_bad_ratio={self._max_bad_ratio}; {self.folder}/bad_samples.jsonl "
-                "names them: mend the shards, or raise the key",
-                is_agreed=True,
-            )
 
     # ---- checkpoints
 
@@ -378,7 +328,7 @@ class Trainer:
         Where one rank cannot write, none commits: the checkpoint before stays the newest.
         """
         self._settle(done)
-        self._write_ledger()
+        self._ledger.write(self._logs.ledger)
         problem = first_problem(self._logs.sync)
         if problem is None:
             tensors = self.training.collect()
@@ -397,7 +347,7 @@ class Trainer:
     def _save(self, done: int, tensors: dict[str, dict[str, Tensor]]) -> None:
         if not self.accelerator.is_main_process:
             return
-        state = {"step": done, "num_bad": self._num_bad, **self.stream.constants(done)}
+        state = {"step": done, "num_bad": self._ledger.num_bad, **self.stream.constants(done)}
         with checkpoint.writing(self.folder, done) as temporary:
             self.training.save(temporary, state, tensors)
             checkpoint.commit(temporary, self.run.keep_checkpoints)
@@ -422,7 +372,7 @@ class Trainer:
         step = 0
         if newest is not None:
             state = checkpoint.read_state(newest)
-            step, self._num_bad = state["step"], state.get("num_bad", 0)
+            step, self._ledger.num_bad = state["step"], state.get("num_bad", 0)
             checkpoint.check_constants(newest, self.stream.constants(step))
             self.training.load(newest)
         if self.accelerator.is_main_process:
@@ -438,41 +388,3 @@ def _seed_generators(seed: int) -> None:
     """Seed the global generators: torch's for drop-path and dropout, NumPy's for timm's mixup."""
     torch.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - what timm draws from
-
-
-def _by_place(line: tuple[int, LedgerEntry]) -> tuple[int, int, str]:
-    step, entry = line
-    return step, -1 if entry.position is None else entry.position, entry.shard
-
-
-# ---------------------------------------------------------------- a model over batches
-
-
-def to_device(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Move a batch to a device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-
-
-def add_sums(left: Sums, right: Sums) -> Sums:
-    """Add two batches' sums; an empty left side counts as zero."""
-    return {name: left[name] + value if left else value for name, value in right.items()}
-
-
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, batches: Callable[[], Iterable[Batch]], model: Any
-) -> dict[str, float]:
-    """Return the model's figures over all ranks' batches; the same number on any number of ranks.
-
-    Args:
-        accelerator: What `start` gave.
-        batches: Makes this rank's part.
-        model: An `Objective`, not wrapped.
-    """
-    model.eval()
-    sums: Sums = {}
-    for batch in batches():
-        with accelerator.autocast():
-            output: Output = model(to_device(batch.tensors, accelerator.device))
-        sums = add_sums(sums, output.sums)
-    return model.summarise(reduce_sums(accelerator, sums))

@@ -28,7 +28,8 @@ class Output(NamedTuple):
 
     Attributes:
         loss: Sum over images of weight times the image's loss, in nats.
-        sums: Float64 sums over images from which `summarise` makes figures; detached.
+        sums: Sums over images from which `summarise` makes figures, of float64 where the device
+            has it; detached.
         logits: A classifier's, (B, K).
     """
 
@@ -116,6 +117,7 @@ class MaskedPatchModel(nn.Module):
             batch: `image` uint8 (B, C, H, W), `weight` (B,), `key` int64 (B,).
         """
         corruption = corrupting.draw(batch["key"], self.grid, self.corruption)
+        corruption = corruption.to(batch["image"].device)  # without float64, keys are elsewhere
         answers = self.target.answers(batch["image"])  # (B, N, G) or (B, N, V)
         outputs = self.predict(batch["image"], corruption)  # (B, M, num_outputs)
         losses = self.target.losses(outputs, corrupting.select(answers, corruption.patches))

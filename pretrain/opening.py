@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
@@ -12,26 +12,51 @@ from data.loader import DataConfig, Samples
 from data.sequential import SequentialStream, open_sequential
 from data.stream import Share, TrainingStream, evaluation_batches
 from pretrain.encoder import image_size, num_channels
-from pretrain.launch import open_shards
-from pretrain.loop import Evaluator, evaluate
-from pretrain.probe import Probe
+from pretrain.launch import RunConfig, open_shards
+from pretrain.measures import Evaluator, evaluate
+from pretrain.optim import OptimConfig
+from pretrain.probe import Probe, ProbeConfig
 from pretrain.ranks import main_process_first
 
 Illustrate = Callable[[Any], dict[str, Any]]
 
 
+class Opened(Protocol):
+    """What the configuration of a pretraining run has, whatever its objective."""
+
+    @property
+    def run(self) -> RunConfig:
+        """Where, how long between saves, on what."""
+        ...
+
+    @property
+    def data(self) -> DataConfig:
+        """The images."""
+        ...
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The steps."""
+        ...
+
+    @property
+    def probe(self) -> ProbeConfig:
+        """Whether it is learning."""
+        ...
+
+
 def open_stream(
-    accelerator: Accelerator, config: Any, encoder: VisionTransformer, part: Share
+    accelerator: Accelerator, config: Opened, encoder: VisionTransformer, part: Share
 ) -> TrainingStream | SequentialStream:
     """Open the training samples of this rank.
 
     Args:
         accelerator: What `start` gave.
-        config: Has `run`, `data` and `optim`.
+        config: The run's.
         encoder: Says the size and channels of images.
         part: This rank's share.
     """
-    data: DataConfig = config.data
+    data = config.data
     main_process_first(accelerator, lambda: ensure_demo_shards(data.shards))
     size, channels = image_size(encoder), num_channels(encoder)
     seed, batch_size = config.run.seed, config.optim.batch_size
@@ -44,7 +69,7 @@ def open_stream(
 
 def open_evaluators(
     accelerator: Accelerator,
-    config: Any,
+    config: Opened,
     encoder: VisionTransformer,
     part: Share,
     illustrator: Callable[[Samples], Illustrate | None] = lambda _: None,
@@ -53,7 +78,7 @@ def open_evaluators(
 
     Args:
         accelerator: What `start` gave.
-        config: Has `run`, `data` and `probe`.
+        config: The run's.
         encoder: What is trained.
         part: This rank's share.
         illustrator: The validation's samples -> what makes pictures for the trackers, or None.

@@ -8,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
+from data.devices import exact_device
 from data.labelled import count_classes, read_labels
 from data.loader import SHARDS_TYPE, ImageConfig, Samples
 from data.settings import require, setting
@@ -192,7 +193,7 @@ class Probe:
     def _figures(self, train: Features | None, val: Features | None) -> dict[str, float]:
         assert train is not None, "the main process holds the features"
         assert val is not None
-        device = self._accelerator.device
+        device = exact_device(self._accelerator.device)
         train, val = train.to(device), val.to(device)
         accuracies = few_shot(train, val, self._choices)
         shots = {f"{num}shot": statistics.fmean(found) for num, found in accuracies.items()}

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
@@ -17,16 +16,6 @@ Result = TypeVar("Result")
 def reduce(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     """Add a tensor over all ranks."""
     return cast(Tensor, accelerator.reduce(tensor, "sum"))
-
-
-def reduce_sums(accelerator: Accelerator, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add sums over all ranks, in one transfer."""
-    in_order = sorted(sums.items())  # a dict's own order need not be the other ranks'
-    flat = torch.cat([value.flatten() for _, value in in_order])
-    parts = reduce(accelerator, flat).cpu().split([value.numel() for _, value in in_order])
-    return {
-        name: part.view(value.shape) for (name, value), part in zip(in_order, parts, strict=True)
-    }
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from data.devices import sum_dtype
 from pretrain.corruption import Corruption, select
 from pretrain.targets import Target
 
@@ -96,7 +97,7 @@ def add_up(
     values = {"loss": losses.detach(), "neighbour": copied}
     if target.num_classes is not None:
         values["right"] = target.scores(target.guesses(outputs), asked)
-    image_weight = weight.double()
+    image_weight = weight.to(sum_dtype(weight.device))
     patch_weight = image_weight[:, None].expand_as(losses)  # (B, M)
     by_patch = {name: value * patch_weight for name, value in values.items()}
     sums = {name: value.sum() for name, value in by_patch.items()}
@@ -118,7 +119,8 @@ def add_up(
 def _by_distance(by_patch: dict[str, Tensor], distances: Tensor) -> Sums:
     """Add up masked patches by rounded distance: (NUM_DISTANCES,) each."""
     place = distances.round().long().clamp(1, NUM_DISTANCES).flatten() - 1
-    empty = torch.zeros(NUM_DISTANCES, dtype=torch.float64, device=distances.device)
+    dtype = sum_dtype(distances.device)
+    empty = torch.zeros(NUM_DISTANCES, dtype=dtype, device=distances.device)
     return {
         f"{name}_by_distance": empty.index_add(0, place, value.flatten())
         for name, value in by_patch.items()
@@ -129,9 +131,9 @@ def _spread(target: Target, asked: Tensor, patch_weight: Tensor) -> Sums:
     """Add up what answering always the same is judged by."""
     weight = patch_weight[..., None].expand(asked.shape)
     if target.num_classes is not None:
-        histogram = torch.zeros(target.num_classes, dtype=torch.float64, device=asked.device)
+        histogram = weight.new_zeros(target.num_classes)
         return {"histogram": histogram.index_add_(0, asked.flatten(), weight.flatten())}
-    values = asked.double()
+    values = asked.to(weight.dtype)
     return {
         "values": (values * weight).sum((0, 1)),  # (V,)
         "squares": (values.square() * weight).sum((0, 1)),

@@ -29,7 +29,8 @@ early. `resume` gives the time and the bytes to the first batch at 1 and at 99 %
 plain webdataset's to skip to there; without SHARDS, over tiny images made on the spot. 1 is flat.
 `faults` damages shards, servers and runs, and counts what was lost, named and mixed up.
 `learn` gives the accuracies of encoders after an equal wall time of pretraining, by our objectives
-and by others (extra `bench`), as `scripts/ablate.py learn` does, and ours over each of the others'.
+and by others (extra `bench`), as `scripts/ablate.py learn` does, and ours over each of the others';
+status 1 if a row failed.
 `compare` says which ratios fell by more than the spread since they were recorded; status 1 if any.
 `page` prints a folder's records as Markdown.
 
@@ -89,6 +90,8 @@ def main(arguments: list[str]) -> None:
         from scripts.speed.chart import draw
 
         draw(record, asked.png)
+    if record.get("num_failed"):  # of `learn`
+        sys.exit(1)
 
 
 def _compare(asked: argparse.Namespace) -> int:

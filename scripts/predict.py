@@ -26,10 +26,11 @@ if not __package__:  # started as a file: search the checkout, not this folder
 import torch
 from torch import Tensor
 
+from data.devices import num_cores
 from data.folder import file_sizes, image_paths
 from data.settings import require, run_entry_point
 from data.shards import IMAGE_EXTENSIONS
-from data.transforms import UnreadableImage, decode, evaluation_crop
+from data.transforms import UnreadableImage, evaluation_crop
 from finetune.head import Classifier
 from finetune.load import load_classifier
 from pretrain.encoder import image_size, num_channels
@@ -123,7 +124,7 @@ def predict(
 ) -> Iterator[Answer]:
     """Answer image by image, in order, with no more than a batch of them in memory."""
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
+    with ThreadPoolExecutor(num_cores()) as executor:
         for first in range(0, len(paths), options.batch_size):
             own = paths[first : first + options.batch_size]
             crops = _read(own, model.encoder, executor)
@@ -140,7 +141,7 @@ def _read(paths: Sequence[Path], encoder: Any, executor: Executor) -> list[Tenso
 
     def read(path: Path) -> Tensor | str:
         try:
-            return evaluation_crop(decode(path.read_bytes(), channels), size)
+            return evaluation_crop(path.read_bytes(), size, channels)
         except UnreadableImage as error:
             return str(error)
         except OSError as error:
@@ -155,7 +156,7 @@ def _classify(
 ) -> list[list[tuple[str, float]]]:
     """Choose the classes to show of each image."""
     device = next(model.parameters()).device
-    logits = model.logits(images.to(device)).double().cpu()  # (B, K)
+    logits = model.logits(images.to(device)).cpu().double()  # (B, K)
     probability = logits.sigmoid() if model.is_multi_label else logits.softmax(1)
     ranked = probability.sort(dim=1, descending=True, stable=True)
     counts = [options.top] * len(images)

@@ -18,7 +18,8 @@ from pathlib import Path
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.settings import run_entry_point
+from data.devices import has_float64
+from data.settings import require, run_entry_point
 from pretrain.claim import claim
 from pretrain.config import resolve, usage
 from pretrain.encoder import make_encoder
@@ -39,6 +40,11 @@ def main(arguments: list[str]) -> None:
     # ---- what is asked for
     config = load_alternative(arguments)
     accelerator = start(config.run)
+    require(
+        has_float64(accelerator.device),
+        f"alternative.name={config.alternative.name} needs float64, which {accelerator.device.type}"
+        " has not; set ACCELERATE_USE_CPU=true",
+    )
     part = share(accelerator, config.run, config.optim)
 
     # ---- the model

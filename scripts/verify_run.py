@@ -30,6 +30,7 @@ from pretrain.checkpoint import find_newest
 from pretrain.config import PretrainConfig, load
 from pretrain.lineage import EpochCounts, Verdict, verify
 from pretrain.traces import trace_files
+from scripts.alternatives.config import AlternativePretrainConfig
 
 _NUM_SHOWN = 20  # violations, and epochs
 
@@ -59,10 +60,9 @@ def _verify(run: Path) -> Verdict:
     path = run / "config.yaml"
     require(path.is_file(), f"RUN={run} has no config.yaml; name the folder of a run")
     written = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
-    is_pretraining = "shards" in written.get("data", {})
-    config = load(PretrainConfig if is_pretraining else FinetuneConfig, [str(path)])
+    config = load(_kind_of(written), [str(path)])
     require(
-        not (isinstance(config, PretrainConfig) and config.data.read == "sequential"),
+        isinstance(config, FinetuneConfig) or config.data.read != "sequential",
         f"RUN={run} has data.read=sequential, where samples may repeat or be missed; only "
         "data.read=random promises each once",
     )
@@ -73,11 +73,20 @@ def _verify(run: Path) -> Verdict:
     newest = find_newest(run)
     if newest is None:
         raise UserError(f"RUN={run} has no whole checkpoint, so none of its steps is committed yet")
-    key = "shards" if isinstance(config, PretrainConfig) else "train"
+    key = "train" if isinstance(config, FinetuneConfig) else "shards"
     data = config.data
     manifest = open_manifest(getattr(data, key), f"data.{key}", data.storage, data.fraction)
     seed, batch_size = config.run.seed, config.optim.batch_size
     return verify(run, newest, manifest, seed, batch_size)
+
+
+def _kind_of(
+    written: dict[str, Any],
+) -> type[PretrainConfig | AlternativePretrainConfig | FinetuneConfig]:
+    """Tell whose configuration was written."""
+    if "alternative" in written:  # of scripts/pretrain_alternative.py
+        return AlternativePretrainConfig
+    return PretrainConfig if "shards" in written.get("data", {}) else FinetuneConfig
 
 
 # ---------------------------------------------------------------- saying it

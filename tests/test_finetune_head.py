@@ -12,8 +12,8 @@ from finetune.backbone import make_backbone
 from finetune.head import Classifier, HeadConfig
 from finetune.mixing import MixConfig
 from pretrain.encoder import EncoderConfig, make_encoder
-from pretrain.loop import add_sums
 from pretrain.optim import OptimConfig, make_optimizer
+from pretrain.totals import add_sums
 
 TINY = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, embed_dim=32, depth=3, num_heads=2)
 NAMES = ["ant", "bee", "cat", "dog", "emu", "fox"]

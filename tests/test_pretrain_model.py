@@ -10,10 +10,10 @@ from torch import Tensor
 from pretrain import corruption as corrupting
 from pretrain.corruption import Corruption, CorruptionConfig
 from pretrain.encoder import EncoderConfig, make_encoder
-from pretrain.loop import add_sums
 from pretrain.model import MaskedPatchModel, Output
 from pretrain.sums import NearestVisible, Sums, distance_ranks
 from pretrain.targets import TargetConfig, colour_classes
+from pretrain.totals import add_sums
 
 SIZE = (16, 24)
 GRID = (4, 6)

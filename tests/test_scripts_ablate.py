@@ -313,6 +313,19 @@ def test_the_benchmark_learn_divides_ours_by_the_others(
     assert "finetune_vs_mae" in printed
 
 
+def test_the_benchmark_learn_leaves_with_status_1_where_a_row_failed(
+    tmp_path: Path, content: Content, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"bad": {"set": {"encoder.num_heads": 3}}, "ours": {"untrained": True}}
+    plan = write(tmp_path / "mine.yaml", content | {"rows": rows})
+    arguments = ["learn", f"--plan={plan}", "--seeds=0", f"--output={tmp_path / 'runs'}"]
+    with pytest.raises(SystemExit) as left:
+        benchmark.main([*arguments, f"--json={tmp_path / 'learn.json'}"])
+    assert left.value.code == 1
+    assert "row bad, seed 0 failed" in capsys.readouterr().err
+    assert json.loads((tmp_path / "learn.json").read_text())["num_failed"] == 1
+
+
 def test_an_accuracy_is_of_the_block_where_its_mean_is_highest() -> None:
     figures = {
         "fewshot/25shot@2": {"mean": 0.9, "values": [0.9, 0.9]},

@@ -18,15 +18,16 @@ from data.loader import Batch
 from data.settings import UserError
 from pretrain.encoder import load_encoder, make_encoder
 from pretrain.hf_vit import to_hf
-from pretrain.loop import evaluate
+from pretrain.measures import evaluate
 from pretrain.metrics import read_records
 from pretrain.optim import make_optimizer
 from pretrain.tokens import choose_attention
-from scripts import pretrain_alternative
+from scripts import pretrain_alternative, report, verify_run
 from scripts.alternatives import encoder as alternatives_encoder
 from scripts.alternatives.config import load_alternative
 from scripts.alternatives.model import AlternativeModel, make_alternative
 from scripts.alternatives.simmim import SimmimConfig, draw_squares
+from scripts.speed import installed
 from tests.launching import Ranks
 from tests.test_faults_ranks import figures, stop_after, weights_hash
 
@@ -129,6 +130,16 @@ def test_a_killed_run_resumes_bit_for_bit(
     pretrain_alternative.main(arguments)
     assert weights_hash(tmp_path / "cut", 40) == weights_hash(runs(name), 40)
     assert figures(tmp_path / "cut") == figures(runs(name))
+
+
+def test_its_run_is_verified(runs: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    verify_run.main([str(runs("mae"))])
+    assert "\nexactly once: 8 epochs, " in capsys.readouterr().out
+
+
+def test_its_run_has_no_report(runs: Trained, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"another project's objective, of which there is no rep"):
+        report.main([str(runs("mae")), f"--output={tmp_path / 'page.html'}"])
 
 
 def test_another_alternative_does_not_go_on_in_its_folder(runs: Trained, tiny: list[str]) -> None:
@@ -396,7 +407,7 @@ def test_squares_that_do_not_fit_are_refused(encoder: list[str]) -> None:
 def test_one_that_is_not_installed_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, encoder: list[str], name: str, package: str
 ) -> None:
-    monkeypatch.setattr(alternatives_encoder, "find_spec", {}.get)
+    monkeypatch.setattr(installed, "find_spec", {}.get)
     text = f"alternative.name={name} needs {package}, which is not installed; run pip install -e "
     with pytest.raises(UserError, match=re.escape(f"{text}'.[bench]' here")):
         build(encoder, name)

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,20 @@ def test_work_is_done_at_least_once() -> None:
     calls: list[int] = []
     assert images_per_second(lambda: calls.append(1), num_images=5, seconds=0.0) > 0
     assert calls == [1]
+
+
+def test_a_gpu_is_waited_for_before_and_after_and_not_at_each_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.synchronize", lambda: events.append("wait"))
+
+    def work() -> None:
+        events.append("work")
+        time.sleep(0.01)
+
+    assert 0 < images_per_second(work, num_images=5, seconds=0.05) < 500
+    first, waited = ["wait", "work", "wait"], ["wait"]
+    assert events == [*first, *waited, *["work"] * (len(events) - 5), *waited]
+    assert len(events) > 5

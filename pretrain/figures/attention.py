@@ -62,7 +62,7 @@ def distances(encoder: VisionTransformer, images: Tensor) -> Tensor:
             here = centres[first - prefix :][: logits.shape[2]].to(logits.device)  # (Q, 2)
             weights = logits[..., prefix:].softmax(-1)  # (B, heads, Q, N)
             weights *= torch.cdist(here, centres.to(logits.device), compute_mode=_EXACT)
-            totals[layer] += weights.sum((0, 2, 3)).double().cpu()
+            totals[layer] += weights.sum((0, 2, 3)).cpu().double()
 
     _pass(encoder, images, look, first=prefix)
     return (totals / (len(images) * num_patches)).float()

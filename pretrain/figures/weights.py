@@ -34,7 +34,7 @@ def principal_filters(encoder: VisionTransformer, num: int = 28) -> Tensor | Non
     if is_hybrid(encoder):
         return None
     weight: Tensor = cast(Any, encoder).patch_embed.proj.weight  # (D, C, Ph, Pw)
-    filters = whole(weight.detach()).double().cpu().flatten(1)
+    filters = whole(weight.detach()).cpu().double().flatten(1)
     filters = filters - filters.mean(0)
     components = torch.linalg.svd(filters, full_matrices=False).Vh[: min(num, len(filters) - 1)]
     largest = components.abs().argmax(1, keepdim=True)
@@ -54,5 +54,5 @@ def position_similarity(encoder: VisionTransformer) -> Tensor | None:
     tables = positions.tables(encoder)
     if not tables:
         return None
-    table = F.normalize(whole(tables[0]).double().cpu(), dim=1)
+    table = F.normalize(whole(tables[0]).cpu().double(), dim=1)
     return (table @ table.T).float().unflatten(1, grid_size(encoder))

@@ -14,7 +14,7 @@ from scripts.ablating.reading import read_plan
 from scripts.ablating.running import run_tasks, seeds_from, tasks_of
 from scripts.ablating.table import write_table
 from scripts.alternatives.config import NAMES
-from scripts.alternatives.encoder import is_installed
+from scripts.speed.installed import is_installed
 from scripts.speed.rounds import Speeds, add_values, make_record, table
 
 OURS = "ours"  # the row that the others are held against
@@ -23,6 +23,8 @@ _MEASURES = ("fewshot", "probe", "finetune")
 
 def measure_learn(asked: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Pretrain and measure what is not finished; return the record, and what is printed.
+
+    The record's `num_failed` counts what failed, each of which is said.
 
     Args:
         asked: `plan`, `overrides`, `minutes`, `seeds`, `against`, `output`.
@@ -39,7 +41,7 @@ def measure_learn(asked: argparse.Namespace) -> tuple[dict[str, Any], str]:
     tasks = tasks_of(ablation, seeds, output)
     for task in tasks:
         task.check()
-    run_tasks(tasks, tasks)
+    num_failed = run_tasks(tasks, tasks)
     text = write_table(tasks, output)
     found = read_json(output / "table.json")
     settings = {
@@ -49,7 +51,8 @@ def measure_learn(asked: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "seeds": list(seeds),
     }
     (accuracies, pairs), *more = (_accuracies(found["rows"], measure) for measure in _MEASURES)
-    record = make_record("learn", settings, accuracies, pairs) | {"table": found}
+    record = make_record("learn", settings, accuracies, pairs)
+    record |= {"table": found, "num_failed": num_failed}
     for accuracies, pairs in more:
         add_values(record, accuracies, pairs)
     return record, f"{text}\n{table(record)}" if record["ratios"] else text

@@ -6,7 +6,6 @@ of the alternative's parts: in the checkpoint it is there once, under timm's nam
 """
 
 import importlib
-from importlib.util import find_spec
 from typing import Any, cast
 
 from timm.models import checkpoint_seq
@@ -17,6 +16,7 @@ from data.settings import require
 from pretrain.encoder import image_size, num_channels, patch_size
 from pretrain.hf_vit import EPS
 from scripts.exporting.hugging_face import find_obstacles
+from scripts.speed.installed import is_installed
 
 
 def import_alternative(name: str, module: str, package: str) -> Any:
@@ -31,11 +31,6 @@ def import_alternative(name: str, module: str, package: str) -> Any:
         "'.[bench]' here",
     )
     return importlib.import_module(module)
-
-
-def is_installed(module: str) -> bool:
-    """Tell whether the package of a module is there."""
-    return find_spec(module.partition(".")[0]) is not None
 
 
 def check_encoder(encoder: VisionTransformer, name: str) -> None:

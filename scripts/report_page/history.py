@@ -106,6 +106,11 @@ def read_run(folder: Path) -> Run:
         f"{folder}/metrics.jsonl has no record yet; the first comes after run.log_every steps",
     )
     config = OmegaConf.to_container(read_file(folder / "config.yaml", OmegaConf.load))
+    require(
+        "alternative" not in cast(dict[str, Any], config),
+        f"RUN={folder} was trained by another project's objective, of which there is no report; "
+        "its losses are in its metrics.jsonl",
+    )
     bad = folder / "bad_samples.jsonl"
     return Run(
         folder,

@@ -24,8 +24,7 @@ class Package:
     @property
     def is_installed(self) -> bool:
         """Whether it can be imported."""
-        outer = self.module.partition(".")[0]  # find_spec raises where that is missing
-        return find_spec(outer) is not None and find_spec(self.module) is not None
+        return is_installed(self.module)
 
     @property
     def complaint(self) -> str:
@@ -34,6 +33,12 @@ class Package:
             f"needs {self.name}, which is not installed; run pip install -e '.[bench]' here "
             "(make bench does, in an environment of its own)"
         )
+
+
+def is_installed(module: str) -> bool:
+    """Tell whether a module can be imported; it is not."""
+    outer = module.partition(".")[0]  # find_spec raises where that is missing
+    return find_spec(outer) is not None and find_spec(module) is not None
 
 
 def choose(against: str | None, alternatives: dict[str, Package]) -> list[str]:

@@ -5,6 +5,7 @@ means more. So the variants take turns, A B C A B C, a ratio is made in each rou
 of the ratios is reported with the lowest and the highest.
 """
 
+import math
 import multiprocessing
 import os
 import platform
@@ -50,20 +51,35 @@ class Speeds:
 
 def clock() -> float:
     """Seconds, once the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 
 def images_per_second(work: Callable[[], object], num_images: int, seconds: float) -> float:
-    """Repeat `work`, which handles `num_images`, for about some seconds; at least once."""
-    begin = now = clock()
+    """Repeat `work`, which handles `num_images`, for about some seconds; at least once.
+
+    A GPU is waited for only before the first call and after the last, as in a run; how many there
+    are to be is told by one before them.
+    """
+    if torch.accelerator.is_available():
+        begin = clock()
+        work()
+        return _back_to_back(work, num_images, max(1, math.ceil(seconds / (clock() - begin))))
+    begin = now = time.perf_counter()
     done = 0
     while not done or now - begin < seconds:
         work()
         done += num_images
-        now = clock()
+        now = time.perf_counter()
     return done / (now - begin)
+
+
+def _back_to_back(work: Callable[[], object], num_images: int, num_calls: int) -> float:
+    begin = clock()
+    for _ in range(num_calls):
+        work()
+    return num_calls * num_images / (clock() - begin)
 
 
 def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
