@@ -228,7 +228,8 @@ def blocks(keys: Tensor, grid: tuple[int, int], smallest: int, largest: int) -> 
     numbers = uniform(combine(keys, _CHOICE), 4 * NUM_BLOCKS).unflatten(1, (NUM_BLOCKS, 4))
     for_area, for_aspect, for_top, for_left = numbers.unbind(2)  # (B, blocks)
     area = smallest + (for_area * (largest - smallest + 1)).floor()
-    aspects = torch.tensor(_ASPECTS, dtype=torch.float64).to(keys.device, non_blocking=True)
+    aspects = torch.tensor(_ASPECTS, dtype=torch.float64, device="cpu")
+    aspects = aspects.to(keys.device, non_blocking=True)
     aspect = aspects[(for_aspect * len(_ASPECTS)).long()]
     aspect = aspect.maximum(area / columns**2).minimum(rows**2 / area)
     height = (area * aspect).sqrt().round().clamp(1, rows)

@@ -532,7 +532,9 @@ def test_ctrl_c_ends_a_read_at_once(server: FlakyServer, folder: Path) -> None:
     """It comes while the server says nothing; nothing is left behind, not even a warning."""
     server.pick = lambda: Fault.MUTE
     code = (
-        "import sys; from data.storage import Storage, open_file\n"
+        "import signal; from data.storage import Storage, open_file\n"
+        # what is started in the background may have been told to ignore it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print('ready', flush=True)\n"
         f"open_file('{server.url}/a.tar', Storage()).read(0, 5)\n"
     )
