@@ -79,8 +79,11 @@ def main(arguments: list[str]) -> None:
         "faults": _measure_faults,
         "learn": _measure_learn,
     }
+    shards = getattr(asked, "shards", None)
     with TemporaryDirectory() as folder:
         record, text = measure[asked.benchmark](asked, Path(folder))
+    if shards == []:  # they were made on the spot, in a folder that is gone
+        record["settings"]["shards"] = shards
     record["command"] = shlex.join(["python", "scripts/benchmark.py", *arguments])
     print(text)
     if asked.json is not None:

@@ -101,6 +101,7 @@ def test_it_measures_speed_memory_and_pixels_without_shards(tmp_path: Path) -> N
     ratio = speeds[OURS]["median"] / speeds["webdataset_ours"]["median"]
     assert record["ratios"]["stream_vs_webdataset"] == pytest.approx(ratio)
     assert record["settings"]["against"] == "pil_uint8,webdataset_ours"
+    assert record["settings"]["shards"] == []
     assert {OURS, "pil_bilinear", "pil_bicubic", "rounded"} == set(record["pixel_errors"])
     assert record["decodes_crops"] == jpeg.is_available()
     memory = record["memory_mib"]
