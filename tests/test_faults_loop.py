@@ -318,7 +318,7 @@ def _restart(arguments: list[str], run: Path, times: int, answer: Path) -> None:
     answer.write_text(json.dumps(held))
 
 
-@pytest.mark.parametrize("times", [12, pytest.param(100, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("times", [8, pytest.param(100, marks=pytest.mark.faults)])
 def test_leaks(tmp_path: Path, tiny: list[str], times: int) -> None:
     """Restarts, with loader processes in every other, take no more and more."""
     run = tmp_path / "run"
