@@ -119,12 +119,7 @@ def test_pretraining_asks_for_no_float64(
     own: list[str],
 ) -> None:
     arguments = [*pretraining(tiny, shards), *own]
-    usual = records_of(pretrain.run.main, arguments, tmp_path / "usual")
-    monkeypatch.setattr(devices, "has_float64", never)
-    with WithoutFloat64():
-        found = records_of(pretrain.run.main, arguments, tmp_path / "without")
-    assert_alike(found, usual)
-    assert_equal_weights(tmp_path)
+    assert_needs_no_float64(pretrain.run.main, arguments, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("own", [[], ["mix.mixup=0.8", "optim.algorithm=sgd"]])
@@ -132,12 +127,21 @@ def test_fine_tuning_asks_for_no_float64(
     tmp_path: Path, tiny_finetune: list[str], monkeypatch: pytest.MonkeyPatch, own: list[str]
 ) -> None:
     arguments = [*tiny_finetune, "encoder.init=none", "optim.steps=6", *own]
-    usual = records_of(finetune.run.main, arguments, tmp_path / "usual")
+    assert_needs_no_float64(finetune.run.main, arguments, tmp_path, monkeypatch)
+
+
+def assert_needs_no_float64(
+    main: Callable[[list[str]], None],
+    arguments: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = records_of(main, arguments, folder / "usual")
     monkeypatch.setattr(devices, "has_float64", never)
     with WithoutFloat64():
-        found = records_of(finetune.run.main, arguments, tmp_path / "without")
+        found = records_of(main, arguments, folder / "without")
     assert_alike(found, usual)
-    assert_equal_weights(tmp_path)
+    assert_equal_weights(folder)
 
 
 def assert_alike(found: list[Any], usual: list[Any]) -> None:

@@ -1,7 +1,6 @@
 """Speed of two processes of half the threads against one process of all: started runs, in turns."""
 
 import math
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from data.devices import num_cores
 from data.settings import RunStopped, require
 from pretrain.metrics import read_records
 from scripts.ablating.jobs import Children
@@ -61,7 +61,7 @@ def measure_processes(options: RunOptions, folder: Path) -> dict[str, Any]:
 
 def _num_threads(options: RunOptions) -> int:
     """Return the threads of all processes together."""
-    return options.threads or len(os.sched_getaffinity(0))
+    return options.threads or num_cores()
 
 
 def _commands(options: RunOptions) -> dict[str, list[str]]:

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from data.devices import num_cores
+
 Result = TypeVar("Result")
 
 _LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "pillow", "webdataset")
@@ -155,7 +157,7 @@ def machine() -> dict[str, Any]:
     """Describe what the figures were measured on."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
