@@ -43,18 +43,24 @@ class CorruptionConfig:
     """
 
     kind: str = setting("random", "shape: random (the paper), block (BEiT), coarse (SimMIM)")
-    ratio: float = setting(0.5, "fraction of an image's patches that are corrupted and predicted")
+    ratio: float = setting(0.5, "fraction of an image's patches that are corrupted")
     mask_ratio: float = setting(0.8, "fraction of those that become the mask embedding")
     random_ratio: float = setting(0.1, "fraction of those that become another patch; the rest stay")
     unit: int = setting(_UNIT, "kind=coarse: patches a side of the squares")
     min_block: int = setting(_MIN_BLOCK, "kind=block: fewest patches of a block")
+    predicted_ratio: float = setting(1.0, "fraction of the corrupted patches that are predicted")
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"corruption.kind={self.kind} is not one of {', '.join(KINDS)}")
-        for key in ("ratio", "mask_ratio", "random_ratio"):
+        for key in ("ratio", "predicted_ratio", "mask_ratio", "random_ratio"):
             value = getattr(self, key)
             require(0 <= value <= 1, f"corruption.{key}={value} is not in 0..1")
-        require(self.ratio > 0, "corruption.ratio=0.0 leaves nothing to predict; the paper has 0.5")
+        for key, usual in (("ratio", 0.5), ("predicted_ratio", 1)):
+            value = getattr(self, key)
+            require(
+                value > 0,
+                f"corruption.{key}={value} leaves nothing to predict; the paper has {usual}",
+            )
         total = self.mask_ratio + self.random_ratio
         require(
             total <= 1 + 1e-9,
@@ -75,7 +81,7 @@ class CorruptionConfig:
 
 
 class Counts(NamedTuple):
-    """Patches an image of each kind; their sum is `M`."""
+    """Patches an image of each kind."""
 
     mask: int
     random: int
@@ -100,16 +106,30 @@ def count(config: CorruptionConfig, num_patches: int) -> Counts:
         f"that corruption.ratio={config.ratio} corrupts; lower it to {total} or less",
     )
     kept_ratio = max(0.0, 1 - config.mask_ratio - config.random_ratio)
+    counts = _split(total, (config.mask_ratio, config.random_ratio, kept_ratio))
+    require(
+        counts.random == 0 or num_patches > 1,
+        "corruption.random_ratio needs a second patch to take; set it to 0",
+    )
+    return counts
+
+
+def count_predicted(config: CorruptionConfig, counts: Counts) -> Counts:
+    """Split `round(predicted_ratio * M)` patches, one or more, as the corrupted ones are split."""
+    num_corrupted = sum(counts)
+    total = max(1, round(config.predicted_ratio * num_corrupted))
+    mask, random, kept = (size / num_corrupted for size in counts)
+    return _split(total, (mask, random, kept))
+
+
+def _split(total: int, ratios: tuple[float, float, float]) -> Counts:
+    """Split by largest remainder; ties favour mask, then random."""
     # rounding hides the binary noise of 0.1 * 30 = 3.0000000000000004
-    shares = [round(total * r, 6) for r in (config.mask_ratio, config.random_ratio, kept_ratio)]
+    shares = [round(total * ratio, 6) for ratio in ratios]
     counts = [math.floor(share) for share in shares]
     by_remainder = sorted(range(3), key=lambda kind: counts[kind] - shares[kind])
     for kind in by_remainder[: total - sum(counts)]:
         counts[kind] += 1
-    require(
-        counts[1] == 0 or num_patches > 1,
-        "corruption.random_ratio needs a second patch to take; set it to 0",
-    )
     return Counts(*counts)
 
 
@@ -121,18 +141,26 @@ class Corruption(NamedTuple):
             kept ones, as many as `counts` says.
         source: int64 (B, counts.random), the patch whose embedding each random one takes.
         is_corrupted: bool (B, N).
-        counts: Patches an image of each kind.
+        counts: Corrupted patches an image of each kind; their sum is `M`.
+        predicted: int64 (B, P), those of `patches` that are predicted, in the same order of kinds.
+        num_predicted: Of each kind; their sum is `P`.
     """
 
     patches: Tensor
     source: Tensor
     is_corrupted: Tensor
     counts: Counts
+    predicted: Tensor
+    num_predicted: Counts
 
     def to(self, device: torch.device) -> "Corruption":
         """Move it to a device."""
-        patches, source, is_corrupted, counts = self
-        return Corruption(patches.to(device), source.to(device), is_corrupted.to(device), counts)
+        return self._replace(
+            patches=self.patches.to(device),
+            source=self.source.to(device),
+            is_corrupted=self.is_corrupted.to(device),
+            predicted=self.predicted.to(device),
+        )
 
     @property
     def visible(self) -> Tensor:
@@ -175,7 +203,12 @@ def draw(keys: Tensor, grid: tuple[int, int], config: CorruptionConfig) -> Corru
     steps = uniform(combine(keys, _SOURCE), counts.random) * (num_patches - 1)
     source = (random_index + 1 + steps.long()) % num_patches  # 1 to N - 1 further: never itself
     is_corrupted = torch.zeros_like(scores, dtype=torch.bool).scatter(1, patches, True)
-    return Corruption(patches, source, is_corrupted, counts).to(device)
+    num_predicted = count_predicted(config, counts)
+    parts = zip(patches.split(list(counts), dim=1), num_predicted, strict=True)
+    # the order of each kind's patches is random: the first ones are a random choice
+    predicted = torch.cat([part[:, :size] for part, size in parts], dim=1)
+    corruption = Corruption(patches, source, is_corrupted, counts, predicted, num_predicted)
+    return corruption.to(device)
 
 
 def _scores(

@@ -2,6 +2,9 @@
 
 Patches that would become the mask embedding do not enter the encoder; here the mask embedding takes
 their places. Source: He et al. 2022 (arXiv:2111.06377), section 3; there the target is pixels.
+
+With cross-attention, masked patches look at visible ones and not at each other, of which they could
+learn nothing but places. Source: CrossMAE, Fu et al. 2024 (arXiv:2401.14391), section 3.2.
 """
 
 from dataclasses import dataclass
@@ -12,7 +15,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from data.settings import require, setting
-from pretrain.query_blocks import answer, make_askable
+from pretrain.query_blocks import QueryBlock, answer
+
+ATTENTIONS = ("self", "cross")
 
 
 @dataclass(frozen=True)
@@ -22,15 +27,20 @@ class DecoderConfig:
     depth: int = setting(1, "blocks of the decoder of encoder.sees_masked=false")
     width: int | None = setting(None, "its width; default: the encoder's")
     num_heads: int | None = setting(None, "its attention heads; default: the encoder's")
+    attention: str = setting("self", "self: over all patches; cross: from masked to visible ones")
 
     def __post_init__(self) -> None:
+        require(
+            self.attention in ATTENTIONS,
+            f"decoder.attention={self.attention} is none of {', '.join(ATTENTIONS)}",
+        )
         for key in ("depth", "width", "num_heads"):
             value = getattr(self, key)
             require(value is None or value > 0, f"decoder.{key}={value} must be above 0")
 
 
 class Decoder(nn.Module):
-    """Blocks over all patches, with fixed sine-cosine positions.
+    """Blocks over all patches, or from some to the visible ones; fixed sine-cosine positions.
 
     Args:
         config: How many blocks of which width.
@@ -58,9 +68,9 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(encoder_width, self.width)
         self.mask_token = nn.Parameter(torch.empty(self.width))
         nn.init.normal_(self.mask_token, std=0.02)
+        self.is_cross = config.attention == "cross"
         blocks = [Block(self.width, num_heads, qkv_bias=True) for _ in range(config.depth)]
-        self.blocks = nn.Sequential(*blocks)
-        make_askable(self.blocks)
+        self.blocks = nn.Sequential(*map(QueryBlock, blocks))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         for module in [self.embed, *self.blocks.modules()]:
             if isinstance(module, nn.Linear):
@@ -78,10 +88,17 @@ class Decoder(nn.Module):
             asked: int64 (B, M), the patches to be told of.
         """
         embedded = self.embed(tokens)  # (B, V, width)
+        positions = self.positions.to(embedded.dtype)  # (N, width)
+        if self.is_cross:
+            memory = embedded + positions[visible]
+            tokens = self.mask_token.to(embedded.dtype) + positions[asked]  # (B, M, width)
+            for block in self.blocks:
+                tokens = block(tokens, memory=memory)
+            return self.norm(tokens)
         everywhere = self.mask_token.to(embedded.dtype).expand(len(tokens), len(self.positions), -1)
         index = visible[..., None].expand(-1, -1, self.width)
         filled = everywhere.scatter(1, index, embedded)  # (B, N, width)
-        tokens = filled + self.positions.to(embedded.dtype)
+        tokens = filled + positions
         *blocks, last = self.blocks
         for block in blocks:
             tokens = block(tokens)

@@ -111,7 +111,7 @@ class MaskedPatchModel(nn.Module):
         return mask
 
     def forward(self, batch: dict[str, Tensor]) -> Output:
-        """Predict each corrupted patch from its own token.
+        """Predict corrupted patches, each from its own token.
 
         Args:
             batch: `image` uint8 (B, C, H, W), `weight` (B,), `key` int64 (B,).
@@ -119,8 +119,9 @@ class MaskedPatchModel(nn.Module):
         corruption = corrupting.draw(batch["key"], self.grid, self.corruption)
         corruption = corruption.to(batch["image"].device)  # without float64, keys are elsewhere
         answers = self.target.answers(batch["image"])  # (B, N, G) or (B, N, V)
-        outputs = self.predict(batch["image"], corruption)  # (B, M, num_outputs)
-        losses = self.target.losses(outputs, corrupting.select(answers, corruption.patches))
+        asked = corruption.predicted  # (B, P)
+        outputs = self.predict(batch["image"], corruption, asked)  # (B, P, num_outputs)
+        losses = self.target.losses(outputs, corrupting.select(answers, asked))
         loss = (losses.mean(1) * batch["weight"]).sum()
         with torch.no_grad():
             sums = add_up(
@@ -135,8 +136,17 @@ class MaskedPatchModel(nn.Module):
             )
         return Output(loss, sums)
 
-    def predict(self, images: Tensor, corruption: Corruption) -> Tensor:
-        """Return the outputs for the corrupted patches: (B, M, num_outputs)."""
+    def predict(
+        self, images: Tensor, corruption: Corruption, asked: Tensor | None = None
+    ) -> Tensor:
+        """Return the outputs for corrupted patches: (B, M, num_outputs), or (B, P, num_outputs).
+
+        Args:
+            images: uint8 (B, C, H, W).
+            corruption: Of their patches.
+            asked: int64 (B, P), the patches wanted; None: all that are corrupted.
+        """
+        asked = corruption.patches if asked is None else asked
         pixels = self.normalise(images)
         if self.is_hybrid:
             pixels = corrupting.apply_to_pixels(pixels, self.mask_token, corruption, self.patch)
@@ -145,10 +155,10 @@ class MaskedPatchModel(nn.Module):
             embeddings = embed(self.encoder, pixels)
             embeddings = corrupting.apply(embeddings, self.mask_token, corruption)
         if self.decoder is None:
-            return self.head(encode(self.encoder, embeddings, asked=corruption.patches))
+            return self.head(encode(self.encoder, embeddings, asked=asked))
         visible = corruption.visible
         tokens = patch_tokens(self.encoder, encode(self.encoder, embeddings, visible))
-        return self.head(self.decoder(tokens, visible, corruption.patches))
+        return self.head(self.decoder(tokens, visible, asked))
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         """Turn sums into figures; see `pretrain.sums.summarise`."""

@@ -1,4 +1,4 @@
-"""timm's blocks, which can be asked for the outputs of some tokens alone.
+"""timm's blocks, which can be asked for some tokens' outputs alone, or look at other tokens.
 
 In the last block before a loss, a token for which there is no loss is of use as key and value only:
 its query, its share of the projection and its MLP are left out.
@@ -16,7 +16,7 @@ from pretrain.corruption import select
 
 
 class QueryBlock(Block):
-    """A block of timm's with outputs for all tokens, or for those asked for.
+    """A block of timm's with outputs for all tokens or for those asked for, by attention or cross-.
 
     Args:
         block: timm's, whose parts and settings it takes over.
@@ -31,23 +31,29 @@ class QueryBlock(Block):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         queries: Tensor | None = None,
+        memory: Tensor | None = None,
     ) -> Tensor:
         """Run timm's block: (B, T, D) -> (B, T, D), or (B, Q, D) where queries are given.
 
         Args:
             x: Tokens.
-            attn_mask: timm's; not with queries.
-            is_causal: timm's; not with queries.
+            attn_mask: timm's; not with queries or memory.
+            is_causal: timm's; not with queries or memory.
             queries: int64 (B, Q), the tokens whose outputs are wanted; None: all, in order.
+            memory: (B, S, D), what the tokens attend to in place of themselves, by timm's plain
+                attention; not with queries.
         """
-        if queries is None:
+        if queries is None and memory is None:
             return super().forward(x, attn_mask, is_causal)
         normed = self.norm1(x)
-        if type(self.attn) is Attention:
-            attended = _attend(self.attn, normed, queries)
+        if queries is None:
+            attended = _attend(cast(Attention, self.attn), normed, self.norm1(memory))
+        elif type(self.attn) is Attention:
+            attended = _attend(self.attn, select(normed, queries), normed)
         else:
             attended = select(self.attn(normed), queries)
-        x = select(x, queries) + self.drop_path1(self.ls1(attended))
+        x = x if queries is None else select(x, queries)
+        x = x + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -65,9 +71,9 @@ def answer(block: nn.Module, tokens: Tensor, queries: Tensor) -> Tensor:
     return select(block(tokens), queries)
 
 
-def _attend(attention: Attention, x: Tensor, queries: Tensor) -> Tensor:
-    """Let some tokens attend to all, as timm's `Attention.forward`: (B, T, D) -> (B, Q, D)."""
-    asked, width = select(x, queries), attention.attn_dim
+def _attend(attention: Attention, asked: Tensor, x: Tensor) -> Tensor:
+    """Let tokens (B, Q, D) attend to others (B, T, D), as timm's `Attention.forward` does."""
+    width = attention.attn_dim
     weights = attention.qkv.weight.split([width, 2 * width])
     bias = cast(Tensor | None, attention.qkv.bias)
     biases = (None, None) if bias is None else bias.split([width, 2 * width])

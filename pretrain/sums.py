@@ -19,11 +19,11 @@ _KINDS = ("mask", "random", "kept")
 
 
 class Nearest(NamedTuple):
-    """The nearest patch that is not corrupted, of each one that is.
+    """The nearest patch that is not corrupted, of each one that is predicted.
 
     Attributes:
-        patches: int64 (B, M).
-        distances: float32 (B, M), between the centres, in patches.
+        patches: int64 (B, P).
+        distances: float32 (B, P), between the centres, in patches.
     """
 
     patches: Tensor
@@ -48,9 +48,9 @@ class NearestVisible(nn.Module):
     def forward(self, corruption: Corruption) -> Nearest:
         """Look up the nearest patch that is not corrupted; ties by place."""
         is_hidden = corruption.is_corrupted[:, None]  # (B, 1, N)
-        ranks = self.ranks[corruption.patches]  # (B, M, N)
+        ranks = self.ranks[corruption.predicted]  # (B, P, N)
         patches = ranks.masked_fill(is_hidden, ranks.shape[2]).argmin(dim=2)
-        return Nearest(patches, self.distances[corruption.patches, patches])
+        return Nearest(patches, self.distances[corruption.predicted, patches])
 
 
 def patch_distances(rows: int, columns: int) -> Tensor:
@@ -84,32 +84,34 @@ def add_up(
 
     Args:
         target: What was asked for.
-        outputs: (B, M, num_outputs) for the corrupted patches.
-        losses: float32 (B, M).
+        outputs: (B, P, num_outputs) for the predicted patches.
+        losses: float32 (B, P).
         answers: (B, N, G) or (B, N, V), of all patches.
         corruption: What was corrupted.
         weight: (B,) of the images.
         nearest: Whose answers the baseline of copying gives.
         has_distances: Add up masked patches by distance to the nearest visible patch too.
     """
-    asked = select(answers, corruption.patches)
+    asked = select(answers, corruption.predicted)
     copied = target.scores(select(answers, nearest.patches), asked)
     values = {"loss": losses.detach(), "neighbour": copied}
     if target.num_classes is not None:
         values["right"] = target.scores(target.guesses(outputs), asked)
     image_weight = weight.to(sum_dtype(weight.device))
-    patch_weight = image_weight[:, None].expand_as(losses)  # (B, M)
+    patch_weight = image_weight[:, None].expand_as(losses)  # (B, P)
     by_patch = {name: value * patch_weight for name, value in values.items()}
     sums = {name: value.sum() for name, value in by_patch.items()}
     sums["weight"] = image_weight.sum()
     sums["num_patches"] = sums["weight"] * answers.shape[1]
-    for kind, size in zip(_KINDS, corruption.counts, strict=True):
+    sums["num_corrupted"] = sums["weight"] * sum(corruption.counts)
+    for kind, size in zip(_KINDS, corruption.num_predicted, strict=True):
         sums[f"num_{kind}"] = sums["weight"] * size
     for name in (name for name in by_patch if name != "neighbour"):
-        parts = by_patch[name].split(list(corruption.counts), dim=1)
+        parts = by_patch[name].split(list(corruption.num_predicted), dim=1)
         sums |= {f"{name}_{kind}": part.sum() for kind, part in zip(_KINDS, parts, strict=True)}
     if has_distances:
-        masked = slice(corruption.counts.mask)  # the others can be seen, or show something else
+        # the others can be seen, or show something else
+        masked = slice(corruption.num_predicted.mask)
         numbers = {name: value[:, masked] for name, value in by_patch.items()}
         numbers["num"] = patch_weight[:, masked]
         sums |= _by_distance(numbers, nearest.distances[:, masked])
@@ -158,28 +160,28 @@ def summarise(sums: Sums) -> dict[str, float]:
         accuracy, or error) and `ratio_distance_D`, the fraction that is so far off.
     """
     num = {kind: sums[f"num_{kind}"] for kind in _KINDS}
-    num_corrupted = sum(num.values(), torch.zeros(()))
+    num_predicted = sum(num.values(), torch.zeros(()))
     present = [kind for kind in _KINDS if num[kind] > 0]
     has_classes = "histogram" in sums
-    figures = {"loss": sums["loss"] / num_corrupted}
+    figures = {"loss": sums["loss"] / num_predicted}
     if has_classes:
-        figures["accuracy"] = sums["right"] / num_corrupted
+        figures["accuracy"] = sums["right"] / num_predicted
         figures |= {f"accuracy_{kind}": sums[f"right_{kind}"] / num[kind] for kind in present}
     figures |= {f"loss_{kind}": sums[f"loss_{kind}"] / num[kind] for kind in present}
-    figures |= _baselines(sums, num_corrupted)
-    figures["corrupted_ratio"] = num_corrupted / sums["num_patches"]
-    figures |= {f"{kind}_ratio": num[kind] / num_corrupted for kind in num}
+    figures |= _baselines(sums, num_predicted)
+    figures["corrupted_ratio"] = sums["num_corrupted"] / sums["num_patches"]
+    figures |= {f"{kind}_ratio": num[kind] / num_predicted for kind in num}
     if "num_by_distance" in sums and num["mask"] > 0:
         figures |= _distances(sums, num["mask"])
     return {name: float(value) for name, value in figures.items()}
 
 
-def _baselines(sums: Sums, num_corrupted: Tensor) -> Sums:
+def _baselines(sums: Sums, num_predicted: Tensor) -> Sums:
     """Say what can be had without learning from images."""
-    neighbour = sums["neighbour"] / num_corrupted
+    neighbour = sums["neighbour"] / num_predicted
     if "histogram" not in sums:
-        mean = sums["values"] / num_corrupted
-        variance = sums["squares"] / num_corrupted - mean.square()
+        mean = sums["values"] / num_predicted
+        variance = sums["squares"] / num_predicted - mean.square()
         return {"loss_neighbour": neighbour, "loss_mean": variance.clamp(min=0).mean()}
     frequency = sums["histogram"] / sums["histogram"].sum()
     return {

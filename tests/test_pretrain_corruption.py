@@ -1,6 +1,7 @@
 """Which patches are corrupted, how many of each kind, and what becomes of them."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,9 +113,11 @@ def test_counts_that_cannot_be() -> None:
         ({"unit": 4}, "corruption.unit=4 is of corruption.kind=coarse, and .*kind=random would"),
         ({"kind": "block", "unit": 4}, "kind=block would ignore it; set corruption.kind=coarse"),
         ({"kind": "coarse", "min_block": 9}, "min_block=9 is of corruption.kind=block, and"),
+        ({"predicted_ratio": 0}, "predicted_ratio=0 leaves nothing to predict; the paper has 1"),
+        ({"predicted_ratio": 1.5}, "corruption.predicted_ratio=1.5 is not in 0..1"),
     ],
 )
-def test_shapes_that_cannot_be(setting: dict[str, str | int], message: str) -> None:
+def test_settings_that_cannot_be(setting: dict[str, str | float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CorruptionConfig(**setting)  # pyright: ignore[reportArgumentType]
 
@@ -150,6 +153,24 @@ def test_each_kind_is_exact_and_consistent(kind: str, grid: Grid, ratio: float, 
     assert c.is_corrupted.shape == (8, num_patches)
     assert ((c.source >= 0) & (c.source < num_patches)).all()
     assert not (c.source == kinds(c)[1]).any()
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(KINDS), ratios, st.floats(0.01, 1), st.integers(-(2**63), 2**63 - 9))
+def test_some_of_each_kind_are_predicted(
+    kind: str, ratio: float, predicted_ratio: float, key: int
+) -> None:
+    config = CorruptionConfig(kind, ratio, min_block=1 if kind == "block" else 16)
+    everything = draw(torch.arange(8) + key, GRID, config)
+    c = draw(torch.arange(8) + key, GRID, replace(config, predicted_ratio=predicted_ratio))
+    assert torch.equal(c.patches, everything.patches)
+    assert torch.equal(everything.predicted, everything.patches)
+    total = sum(c.counts)
+    assert c.predicted.shape == (8, max(1, round(predicted_ratio * total)))
+    parts = c.predicted.split(list(c.num_predicted), dim=1)
+    for part, whole in zip(parts, kinds(c), strict=True):
+        assert torch.equal(part, whole[:, : part.shape[1]])
+        assert abs(part.shape[1] - c.predicted.shape[1] * whole.shape[1] / total) < 1
 
 
 @settings(max_examples=40)

@@ -14,7 +14,7 @@ from data.settings import UserError
 from pretrain import corruption as corrupting
 from pretrain.additions import Additions, additions_of, timm_format
 from pretrain.corruption import CorruptionConfig
-from pretrain.decoder import DecoderConfig
+from pretrain.decoder import ATTENTIONS, Decoder, DecoderConfig
 from pretrain.encoder import (
     EncoderConfig,
     grid_size,
@@ -47,7 +47,8 @@ AXES: dict[str, list[Any]] = {
         ("sincos_2d", "every_layer"),
     ],
     "precision": [torch.float32, torch.bfloat16],
-    "sees_masked": [True, False],
+    "decoder": [None, *ATTENTIONS],  # None: the encoder sees mask embeddings
+    "predicted_ratio": [1.0, 0.5],
 }
 
 
@@ -75,7 +76,7 @@ def make_model(sees_masked: bool = True, **parts: Any) -> MaskedPatchModel:
         encoder,
         parts.get("corruption", CorruptionConfig()),
         parts.get("target", TargetConfig()),
-        None if sees_masked else DecoderConfig(),
+        None if sees_masked else parts.get("decoder", DecoderConfig()),
     )
 
 
@@ -93,12 +94,14 @@ def batch(
 
 @pytest.mark.parametrize("row", covering_rows(), ids=lambda row: "-".join(map(str, row)))
 def test_every_pair_of_choices_trains(row: tuple[Any, ...]) -> None:
-    target, mask, (position, place), precision, sees_masked = row
+    target, mask, (position, place), precision, decoder, predicted_ratio = row
+    shape = {"min_block": 4} if mask == "block" else {}
     model = make_model(
-        sees_masked,
+        decoder is None,
+        decoder=decoder and DecoderConfig(attention=decoder),
         encoder={"position": position, "position_at": place},
         target=TargetConfig(kind=target, **({"grid": 2} if target == "colour_grid" else {})),
-        corruption=CorruptionConfig(kind=mask, **({"min_block": 4} if mask == "block" else {})),
+        corruption=CorruptionConfig(mask, predicted_ratio=predicted_ratio, **shape),
     )
     config = OptimConfig(steps=3, batch_size=4, warmup_steps=0)
     optimizer = make_optimizer(model, model.encoder, config)
@@ -156,7 +159,59 @@ def test_encoding_all_patches_by_name_is_encoding_all() -> None:
     torch.testing.assert_close(encode(encoder, embeddings, everything), encode(encoder, embeddings))
 
 
+@torch.no_grad()
+def test_cross_attention_is_from_masked_to_visible_patches_alone() -> None:
+    config = DecoderConfig(depth=2, num_heads=2, attention="cross")
+    decoder = Decoder(config, 16, 2, (4, 6)).double().eval()
+    tokens = torch.randn(3, 9, 16, dtype=torch.float64)
+    places = torch.stack([torch.randperm(24) for _ in range(3)])
+    visible, asked = places[:, :9], places[:, 9:16]
+    memory = decoder.embed(tokens) + decoder.positions[visible]
+    x = decoder.mask_token + decoder.positions[asked]  # (3, 7, 16)
+    for block in decoder.blocks:
+        parts: Any = block
+        q, k, v = parts.attn.qkv.weight.chunk(3)
+        q_bias, k_bias, v_bias = parts.attn.qkv.bias.chunk(3)
+        seen, asking = parts.norm1(memory), parts.norm1(x)
+        heads: list[Tensor] = []
+        for head in (slice(0, 8), slice(8, 16)):
+            queries = asking @ q[head].T + q_bias[head]
+            keys = seen @ k[head].T + k_bias[head]
+            weights = (queries @ keys.transpose(1, 2) / math.sqrt(8)).softmax(-1)  # (3, 7, 9)
+            heads.append(weights @ (seen @ v[head].T + v_bias[head]))
+        x = x + parts.attn.proj(torch.cat(heads, dim=-1))
+        x = x + parts.mlp(parts.norm2(x))
+    torch.testing.assert_close(decoder(tokens, visible, asked), decoder.norm(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", [None, *ATTENTIONS])
+def test_predicting_fewer_patches_changes_none_of_their_answers(decoder: str | None) -> None:
+    model = make_model(
+        decoder is None,
+        encoder={},
+        decoder=decoder and DecoderConfig(attention=decoder),
+        corruption=CorruptionConfig(predicted_ratio=0.4),
+    ).eval()
+    corruption = corrupting.draw(batch()["key"], model.grid, model.corruption)
+    assert (corruption.counts, corruption.num_predicted) == ((10, 1, 1), (4, 1, 0))  # of 12: 4.8
+    places = torch.tensor([0, 1, 2, 3, 10])
+    assert torch.equal(corruption.predicted, corruption.patches[:, places])
+    images = batch()["image"]
+    answers = model.predict(images, corruption, corruption.predicted)
+    torch.testing.assert_close(answers, model.predict(images, corruption)[:, places])
+    output = model(batch())
+    classes = corrupting.select(model.target.answers(images), corruption.predicted)
+    expected = model.target.losses(answers, classes).mean(1).sum()
+    torch.testing.assert_close(output.loss, expected)
+    figures = model.summarise(output.sums)
+    assert figures["corrupted_ratio"] == 0.5
+    assert figures["mask_ratio"] == 0.8
+
+
 def test_a_decoder_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"decoder\.attention=crossed is none of self, cross"):
+        DecoderConfig(attention="crossed")
     encoder = make_encoder(EncoderConfig(patch_size=4, **TINY), SIZE)
     with pytest.raises(UserError, match=r"decoder\.width=18 must be a multiple of decoder\.num_"):
         MaskedPatchModel(encoder, CorruptionConfig(), TargetConfig(), DecoderConfig(width=18))
