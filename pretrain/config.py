@@ -50,6 +50,11 @@ class PretrainConfig:
             f"decoder.* has no effect with encoder.sees_masked={self.encoder.sees_masked}; set it "
             "to false, or leave decoder.* out",
         )
+        require(
+            self.target.kind != "words" or self.data.read == "random",
+            f"target.kind=words reads the first images twice, which data.read={self.data.read} "
+            "cannot; set data.read=random, or another target.kind",
+        )
 
     @property
     def light_decoder(self) -> DecoderConfig | None:

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from data.settings import require, setting
-from pretrain.query_blocks import QueryBlock, answer
+from pretrain.query_blocks import CrossBlock, answer, make_askable
 
 ATTENTIONS = ("self", "cross")
 
@@ -70,7 +70,8 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.is_cross = config.attention == "cross"
         blocks = [Block(self.width, num_heads, qkv_bias=True) for _ in range(config.depth)]
-        self.blocks = nn.Sequential(*map(QueryBlock, blocks))
+        self.blocks = nn.Sequential(*(map(CrossBlock, blocks) if self.is_cross else blocks))
+        make_askable(self.blocks)
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         for module in [self.embed, *self.blocks.modules()]:
             if isinstance(module, nn.Linear):
@@ -93,7 +94,7 @@ class Decoder(nn.Module):
             memory = embedded + positions[visible]
             tokens = self.mask_token.to(embedded.dtype) + positions[asked]  # (B, M, width)
             for block in self.blocks:
-                tokens = block(tokens, memory=memory)
+                tokens = block(tokens, memory)
             return self.norm(tokens)
         everywhere = self.mask_token.to(embedded.dtype).expand(len(tokens), len(self.positions), -1)
         index = visible[..., None].expand(-1, -1, self.width)

@@ -16,7 +16,7 @@ from pretrain.corruption import select
 
 
 class QueryBlock(Block):
-    """A block of timm's with outputs for all tokens or for those asked for, by attention or cross-.
+    """A block of timm's with outputs for all tokens, or for those asked for.
 
     Args:
         block: timm's, whose parts and settings it takes over.
@@ -31,30 +31,42 @@ class QueryBlock(Block):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         queries: Tensor | None = None,
-        memory: Tensor | None = None,
     ) -> Tensor:
         """Run timm's block: (B, T, D) -> (B, T, D), or (B, Q, D) where queries are given.
 
         Args:
             x: Tokens.
-            attn_mask: timm's; not with queries or memory.
-            is_causal: timm's; not with queries or memory.
+            attn_mask: timm's; not with queries.
+            is_causal: timm's; not with queries.
             queries: int64 (B, Q), the tokens whose outputs are wanted; None: all, in order.
-            memory: (B, S, D), what the tokens attend to in place of themselves, by timm's plain
-                attention; not with queries.
         """
-        if queries is None and memory is None:
+        if queries is None:
             return super().forward(x, attn_mask, is_causal)
         normed = self.norm1(x)
-        if queries is None:
-            attended = _attend(cast(Attention, self.attn), normed, self.norm1(memory))
-        elif type(self.attn) is Attention:
+        if type(self.attn) is Attention:
             attended = _attend(self.attn, select(normed, queries), normed)
         else:
             attended = select(self.attn(normed), queries)
-        x = x if queries is None else select(x, queries)
-        x = x + self.drop_path1(self.ls1(attended))
+        x = select(x, queries) + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class CrossBlock(nn.Module):
+    """A block of timm's whose tokens attend to others and not to each other.
+
+    Args:
+        block: timm's plain one, without layer scale and dropped paths, whose parts it takes over.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
+        self.attn = cast(Attention, block.attn)
+
+    def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        """Let tokens (B, Q, D) attend to others (B, T, D), and run the MLP: (B, Q, D)."""
+        tokens = tokens + _attend(self.attn, self.norm1(tokens), self.norm1(memory))
+        return tokens + self.mlp(self.norm2(tokens))
 
 
 def make_askable(blocks: nn.Sequential) -> None:

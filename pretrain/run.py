@@ -23,6 +23,7 @@ from pretrain.launch import share, start
 from pretrain.loop import Trainer
 from pretrain.model import MaskedPatchModel
 from pretrain.opening import open_evaluators, open_stream
+from pretrain.words import learn_words
 
 DEMO = Path(__file__).resolve().parents[1] / "configs/pretrain/demo.yaml"
 
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> None:
 
     # ---- the stream
     stream = open_stream(accelerator, config, encoder, part)
+    learn_words(accelerator, model.target, stream)
 
     # ---- what is measured in between
     evaluators = open_evaluators(

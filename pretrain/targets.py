@@ -1,9 +1,11 @@
-"""What a corrupted patch is asked for: its colour in classes, or its pixels.
+"""What a corrupted patch is asked for: its colour in classes, its pixels, or its visual word.
 
 Three targets are the paper's: the mean colour in 3 bits a channel (one of 8^3 = 512 classes), the
 patch downsized to 4x4 cells (16 such classes), and all pixels by L2. The fourth is MAE's, pixels
-normalised patch by patch. A target is made once, from the configuration and the images' shape; a
-model asks it for answers, losses and guesses, and never which kind it is.
+normalised patch by patch. The fifth is the nearest of some patches that are learnt from the data
+before training (`pretrain.words`): classes as the mean colour's, of colour and structure. A target
+is made once, from the configuration and the images' shape; a model asks it for answers, losses and
+guesses, and never which kind it is.
 
 Source: Dosovitskiy et al. 2021, section B.1.2; He et al. 2021, arXiv:2111.06377, section 3.
 """
@@ -19,8 +21,13 @@ from torch.nn import functional as F
 
 from data.settings import require, setting
 
-KINDS = ("mean_colour", "colour_grid", "pixels", "normalised_pixels")
-_READERS = {"bits": ("mean_colour", "colour_grid"), "grid": ("colour_grid",)}
+KINDS = ("mean_colour", "colour_grid", "pixels", "normalised_pixels", "words")
+_READERS = {
+    "bits": ("mean_colour", "colour_grid"),
+    "grid": ("colour_grid",),
+    "num_words": ("words",),
+}
+_MAX_COMPONENTS = 64  # of a patch, in which words are told apart
 _MAX_CLASSES_BITS = 15  # 32,768 classes: 5 bits of each of three channels
 _EPS = 1e-6  # added to a patch's variance, as in MAE's code
 
@@ -29,14 +36,16 @@ _EPS = 1e-6  # added to a patch's variance, as in MAE's code
 class TargetConfig:
     """What is asked for, and how finely."""
 
-    kind: str = setting("mean_colour", "mean_colour, colour_grid, pixels or normalised_pixels")
+    kind: str = setting("mean_colour", f"{', '.join(KINDS[:-1])} or {KINDS[-1]}")
     bits: int = setting(3, "bits a channel of mean_colour and colour_grid: 2^(bits*C) classes")
     grid: int = setting(4, "of colour_grid: cells a side into which a patch is downsized")
+    num_words: int = setting(512, "of words: how many, learnt from the first training images")
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"target.kind={self.kind} is none of {', '.join(KINDS)}")
         require(1 <= self.bits <= 8, f"target.bits={self.bits} is not in 1..8; the paper has 3")
         require(self.grid > 0, f"target.grid={self.grid} must be above 0; the paper has 4")
+        require(self.num_words > 1, f"target.num_words={self.num_words} must be above 1; try 512")
         for key, kinds in _READERS.items():
             default, value = getattr(TargetConfig, key), getattr(self, key)
             require(
@@ -131,6 +140,8 @@ def make_target(
             f"target.grid={grid} is more than a patch's {min(patch)} pixels a side; lower it",
         )
         return ColourClasses(patch, channels, config.bits, grid)
+    if config.kind == "words":
+        return Words(patch, channels, config.num_words)
     is_normalised = config.kind == "normalised_pixels"
     num_values = channels * math.prod(patch)
     require(
@@ -183,18 +194,15 @@ class ColourClasses(nn.Module):
 
     def losses(self, outputs: Tensor, answers: Tensor) -> Tensor:
         """Return nats a cell: (B, M, G * K), int64 (B, M, G) -> float32 (B, M)."""
-        logits = outputs.reshape(-1, self.num_classes).float()  # (B * M * G, K)
-        losses = F.cross_entropy(logits, answers.flatten(), reduction="none")
-        return losses.view(answers.shape).mean(-1)
+        return _cross_entropy(outputs, answers, self.num_classes)
 
     def guesses(self, outputs: Tensor) -> Tensor:
         """Return the likeliest class of each cell: (B, M, G * K) -> int64 (B, M, G)."""
-        # on a CPU in bf16 argmax takes 3.7 times as long; both give the first of equal ones
-        return outputs.unflatten(-1, (self.grid**2, self.num_classes)).max(-1).indices
+        return _likeliest(outputs, self.num_classes)
 
     def scores(self, guesses: Tensor, answers: Tensor) -> Tensor:
         """Return the fraction of cells that are right: int64 (B, M, G) twice -> float32 (B, M)."""
-        return (guesses == answers).float().mean(-1)
+        return _fraction_right(guesses, answers)
 
     def colours(self, guesses: Tensor, images: Tensor, is_visible: Tensor) -> Tensor:  # noqa: ARG002
         """Paint each cell in its class's colour; a pixel that two cells share in their mean."""
@@ -203,6 +211,21 @@ class ColourClasses(nn.Module):
         cells = cells.unflatten(3, (self.grid, self.grid)).flatten(0, 1)
         painted = F.adaptive_avg_pool2d(cells, self.patch)  # (B * N, C, Ph, Pw)
         return painted.round().to(torch.uint8).unflatten(0, guesses.shape[:2])
+
+
+def _cross_entropy(outputs: Tensor, answers: Tensor, num_classes: int) -> Tensor:
+    logits = outputs.reshape(-1, num_classes).float()  # (B * M * G, K)
+    losses = F.cross_entropy(logits, answers.flatten(), reduction="none")
+    return losses.view(answers.shape).mean(-1)
+
+
+def _likeliest(outputs: Tensor, num_classes: int) -> Tensor:
+    # on a CPU in bf16 argmax takes 3.7 times as long; both give the first of equal ones
+    return outputs.unflatten(-1, (-1, num_classes)).max(-1).indices
+
+
+def _fraction_right(guesses: Tensor, answers: Tensor) -> Tensor:
+    return (guesses == answers).float().mean(-1)
 
 
 def colour_classes(images: Tensor, patch_size: tuple[int, int], bits: int, grid: int = 1) -> Tensor:
@@ -358,3 +381,81 @@ def to_images(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """Lay patches out on (rows, columns): (B, N, C, Ph, Pw) -> (B, C, H, W)."""
     by_place = patches.unflatten(1, grid).permute(0, 3, 1, 4, 2, 5)
     return by_place.flatten(4).flatten(2, 3)
+
+
+# ---------------------------------------------------------------- words
+
+
+class Words(nn.Module):
+    """The nearest of `K` visual words, which `pretrain.words.fit` learns from patches.
+
+    Distances are Euclidean between the patches' whitened principal components, so that structure
+    counts beside brightness. The words are buffers, and saved with the model: before `load`, or a
+    checkpoint, all are alike and every patch is word 0. A patch that lies between two words may get
+    one on one kind of device and the other on another.
+
+    Source: the classes of the paper's mean colour, learnt as HuBERT learns its own (Hsu et al.
+    2021, arXiv:2106.07447), from patches whitened as in Coates and Ng 2012, "Learning Feature
+    Representations with K-means".
+
+    Args:
+        patch: Pixels of a patch, (height, width).
+        channels: `C` of the images.
+        num_words: `K`.
+    """
+
+    mean: Tensor
+    components: Tensor
+    words: Tensor
+    pixels: Tensor
+
+    def __init__(self, patch: tuple[int, int], channels: int, num_words: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.channels = channels
+        self.num_classes = self.num_outputs = num_words
+        num_values = channels * math.prod(patch)
+        self.num_components = min(_MAX_COMPONENTS, num_values)
+        shapes = {
+            "mean": (num_values,),
+            "components": (num_values, self.num_components),
+            "words": (num_words, self.num_components),
+            "pixels": (num_words, num_values),
+        }
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
+
+    @torch.no_grad()
+    def load(self, fitted: dict[str, Tensor]) -> None:
+        """Take over what `pretrain.words.fit` found."""
+        for name, value in fitted.items():
+            getattr(self, name).copy_(value)
+
+    def answers(self, images: Tensor) -> Tensor:
+        """Return the nearest word of each patch: uint8 (B, C, H, W) -> int64 (B, N, 1)."""
+        values = to_patches(images.float(), self.patch).flatten(2)  # (B, N, V), in grey levels
+        with torch.autocast(images.device.type, enabled=False):
+            places = (values - self.mean) @ self.components  # (B, N, D)
+            return nearest_word(places, self.words)[..., None]
+
+    def losses(self, outputs: Tensor, answers: Tensor) -> Tensor:
+        """Return nats: (B, M, K), int64 (B, M, 1) -> float32 (B, M)."""
+        return _cross_entropy(outputs, answers, self.num_classes)
+
+    def guesses(self, outputs: Tensor) -> Tensor:
+        """Return the likeliest word: (B, M, K) -> int64 (B, M, 1)."""
+        return _likeliest(outputs, self.num_classes)
+
+    def scores(self, guesses: Tensor, answers: Tensor) -> Tensor:
+        """Return whether the word is right: int64 (B, M, 1) twice -> float32 (B, M)."""
+        return _fraction_right(guesses, answers)
+
+    def colours(self, guesses: Tensor, images: Tensor, is_visible: Tensor) -> Tensor:  # noqa: ARG002
+        """Paint each patch as the mean of the patches that its word was learnt from."""
+        pixels = self.pixels[guesses[..., 0]].round().clamp(0, 255).to(torch.uint8)  # (B, N, V)
+        return pixels.unflatten(2, (self.channels, *self.patch))
+
+
+def nearest_word(places: Tensor, words: Tensor) -> Tensor:
+    """Return the nearest word of each place: (..., D), (K, D) -> int64 (...); ties to the first."""
+    return (places @ words.T - words.square().sum(1) / 2).max(-1).indices

@@ -102,6 +102,13 @@ def terminate(ranks: Ranks) -> None:
 
 
 FREE = ["encoder.sees_masked=false", "target.kind=normalised_pixels"]
+WORDS = [
+    "encoder.sees_masked=false",
+    "decoder.attention=cross",
+    "corruption.predicted_ratio=0.5",
+    "target.kind=words",
+    "target.num_words=16",
+]
 WAYS: dict[str, tuple[int, list[str]]] = {
     "ddp2-accumulation": (2, ["run.micro_batch_size=2"]),
     "ddp3": (3, []),
@@ -118,7 +125,7 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     ),
     "fsdp2-sgd": (2, ["run.parallel=fsdp", "optim.algorithm=sgd"]),
     "ddp3-free": (3, [*FREE, "encoder.position=learned_2d", "corruption.kind=coarse"]),
-    "fsdp2-relative": (2, [*FREE, "run.parallel=fsdp", "encoder.position=relative"]),
+    "fsdp2-relative": (2, [*WORDS, "run.parallel=fsdp", "encoder.position=relative"]),
     "fsdp2-shared": (
         2,
         [

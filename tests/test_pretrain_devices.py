@@ -108,6 +108,7 @@ def pretraining(tiny: list[str], shards: Path) -> list[str]:
     [
         [],
         ["target.kind=normalised_pixels", "corruption.kind=coarse"],
+        ["target.kind=words", "target.num_words=16", "corruption.predicted_ratio=0.5"],
         ["encoder.sees_masked=false", "corruption.ratio=0.75", "corruption.kind=block"],
     ],
 )

@@ -253,6 +253,13 @@ def test_a_run_may_continue_on_fewer_ranks(
         ["optim.algorithm=sgd", "optim.layer_decay=0.7", "run.micro_batch_size=4"],
         ["run.precision=bf16", "encoder.args.proj_drop_rate=0.2"],
         [
+            "target.kind=words",
+            "target.num_words=16",
+            "corruption.predicted_ratio=0.5",
+            "encoder.sees_masked=false",
+            "decoder.attention=cross",
+        ],
+        [
             "encoder.sees_masked=false",
             "encoder.position=learned_2d",
             "encoder.position_at=every_layer",

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+from visual_words import learn_from_noise
 
 from data.settings import UserError
 from pretrain import corruption as corrupting
@@ -27,14 +28,14 @@ from pretrain.encoder import (
 from pretrain.model import MaskedPatchModel
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
 from pretrain.stems import is_hybrid
-from pretrain.targets import TargetConfig
+from pretrain.targets import KINDS, TargetConfig
 from pretrain.tokens import embed, encode, patch_tokens
 
 TINY: dict[str, Any] = {"name": "vit_tiny_patch16_224", "embed_dim": 16, "depth": 2, "num_heads": 2}
 SIZE = (16, 24)
 
 AXES: dict[str, list[Any]] = {
-    "target": ["mean_colour", "colour_grid", "pixels", "normalised_pixels"],
+    "target": list(KINDS),
     "mask": ["random", "block", "coarse"],
     "position": [
         ("none", "stem"),
@@ -103,6 +104,7 @@ def test_every_pair_of_choices_trains(row: tuple[Any, ...]) -> None:
         target=TargetConfig(kind=target, **({"grid": 2} if target == "colour_grid" else {})),
         corruption=CorruptionConfig(mask, predicted_ratio=predicted_ratio, **shape),
     )
+    learn_from_noise(model.target)
     config = OptimConfig(steps=3, batch_size=4, warmup_steps=0)
     optimizer = make_optimizer(model, model.encoder, config)
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -122,7 +124,7 @@ def test_every_pair_of_choices_trains(row: tuple[Any, ...]) -> None:
         assert torch.equal(value, before[name]) == (not value.requires_grad), name
     model.eval()
     figures = model.summarise(model(batch()).sums)
-    assert ("accuracy" in figures) == (target in ("mean_colour", "colour_grid"))
+    assert ("accuracy" in figures) == (target in ("mean_colour", "colour_grid", "words"))
     assert sum(figures[f"ratio_distance_{d}"] for d in range(1, 5)) == pytest.approx(1)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from visual_words import learn_from_noise
 
 from data.settings import UserError
 from pretrain.config import PretrainConfig, load
@@ -38,6 +39,7 @@ def make_model(kind: str = "mean_colour", sees_masked: bool = True) -> MaskedPat
     decoder = None if sees_masked else DecoderConfig()
     model = MaskedPatchModel(encoder, CorruptionConfig(), TargetConfig(kind), decoder)
     torch.nn.init.normal_(model.head.weight)
+    learn_from_noise(model.target)
     return model.eval()
 
 

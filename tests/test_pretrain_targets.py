@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from visual_words import learn_from_noise
 
 from data.settings import UserError
 from pretrain.targets import (
@@ -18,6 +19,7 @@ from pretrain.targets import (
     Pixels,
     Target,
     TargetConfig,
+    Words,
     class_colours,
     colour_classes,
     make_target,
@@ -35,8 +37,13 @@ def random_images(*shape: int, seed: int = 0) -> Tensor:
 
 
 def target_of(kind: str, patch: tuple[int, int], channels: int = 3, **keys: int) -> Target:
-    config = TargetConfig(kind, **keys)
-    return make_target(config, patch, channels, MEAN[:channels], STD[:channels])
+    if kind == "words":
+        keys = {"num_words": 32} | keys
+    target = make_target(
+        TargetConfig(kind, **keys), patch, channels, MEAN[:channels], STD[:channels]
+    )
+    learn_from_noise(target)
+    return target
 
 
 # ---------------------------------------------------------------- classes
@@ -361,7 +368,7 @@ def cases(draw: st.DrawFn) -> tuple[Target, Tensor]:
 @given(cases())
 def test_forms_ranges_and_batch_order(case: tuple[Target, Tensor]) -> None:
     target, images = case
-    patch: Any = target.patch if isinstance(target, ColourClasses | Pixels) else None
+    patch: Any = target.patch if isinstance(target, ColourClasses | Pixels | Words) else None
     num_patches = images.shape[2] // patch[0] * (images.shape[3] // patch[1])
     answers = target.answers(images)
     assert answers.shape[:2] == (3, num_patches)
@@ -438,6 +445,9 @@ def test_compiles_to_one_graph(kind: str) -> None:
         ),
         ({"grid": 2}, "target.grid=2 has no effect with target.kind=mean_colour; leave it out"),
         ({"kind": "normalised_pixels", "grid": 2}, "target.grid=2 has no effect"),
+        ({"num_words": 99}, "target.num_words=99 has no effect with target.kind=mean_colour"),
+        ({"kind": "words", "num_words": 1}, "target.num_words=1 must be above 1; try 512"),
+        ({"kind": "words", "bits": 2}, "target.bits=2 has no effect with target.kind=words"),
     ],
 )
 def test_keys_that_are_refused(keys: dict[str, Any], message: str) -> None:

@@ -29,6 +29,7 @@ _TARGETS = {
     "colour_grid": "colours, in a grid of cells, are",
     "pixels": "pixels are",
     "normalised_pixels": "pixels, normalised, are",
+    "words": "nearest of some patches learnt by k-means is",
 }
 _GROUPS = ("corruption", "target", "decoder", "objective", "head", "mix", "optim")  # of config.yaml
 
