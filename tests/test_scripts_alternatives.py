@@ -347,8 +347,12 @@ def test_mae_positions_are_fixed_and_the_decoders_attention_is_chosen(encoder: l
     model = build(encoder, "mae")
     positions: Any = model.encoder.pos_embed
     assert not positions.requires_grad
-    assert positions[0, 0].count_nonzero() == 0  # the class token has no place
     inner: Any = model.objective
+    for table in (positions, inner.model.decoder.decoder_pos_embed):
+        assert table[0, 0].count_nonzero() == 0  # the class token has no place
+        assert table[0, 1:].square().mean() == pytest.approx(0.5)  # of sines and cosines
+        assert len(table[0].unique(dim=0)) == table.shape[1]
+    assert inner.model.decoder.mask_token.count_nonzero() > 0
     assert inner.fused_attn
     choose_attention(model, torch.device("cpu"), "no")
     assert inner.fused_attn

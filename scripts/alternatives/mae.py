@@ -2,14 +2,19 @@
 
 Source: He et al. 2022 (arXiv:2111.06377). As there, the encoder's positions are a fixed table of
 sines and cosines while it is pretrained; it lies in `pos_embed`, and fine-tuning may move it.
+
+Everything begins as in its authors' code. transformers 5.23 leaves both tables of positions and the
+mask token at 0 where a model is made from a configuration, and such a model learns next to nothing;
+nor does it draw weights by Xavier's rule.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -74,11 +79,23 @@ class Mae(nn.Module):
             decoder_intermediate_size=4 * config.decoder_width,
         )
         self.model: Any = transformers.ViTMAEForPreTraining(settings)
-        embeddings = self.model.vit.embeddings
-        positions: Any = encoder.pos_embed
-        positions.data.copy_(embeddings.position_embeddings.data)
+        masking = type(self.model.vit.embeddings).random_masking
+        self.model.vit = _Encoder(encoder, masking, settings)
+        self._begin(encoder)
+
+    @torch.no_grad()
+    def _begin(self, encoder: VisionTransformer) -> None:
+        """Draw all weights and set the positions, as `initialize_weights` of MAE's code does."""
+        decoder, positions = self.model.decoder, cast(Tensor, encoder.pos_embed)
+        for part in (encoder, decoder):
+            part.apply(_draw)
+        kernel = cast(Any, encoder.patch_embed).proj.weight
+        nn.init.xavier_uniform_(kernel.view(len(kernel), -1))
+        nn.init.normal_(decoder.mask_token, std=0.02)
         positions.requires_grad_(False)
-        self.model.vit = _Encoder(encoder, type(embeddings).random_masking, settings)
+        for table in (positions, decoder.decoder_pos_embed):
+            places = build_sincos2d_pos_embed(list(grid_size(encoder)), table.shape[2])
+            table.zero_()[0, 1:] = places  # the class token has no place
 
     @property
     def fused_attn(self) -> bool:
@@ -134,3 +151,9 @@ class _Encoder(Holder):
             hidden_states=None,
             attentions=None,
         )
+
+
+def _draw(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
