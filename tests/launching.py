@@ -1,20 +1,27 @@
 """Runs in processes of their own, forked from a server that has torch imported; and their deaths.
 
 A rank is a session of its own, with its loader processes and its prefetcher. As a launcher would,
-`Ranks.wait` ends all of them when one dies.
+`Ranks.wait` ends all of them when one dies. A `Forked` is a script with its arguments: a process, a
+status, two streams and signals as of a new interpreter, without the 6 to 10 s of CPU that its
+imports take. What a start itself must show, such as that a script finds the checkout, has a test
+with a real one.
 """
 
 import contextlib
 import importlib
 import multiprocessing
 import os
+import runpy
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data.settings import run_entry_point
 from tests.servers import free_port
@@ -22,6 +29,7 @@ from tests.servers import free_port
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "accelerate", "timm", "pretrain.run", "finetune.run"])
 
+ROOT = Path(__file__).resolve().parents[1]
 _GRACE = 5  # seconds that a launcher gives the other ranks to end by themselves
 Prepare = Callable[[], None]
 
@@ -148,3 +156,91 @@ def _parents() -> Iterator[tuple[int, int]]:
             with contextlib.suppress(OSError):
                 after_name = (path / "stat").read_text().rpartition(")")[2].split()
                 yield int(path.name), int(after_name[1])
+
+
+# ---------------------------------------------------------------- scripts
+
+
+class _Stream(int):
+    """A file descriptor that goes to a process that is being started, as which it is there."""
+
+    def __reduce__(self) -> tuple[Callable[[Any], int], tuple[Any]]:
+        return _received, (DupFd(int(self)),)
+
+
+def _received(stream: Any) -> int:
+    return stream.detach()
+
+
+def _be_script(
+    command: list[str], folder: str, environment: dict[str, str], streams: list[int], alone: bool
+) -> None:
+    if alone:
+        os.setsid()
+    multiprocessing.set_start_method("fork", force=True)
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream, number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = command
+    others = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
+    sys.path[:] = [str(Path(command[0]).parent), *others]  # it must find the checkout by itself
+    runpy.run_path(command[0], run_name="__main__")
+
+
+class Forked:
+    """`subprocess.Popen` of `[sys.executable, script, ...]`; it begins with its imports done.
+
+    It may be put in place of `subprocess.Popen` where a module of ours starts a script.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        stdout: IO[Any],
+        stderr: IO[Any] | int,
+        stdin: int = subprocess.DEVNULL,
+        start_new_session: bool = False,
+        cwd: str | Path = ".",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        python, *own = command
+        assert python == sys.executable
+        assert stdin == subprocess.DEVNULL  # as of each process of multiprocessing
+        second = stdout if stderr == subprocess.STDOUT else stderr
+        assert not isinstance(second, int)
+        streams = [_Stream(stdout.fileno()), _Stream(second.fileno())]
+        environment = dict(os.environ if env is None else env)
+        self._process = SERVER.Process(
+            target=_be_script, args=(own, str(cwd), environment, streams, start_new_session)
+        )
+        self._process.start()
+        self.pid = int(self._process.pid or 0)
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status once it has ended; a signal's number is negative."""
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        """Wait for its end."""
+        self._process.join()
+        return int(self._process.exitcode or 0)
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal unless it has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+
+def run_forked(
+    command: list[str], *, cwd: str | Path = "/", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Do what `subprocess.run(command, capture_output=True, text=True, check=False)` does."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        status = Forked(command, stdout=out, stderr=err, cwd=cwd, env=env).wait()
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, status, out.read(), err.read())

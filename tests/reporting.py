@@ -2,7 +2,6 @@
 
 import io
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from data.index.opening import open_manifest
 from data.shards import ImageFile, write_shard
+from tests.launching import run_forked
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "report.py"
@@ -44,18 +44,10 @@ def make_runs(folder: Path, *starts: tuple[str, ...]) -> None:
     write_images(folder / "train.tar", 24)
     write_images(folder / "val.tar", 6)
     open_manifest(folder, "data")  # once: below all runs would index the same shards
-    runs = [
-        subprocess.Popen(
-            [sys.executable, ROOT / name / "run.py", *COMMON, *more],
-            cwd=folder,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name, *more in starts
-    ]
-    for run in runs:
-        errors = run.communicate()[1]
-        assert run.returncode == 0, errors
+    for name, *more in starts:
+        command = [sys.executable, str(ROOT / name / "run.py"), *COMMON, *more]
+        done = run_forked(command, cwd=folder)
+        assert done.returncode == 0, done.stderr
 
 
 def report(patch: pytest.MonkeyPatch, *arguments: object) -> None:

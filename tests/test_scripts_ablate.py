@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ import pretrain.run
 from data.settings import UserError
 from pretrain.metrics import read_records
 from scripts import ablate, benchmark
-from scripts.ablating import learning
+from scripts.ablating import jobs, learning
+from tests.launching import Forked
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(300)
@@ -45,6 +47,17 @@ def started(plan: Path, *arguments: str) -> Generator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def fork_children(patch: pytest.MonkeyPatch) -> None:
+    """Fork what ablations in this process start; those of `started` start new interpreters."""
+    names = {name: getattr(subprocess, name) for name in ("DEVNULL", "STDOUT")}
+    patch.setattr(jobs, "subprocess", SimpleNamespace(Popen=Forked, **names))
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_children(monkeypatch)
 
 
 def wait_for(is_there: Callable[[], bool]) -> None:
@@ -104,7 +117,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory, content: Content) -> Path:
     with started(write(plan, content | slow)):
         wait_for(lambda: num_records(folder / "less/seed-0") > 4)
         done = files(folder / "half")
-    ablate.main(typed(plan))
+    with pytest.MonkeyPatch.context() as patch:
+        fork_children(patch)
+        ablate.main(typed(plan))
     assert files(folder / "half") == done
     return plan
 
@@ -172,6 +187,7 @@ def test_another_definition_is_refused_by_name(finished: Path) -> None:
     assert files(finished.with_suffix("")) == before
 
 
+@pytest.mark.usefixtures("forked")
 def test_measures_are_added_to_what_is_finished(
     finished: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +216,7 @@ def test_measures_are_added_to_what_is_finished(
     assert "few/5shot@1" not in found["less"]["figures"]
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_row_that_fails_is_named_and_the_others_go_on(
     tmp_path: Path, content: Content, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +254,7 @@ def test_a_signal_is_handed_on_and_leaves_a_checkpoint(tmp_path: Path, content: 
     assert table(plan)["half"]["states"] == {"0": "unfinished"}
 
 
+@pytest.mark.usefixtures("forked")
 def test_equal_wall_time_measures_the_speed_once(
     tmp_path: Path, content: Content, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,6 +298,7 @@ def learn(tmp_path: Path, content: Content, tiny_finetune: list[str]) -> Path:
     return write(tmp_path / "short.yaml", content)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.timeout(600)  # starts six processes
 def test_the_benchmark_learn_divides_ours_by_the_others(
     tmp_path: Path,
@@ -313,6 +332,7 @@ def test_the_benchmark_learn_divides_ours_by_the_others(
     assert "finetune_vs_mae" in printed
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_benchmark_learn_leaves_with_status_1_where_a_row_failed(
     tmp_path: Path, content: Content, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,19 +21,19 @@ from scripts.speed.rounds import (
     spread,
     table,
 )
+from tests.launching import run_forked
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 SHORT = ["--rounds=1", "--seconds=0.01", "--batch-size=4", "--image-size=32"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+def command_of(*arguments: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), *arguments]
 
 
 def measured(path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """Run a benchmark; return its record and what it printed."""
-    done = run(*arguments, f"--json={path}")
+    done = run_forked(command_of(*arguments, f"--json={path}"))
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text()), done.stdout
 
@@ -60,8 +60,12 @@ def test_variants_measures_a_step_with_other_keys(tmp_path: Path) -> None:
 
 
 def test_order_measures_lookups_in_fresh_processes(tmp_path: Path) -> None:
-    size = ["--samples=1e6", "--shards=1e3", "--batch-size=64"]
-    record, printed = measured(tmp_path / "order.json", "order", *size, "--lookups=5", "--rounds=2")
+    size = ["--samples=1e6", "--shards=1e3", "--batch-size=64", "--lookups=5", "--rounds=2"]
+    path = tmp_path / "order.json"
+    command = command_of("order", *size, f"--json={path}")
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+    record, printed = json.loads(path.read_text()), done.stdout
     assert record["settings"]["samples"] == 1_000_000
     assert set(record["ms_per_batch"]) == {"at 1 %", "at 99 %", "anywhere"}
     assert set(record["ratios"]) == {"lookup_99_vs_1"}
@@ -147,7 +151,7 @@ def test_the_table_has_a_line_for_each_fault(faults: tuple[dict[str, Any], str])
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    done = run(*arguments)
+    done = run_forked(command_of(*arguments))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,6 +24,7 @@ from scripts.speed.rounds import Speeds, add_values, in_fresh_process, make_reco
 from scripts.speed.run import RunOptions
 from scripts.speed.step_alternatives import ALTERNATIVES
 from scripts.speed.subject import Subject
+from tests.launching import run_forked
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 SHORT = ["--rounds=1", "--seconds=0.01", "--batch-size=4", "--threads=1"]
@@ -54,7 +54,7 @@ def test_step_measures_speed_share_of_the_peak_and_memory(config: str, tmp_path:
     against = ",".join(others) or "none"
     arguments = ["step", f"--encoder={config}", "--precision=bf16", f"--against={against}", *SHORT]
     command = [sys.executable, str(SCRIPT), *arguments, f"--json={path}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    done = run_forked(command)
     assert done.returncode == 0, done.stderr
     record = json.loads(path.read_text())
     variants = {"timm", "step", "maskfree", *others}
