@@ -25,6 +25,7 @@ import scripts.export
 from data.settings import RunStopped, UserError
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from scripts.exporting.timm_folder import FORMAT
+from tests.launching import run_forked
 
 ROOT = Path(__file__).resolve().parents[1]
 Printed = pytest.CaptureFixture[str]
@@ -221,7 +222,7 @@ def test_images_that_cannot_be_read(saved: Path, tmp_path: Path, name: str, text
 
 def test_what_exists_is_not_overwritten(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    done = start(saved, tmp_path)
+    done = run_forked([sys.executable, str(ROOT / "scripts/export.py"), str(saved), str(tmp_path)])
     assert done.returncode == 2
     assert done.stderr == f"error: OUT={tmp_path} exists; name a new folder, or delete it first\n"
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
