@@ -22,6 +22,7 @@ from data.index.opening import open_manifest
 from data.order import Order
 from pretrain.encoder import load_encoder
 from pretrain.metrics import read_records
+from tests.launching import run_forked, run_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -144,8 +145,11 @@ def resumed(folder: Path, tiny: list[str]) -> Path:
     arguments = [*tiny, f"run.dir={run}"]
     kill_past(9, "pretrain/run.py", [*arguments, "data.workers=1"], run)
     assert records(run)[-1]["step"] < 40
-    output = launch(ACCELERATE, "pretrain/run.py", [*arguments, "data.workers=2"])
-    assert f"resuming {run} from step " in output
+    command = [sys.executable, str(ROOT / "pretrain/run.py"), *arguments, "data.workers=2"]
+    done = run_forked(command, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming {run} from step " in done.stderr
+    assert "Warning" not in done.stderr
     return run
 
 
@@ -232,7 +236,7 @@ def test_a_killed_run_continues_to_the_bit(one: Path, resumed: Path) -> None:
 
 def test_two_ranks_continue_to_the_bit(tmp_path: Path, two: Path, tiny: list[str]) -> None:
     more = ["run.micro_batch_size=1", *cut_to(14, two, tmp_path / "run")]
-    assert "from step 14 of 40" in launch(TORCHRUN, "pretrain/run.py", [*tiny, *more])
+    assert "from step 14 of 40" in run_ranks([*tiny, *more], 2, tmp_path / "logs")
     assert_equal(tmp_path / "run", two)
 
 
