@@ -58,19 +58,28 @@ def decode(
     if choose is None:
         return _decode_whole(content, channels)
     part = _decode_part(content, channels, choose)
-    if part is None:
-        image = _decode_whole(content, channels)
-        left, top, width, height = choose(*image.shape[1:])
-        part = image[:, top : top + height, left : left + width]
-    return part
+    return _cut_whole(content, channels, choose) if part is None else part
 
 
-def _decode_part(content: bytes, channels: int, choose: Callable[[int, int], Box]) -> Tensor | None:
-    """Decode a part alone; None where that is not possible, or damage is found."""
+def _decode_part(
+    content: bytes,
+    channels: int,
+    choose: Callable[[int, int], Box],
+    size: tuple[int, int] | None = None,
+    is_flipped: bool = False,
+) -> Tensor | None:
+    """Decode a part alone, and resize and flip it; None where that is not possible, or damaged."""
     header = jpeg.read_header(content) if channels in MODES else None
     if header is None or not (header.is_simple or _is_common_jpeg(content)):
         return None
-    return jpeg.decode_box(content, channels, choose(header.height, header.width))
+    box = choose(header.height, header.width)
+    return jpeg.decode_box(content, channels, box, size, is_flipped)
+
+
+def _cut_whole(content: bytes, channels: int, choose: Callable[[int, int], Box]) -> Tensor:
+    image = _decode_whole(content, channels)
+    left, top, width, height = choose(*image.shape[1:])
+    return image[:, top : top + height, left : left + width]
 
 
 def _is_common_jpeg(content: bytes) -> bool:
@@ -256,6 +265,20 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized[0].contiguous()
 
 
+def _crop(
+    content: bytes,
+    channels: int,
+    choose: Callable[[int, int], Box],
+    size: tuple[int, int],
+    is_flipped: bool,
+) -> Tensor:
+    crop = _decode_part(content, channels, choose, size, is_flipped)
+    if crop is None:
+        crop = resize(_cut_whole(content, channels, choose), size)
+        crop = crop.flip(2) if is_flipped else crop
+    return crop
+
+
 def training_crop(
     content: bytes,
     uniform: np.ndarray,
@@ -277,9 +300,14 @@ def training_crop(
 
     Source: Szegedy et al. 2015, section 6.
     """
-    part = decode(content, channels, lambda h, w: training_box(h, w, uniform, size, crop_area))
-    crop = resize(part, size)
-    return crop.flip(2) if uniform[FLIP] < 0.5 else crop
+    is_flipped = bool(uniform[FLIP] < 0.5)
+    return _crop(
+        content,
+        channels,
+        lambda h, w: training_box(h, w, uniform, size, crop_area),
+        size,
+        is_flipped,
+    )
 
 
 def evaluation_crop(content: bytes, size: tuple[int, int], channels: int = 3) -> Tensor:
@@ -288,4 +316,4 @@ def evaluation_crop(content: bytes, size: tuple[int, int], channels: int = 3) ->
     Raises:
         UnreadableImage: As `decode` does.
     """
-    return resize(decode(content, channels, lambda h, w: evaluation_box(h, w, size)), size)
+    return _crop(content, channels, lambda h, w: evaluation_box(h, w, size), size, False)

@@ -4,6 +4,7 @@ import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from data.transforms import (
     UnreadableImage,
     decode,
     evaluation_crop,
+    resize,
     training_crop,
 )
 
@@ -159,13 +161,74 @@ def test_what_exif_turns_is_decoded_whole(orientation: int) -> None:
     assert torch.equal(decode(content, 3, lambda _h, _w: box), cut(decode(content), box))
 
 
+def torchs(image: Tensor, box: Box, size: tuple[int, int], is_flipped: bool) -> Tensor:
+    resized = resize(cut(image, box), size)
+    return resized.flip(2) if is_flipped else resized
+
+
+@needs_extension
+@pytest.mark.parametrize("kind", ["420", "422", "grey", "Adobe's RGB", "one pixel", "one column"])
+@pytest.mark.parametrize("channels", [3, 1])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_part_is_resized_as_torch_does(kind: str, channels: int, data: st.DataObject) -> None:
+    content = PLAIN[kind]
+    box = draw_box(data, *size_of(content))
+    size = (data.draw(st.integers(2, 100)), data.draw(st.integers(2, 100)))
+    is_flipped = data.draw(st.booleans())
+    found = jpeg.decode_box(content, channels, box, size, is_flipped)
+    assert found is not None
+    assert found.is_contiguous()
+    assert torch.equal(found, torchs(decode(content, channels), box, size, is_flipped))
+
+
+@needs_extension
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_part_of_a_photograph_size_is_resized_as_torch_does(data: st.DataObject) -> None:
+    box = draw_box(data, 500, 375)
+    size = (data.draw(st.integers(8, 600)), data.draw(st.integers(8, 600)))
+    found = jpeg.decode_box(LARGE, 3, box, size)
+    assert found is not None
+    assert torch.equal(found, torchs(LARGE_PIXELS, box, size, is_flipped=False))
+
+
+@needs_extension
+@pytest.mark.parametrize("side", [224, 32])
+def test_all_scales_are_torchs(side: int) -> None:
+    """Each has weights of its own, that differ where one is rounded otherwise."""
+    for length in range(1, 376):
+        for box, size in (
+            (Box(500 - length, 0, length, 16), (16, side)),
+            (Box(0, 375 - length, 16, length), (side, 16)),
+        ):
+            found = jpeg.decode_box(LARGE, 3, box, size)
+            assert found is not None
+            assert torch.equal(found, torchs(LARGE_PIXELS, box, size, is_flipped=False)), box
+
+
+@needs_extension
+def test_a_tiny_result_is_left_to_torch(without: Callable[[], None]) -> None:
+    box, uniform = Box(0, 0, 500, 375), np.full(NUM_UNIFORM, 0.75)
+    assert jpeg.decode_box(LARGE, 3, box, (6, 8)) is not None
+    assert jpeg.decode_box(LARGE, 3, box, (6, 7)) is None
+    assert jpeg.decode_box(LARGE, 3, box, (5, 8)) is None
+    found = training_crop(LARGE, uniform, (3, 4), (0.5, 1))
+    without()
+    assert torch.equal(found, training_crop(LARGE, uniform, (3, 4), (0.5, 1)))
+
+
 @needs_extension
 @pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, 0, 0, 4), (0, 42, 4, 4), (2**30, 0, 2**30, 1)])
 def test_a_box_outside_of_the_image_is_not_decoded(box: tuple[int, int, int, int]) -> None:
-    left, top, width, height = box
-    pixels = np.empty(100, np.uint8)
-    content = PLAIN["444"]
-    arguments = (content, len(content), 3, left, top, width, height, pixels.ctypes.data)
+    assert jpeg.decode_box(PLAIN["444"], 3, Box(*box), (4, 4)) is None
+
+
+@needs_extension
+@pytest.mark.parametrize("size", [(0, 4), (4, 0), (-4, 4), (4, -4), (1, 2**16 + 1), (2**16 + 1, 1)])
+def test_a_size_that_no_crop_has_is_not_made(size: tuple[int, int]) -> None:
+    pixels, content = np.empty(100, np.uint8), PLAIN["444"]
+    arguments = (content, len(content), 3, 0, 0, 4, 4, *reversed(size), 0, pixels.ctypes.data)
     assert jpeg._library().jpeg_decode(*arguments) == 0
 
 
@@ -271,14 +334,17 @@ def test_what_cannot_be_loaded_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @needs_extension
-def test_what_gives_other_pixels_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("module", "name"), [(jpeg, "decode_jpeg"), (jpeg.F, "interpolate")])
+def test_what_gives_other_pixels_counts_as_missing(
+    module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert jpeg._library.__wrapped__() is not None
-    right = jpeg.decode_jpeg
+    right = getattr(module, name)
 
     def other(*arguments: object, **options: object) -> Tensor:
-        return right(*arguments, **options) ^ 1  # type: ignore[arg-type]
+        return right(*arguments, **options) ^ 1
 
-    monkeypatch.setattr(jpeg, "decode_jpeg", other)
+    monkeypatch.setattr(module, name, other)
     assert jpeg._library.__wrapped__() is None
 
 
