@@ -309,8 +309,7 @@ FOR_AVX2_TOO static void read_resized(j_decompress_ptr image, int channels, int 
     size_t row_bytes = ((size_t)channels * filled + BLOCK - 1) / BLOCK * BLOCK;
     size_t plane_bytes = (size_t)out_width * out_height;
     byte *ring = allocate(image, down.num_taps, row_bytes), *sum = allocate(image, 1, row_bytes);
-    /* Not aligned: libjpeg-turbo writes aligned rows past the caches, and each read would wait for
-       memory: 1.8 ms a crop, not 1.1. */
+    /* not aligned: libjpeg-turbo writes aligned rows past the caches, and reads would wait */
     JSAMPROW row = (byte *)allocate(image, image->output_width + across.num_taps + 2, 4) + 4;
     const byte *rows[2 * MAX_SCALE + 2];
     for (int y = 0; y < height; y++) {
