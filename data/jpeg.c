@@ -146,13 +146,12 @@ int jpeg_header(const byte *content, size_t num_bytes, int *width, int *height) 
 
    Source: torch's aten/src/ATen/native/cpu/UpSampleKernel.cpp, after Pillow's Resample.c. */
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
-#if __has_attribute(target_clones)
-#define FOR_AVX2_TOO __attribute__((target_clones("avx2", "default"))) /* chosen at load */
-#endif
-#endif
-#ifndef FOR_AVX2_TOO
-#define FOR_AVX2_TOO
+#if defined(__x86_64__) && defined(__GNUC__)
+#define FOR_AVX2 __attribute__((target("avx2")))
+#define HAS_AVX2 __builtin_cpu_supports("avx2")
+#else
+#define FOR_AVX2
+#define HAS_AVX2 0
 #endif
 
 typedef uint32_t words8 __attribute__((vector_size(32)));
@@ -266,6 +265,19 @@ static inline void sum_across(const byte *row, const Axis *axis, const words8 *p
     }
 }
 
+/* Do the same where a CPU cannot shift by other numbers in each word of a vector. */
+static inline void sum_across_plainly(const byte *row, const Axis *axis, const words8 *pairs,
+                                      int channels, int filled, byte *planes) {
+    for (int x = 0; x < filled; x++, pairs += (axis->num_taps + 1) / 2) {
+        const byte *at = row + 4 * (size_t)axis->first[x];
+        uint32_t half = 1u << (axis->precision - 1), sums[4] = {half, half, half, half};
+        for (int k = 0; k < axis->num_taps; k++, at += 4)
+            for (int c = 0; c < 4; c++) sums[c] += at[c] * pairs[k / 2][k % 2];
+        for (int c = 0; c < channels; c++)
+            planes[(size_t)c * filled + x] = (byte)(sums[c] >> axis->precision);
+    }
+}
+
 /* Sum rows of `size` bytes, a multiple of BLOCK, to one. */
 static inline void sum_down(const byte **rows, int num_rows, const uint32_t *weights, int precision,
                             size_t size, byte *out) {
@@ -300,9 +312,9 @@ static void leave_if_damaged(j_common_ptr common, int level) {
 /* Read the next rows of a crop, of which the first column is `from` pixels into the decoded ones,
    and resize them to (channels, out_height, out_width). Of the rows that were summed across, only
    those are kept that the next sum down needs. */
-FOR_AVX2_TOO static void read_resized(j_decompress_ptr image, int channels, int from, int width,
-                                      int height, int out_width, int out_height, int is_flipped,
-                                      byte *out) {
+static inline __attribute__((always_inline)) void
+read_resized(j_decompress_ptr image, int channels, int from, int width, int height, int out_width,
+             int out_height, int is_flipped, byte *out, int has_avx2) {
     Axis across = plan(image, width, out_width), down = plan(image, height, out_height);
     words8 *pairs = pair_weights(image, &across, is_flipped);
     int filled = (out_width + 3) / 4 * 4, next = 0;
@@ -315,8 +327,9 @@ FOR_AVX2_TOO static void read_resized(j_decompress_ptr image, int channels, int 
     for (int y = 0; y < height; y++) {
         jpeg_read_scanlines(image, &row, 1);
         for (int x = channels == 1 ? from + width : 0; x-- > 0;) row[4 * (size_t)x] = row[x];
-        sum_across(row + 4 * (size_t)from, &across, pairs, channels, filled,
-                   ring + y % down.num_taps * row_bytes);
+        (has_avx2 ? sum_across : sum_across_plainly)(row + 4 * (size_t)from, &across, pairs,
+                                                     channels, filled,
+                                                     ring + y % down.num_taps * row_bytes);
         for (; next < out_height; next++, out += out_width) {
             int first = down.first[next], num_rows = minimum(down.num_taps, height - first);
             if (first + num_rows - 1 > y) break;
@@ -328,6 +341,18 @@ FOR_AVX2_TOO static void read_resized(j_decompress_ptr image, int channels, int 
                 memcpy(out + c * plane_bytes, sum + (size_t)c * filled, out_width);
         }
     }
+}
+
+FOR_AVX2 static void read_resized_by_avx2(j_decompress_ptr image, int channels, int from, int width,
+                                          int height, int out_width, int out_height,
+                                          int is_flipped, byte *out) {
+    read_resized(image, channels, from, width, height, out_width, out_height, is_flipped, out, 1);
+}
+
+static void read_resized_plainly(j_decompress_ptr image, int channels, int from, int width,
+                                 int height, int out_width, int out_height, int is_flipped,
+                                 byte *out) {
+    read_resized(image, channels, from, width, height, out_width, out_height, is_flipped, out, 0);
 }
 
 /* Decode a box within a plain JPEG and resize it to (channels, out_height, out_width), 3 or 1 of
@@ -362,8 +387,9 @@ int jpeg_decode(const byte *content, size_t num_bytes, int channels, int left, i
     if (count > image.output_width - first) count = image.output_width - first;
     jpeg_crop_scanline(&image, &first, &count);
     if (top > 0) jpeg_skip_scanlines(&image, top);
-    read_resized(&image, channels, left - (int)first, width, height, out_width, out_height,
-                 is_flipped, out);
+    (HAS_AVX2 ? read_resized_by_avx2 : read_resized_plainly)(&image, channels, left - (int)first,
+                                                             width, height, out_width, out_height,
+                                                             is_flipped, out);
     jpeg_destroy_decompress(&image);
     return 1;
 }
