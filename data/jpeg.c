@@ -357,8 +357,8 @@ static void read_resized_plainly(j_decompress_ptr image, int channels, int from,
 
 /* Decode a box within a plain JPEG and resize it to (channels, out_height, out_width), 3 or 1 of
    them; if wanted, flipped from left to right. Returns whether it did. */
-int jpeg_decode(const byte *content, size_t num_bytes, int channels, int left, int top, int width,
-                int height, int out_width, int out_height, int is_flipped, byte *out) {
+int jpeg_crop(const byte *content, size_t num_bytes, int channels, int left, int top, int width,
+              int height, int out_width, int out_height, int is_flipped, byte *out) {
     struct jpeg_decompress_struct image;
     Errors errors;
     image.err = jpeg_std_error(&errors.base);

@@ -96,7 +96,7 @@ def _decode(
 ) -> torch.Tensor | None:
     pixels = torch.empty((channels, *size), dtype=torch.uint8)
     arguments = (content, len(content), channels, *box, *reversed(size), is_flipped)
-    return pixels if library.jpeg_decode(*arguments, pixels.data_ptr()) else None
+    return pixels if library.jpeg_crop(*arguments, pixels.data_ptr()) else None
 
 
 @cache
@@ -109,7 +109,7 @@ def _library() -> Any:
             library = ctypes.CDLL(str(path))
             integer, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
             library.jpeg_header.argtypes = [ctypes.c_char_p, size, pointer, pointer]
-            library.jpeg_decode.argtypes = [ctypes.c_char_p, size, *[integer] * 8, pointer]
+            library.jpeg_crop.argtypes = [ctypes.c_char_p, size, *[integer] * 8, pointer]
         except (OSError, AttributeError):  # of another platform, or libjpeg has gone
             continue
         return library if _agrees(library) else None
