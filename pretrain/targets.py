@@ -458,4 +458,4 @@ class Words(nn.Module):
 
 def nearest_word(places: Tensor, words: Tensor) -> Tensor:
     """Return the nearest word of each place: (..., D), (K, D) -> int64 (...); ties to the first."""
-    return (places @ words.T - words.square().sum(1) / 2).max(-1).indices
+    return F.linear(places, words, words.square().sum(1) / -2).max(-1).indices

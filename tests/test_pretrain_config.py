@@ -80,9 +80,12 @@ def test_later_files_win_and_overrides_over_all(tmp_path: Path) -> None:
 def test_an_encoder_goes_behind_any_recipe(path: Path) -> None:
     encoder = load(PretrainConfig, [str(path), SHARDS]).encoder
     for recipe in pretrain_files():
-        sees_masked = load(PretrainConfig, [str(recipe), SHARDS]).encoder.sees_masked
+        own = load(PretrainConfig, [str(recipe), SHARDS]).encoder
         found = load(PretrainConfig, [str(recipe), str(path), SHARDS]).encoder
-        assert found == replace(encoder, sees_masked=sees_masked)  # the recipe's, all else its own
+        # how it is trained is the recipe's, its size its own
+        args = {**own.args, **encoder.args}
+        kept = replace(encoder, sees_masked=own.sees_masked, position=own.position, args=args)
+        assert found == kept
     paper = str(CONFIGS / "finetune" / "paper.yaml")
     assert load(FinetuneConfig, [paper, str(path), *LABELLED]).encoder == encoder
 

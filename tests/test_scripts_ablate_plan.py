@@ -77,15 +77,16 @@ def test_the_papers_table_of_positions_stands_beside_ours() -> None:
     assert rows["sincos_2d-stem"].paper is None
 
 
-def test_the_benchmarks_rows_differ_in_their_objective_alone() -> None:
+def test_the_benchmarks_rows_differ_in_their_recipes_alone() -> None:
     rows = read_plan("learn", []).rows
     configs = {name: row.load() for name, row in rows.items() if not row.is_untrained}
     assert list(configs) == ["ours", "ours-paper", "mpp", "mae", "simmim"]
     for name, config in configs.items():
         assert config.data == configs["ours"].data
-        assert config.optim.batch_size == configs["ours"].optim.batch_size
-        assert name == "ours" or config.optim == configs["mae"].optim
-        assert replace(config.encoder, sees_masked=False) == configs["ours"].encoder
+        ours = configs["ours"]
+        assert replace(config.optim, betas=ours.optim.betas) == ours.optim
+        how = {key: getattr(ours.encoder, key) for key in ("sees_masked", "position", "args")}
+        assert replace(config.encoder, **how) == ours.encoder, name
         assert config.run.precision == "bf16"
     measures = [row.measures for row in rows.values()]
     assert all(measure == measures[0] for measure in measures)
@@ -163,7 +164,8 @@ def test_a_value_is_read_back_as_it_was(value: object) -> None:
         (
             {"rows": {"a": {"script": "alternative", "set": {"alternative.name": "mae"}}}},
             [],
-            "row a: corruption.ratio, corruption.mask_ratio, corruption.random_ratio is of our own",
+            "row a: corruption.ratio, corruption.mask_ratio, corruption.random_ratio, "
+            "corruption.predicted_ratio is of our own",
         ),
         (
             {"rows": {"a": ALTERNATIVE}},

@@ -180,13 +180,13 @@ def test_secrets_in_locations_stay_out_of_the_card(
     (run / "encoder").symlink_to(pretrained / "encoder")
     text = (pretrained / "config.yaml").read_text()
     config = yaml.safe_load(text)
-    config["data"]["shards"] = ["https://me:word@host/a.tar?signature=abc", "pipe:curl -H key"]
+    config["data"]["shards"] = ["https://me:letmein@host/a.tar?signature=abc", "pipe:curl -H key"]
     config["data"]["val_shards"] = None
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     export(run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert "- shards: https://***, a pipe\n" in card
-    assert not [secret for secret in ("word", "signature", "curl") if secret in card]
+    assert not [secret for secret in ("letmein", "signature", "curl") if secret in card]
 
 
 # ---------------------------------------------------------------- images
