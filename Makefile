@@ -48,7 +48,7 @@ bench: .venv-bench/installed
 	$(call measure,step --seconds 10,step-s16-fp32)
 	$(call measure,step --seconds 10 --precision bf16,step-s16-bf16)
 	$(call measure,step --seconds 5 --precision bf16 --batch-size 128 \
-		--encoder configs/pretrain/cifar10.yaml,step-small-bf16)
+		--encoder configs/pretrain/cifar10-mask-tokens.yaml,step-small-bf16)
 	$(call measure,loader,loader)
 	$(call measure,run,run)
 	$(call measure,run --seconds 20 --processes 2,processes)
