@@ -47,7 +47,6 @@ def main(arguments: list[str]) -> None:
 
     # ---- the stream
     stream = open_stream(accelerator, config, encoder, part)
-    learn_words(accelerator, model.target, stream)
 
     # ---- what is measured in between
     evaluators = open_evaluators(
@@ -60,6 +59,7 @@ def main(arguments: list[str]) -> None:
 
     # ---- the steps
     with claim(accelerator, config):
+        learn_words(accelerator, model.target, stream)
         trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)
     if accelerator.is_main_process:

@@ -20,7 +20,7 @@ from pretrain.targets import Target, Words, nearest_word, to_patches
 _logger = logging.getLogger(__name__)
 
 NUM_IMAGES, NUM_PATCHES = 1_024, 65_536  # that are looked at, at most
-_NUM_ROUNDS = 25  # of k-means; on CIFAR-10 and on photographs the words hardly move after 20
+_NUM_ROUNDS = 25  # of k-means
 _FLOOR = 0.01  # of the largest variance, added to all: what is next to nothing is not blown up
 _BLOCK = 4_096  # patches whose distances are in memory at a time
 _BATCH = 64  # images; not the run's own, or bad images would count by it

@@ -27,7 +27,7 @@ from data.settings import UserError
 from data.stream import Parcel, TrainingStream
 from finetune.head import Classifier
 from finetune.metrics import Scores
-from pretrain import corruption
+from pretrain import corruption, words
 from pretrain.corruption import CorruptionConfig
 from pretrain.launch import RunConfig, choose_device
 from pretrain.metrics import read_records
@@ -49,6 +49,7 @@ ON_HOST: tuple[Any, ...] = (
     Scores.update,
     Scores.compute,
     Probe._figures,
+    words.fit,
 )
 HOST_CODES = {function.__code__ for function in ON_HOST}
 
