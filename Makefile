@@ -9,7 +9,7 @@ BENCH_ROUNDS ?= 3
 help:
 	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
 	@echo "make demo      the whole job on 8 photographs, 4 to 6 minutes on 2 CPU cores"
-	@echo "make test      the test suite, about 14 minutes on 2 CPU cores"
+	@echo "make test      the test suite, about 12 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
 	@echo "make bench     speed against alternatives, and what fell; an idle machine, under an hour"
 	@echo "make lint      ruff and pyright (strict)"
