@@ -21,7 +21,7 @@ from pretrain.config import PretrainConfig
 from pretrain.corruption import CorruptionConfig
 from pretrain.encoder import EncoderConfig, grid_size, make_encoder
 from pretrain.model import MaskedPatchModel
-from pretrain.targets import ColourClasses, Pixels, Target, to_images
+from pretrain.targets import ColourClasses, Pixels, Target, Words, to_images
 
 COLUMNS = ("input", "corrupted", "predicted", "true")
 _TILE = 160  # pixels a side, at least about this much after magnifying
@@ -158,6 +158,8 @@ def _reading(target: Target) -> str:
     if isinstance(target, ColourClasses) and target.grid > 1:
         cells = f"{target.grid} x {target.grid} cells"
         return f"{cells}, each of the colour in the middle of its class"
+    if isinstance(target, Words):
+        return "the mean of the patches that its word was learnt from"
     return "their pixels" if isinstance(target, Pixels) else "the colour in the middle of its class"
 
 

@@ -101,6 +101,16 @@ def test_the_true_picture_is_the_image_where_pixels_are_predicted():
     assert result.reading == "their pixels"
 
 
+def test_words_are_painted_as_the_patches_they_were_learnt_from():
+    model = make_model("words")
+    result = reconstruct(model, random_images(0), torch.arange(4), HALF)
+    assert result.reading == "the mean of the patches that its word was learnt from"
+    pixels: torch.Tensor = model.target.pixels.round().byte()  # pyright: ignore
+    answers = model.target.answers(random_images(0))
+    painted = pixels[answers[..., 0]].unflatten(2, (3, PATCH, PATCH))
+    assert torch.equal(result.true[0, :, :PATCH, :PATCH], painted[0, 0])
+
+
 @pytest.mark.parametrize(("kind", "num_cells"), [("mean_colour", 32), ("colour_grid", 32 * 16)])
 def test_what_is_right_is_counted_in_cells(kind: str, num_cells: int):
     images = torch.zeros_like(random_images(0))  # one class: a head's bias alone can be right

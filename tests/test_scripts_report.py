@@ -139,7 +139,7 @@ def test_a_run_on_pixels_without_positions_is_told_in_its_own_terms(
     assert 'aria-label="Loss: loss (mean squared error) over step; ' in page
     assert "Principal filters of the patch embedding" in page
     assert "Similarity of position embeddings: none, since the encoder has no table" in page
-    for other in ("nats", "ccuracy", "colour class", "nan"):
+    for other in ("nats", "ccuracy", "each class is", "nan"):
         assert other not in re.sub(r"<summary>.*?</details>", "", page, flags=re.DOTALL)
 
 

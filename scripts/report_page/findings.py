@@ -68,7 +68,7 @@ def newest(records: list[Record]) -> tuple[str, Record, Record]:
 def _against_entropy(name: str, figures: Record) -> str:
     loss, entropy = figures["loss"], figures["class_entropy"]
     start = f"The {name} loss is {loss:.3f} nats, {abs(loss - entropy):.3f}"
-    baseline = f"the {entropy:.3f} of a model that knows only how frequent each colour class is"
+    baseline = f"the {entropy:.3f} of a model that knows only how frequent each class is"
     if loss < entropy:
         return f"{start} below {baseline}."
     return f"{start} above {baseline}: it has not learnt more than that yet."
@@ -87,7 +87,7 @@ def _against_copying(name: str, figures: Record) -> list[str]:
     else:
         verdict = "It is better than both"
     return [
-        f"It names the colour class of {percent(right)} of the masked {name} patches. The most "
+        f"It names the class of {percent(right)} of the masked {name} patches. The most "
         f"frequent class alone would be right for {percent(majority)}, copying the nearest "
         f"visible patch for {percent(neighbour)}. {verdict}."
     ]
