@@ -148,7 +148,7 @@ _OF_CLASSES = (
             Series("val/class_entropy", "class frequencies only, validation", "grey", "dashed"),
         ),
         "Lower is better; only below the grey baselines, the entropy of the class distribution, "
-        "has the model learnt more than how frequent each colour is.",
+        "has the model learnt more than how frequent each class is.",
     ),
     Chart(
         "Accuracy on corrupted patches",
@@ -157,7 +157,7 @@ _OF_CLASSES = (
             *_accuracy("mask", "blue", "o"),
             *_accuracy("random", "orange", "s"),
             *_accuracy("kept", "green", "^"),
-            Series("train/accuracy_neighbour", "nearest visible patch's colour", "grey", "dashed"),
+            Series("train/accuracy_neighbour", "copying the nearest visible", "grey", "dashed"),
             Series("train/accuracy_majority", "most frequent class", "grey", "dotted"),
         ),
         "Higher is better; the blue line is the task itself (kept patches can be seen), and above "

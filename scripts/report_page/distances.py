@@ -68,7 +68,7 @@ def _accuracies(figures: Record, bins: list[int]) -> Plot | None:
         "accuracy (%)",
         tuple(_lines(figures, bins, wanted, 100)),
         "Higher is better; where the blue line stays above the dashed one, the model knows more "
-        "than its neighbour's colour. Copying gets worse with the distance.",
+        "than its neighbour. Copying gets worse with the distance.",
         _ACROSS,
         start_at_zero=True,
     )

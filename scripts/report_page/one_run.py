@@ -25,7 +25,7 @@ _FIGURES = {
     "accuracy_mask": "Accuracy, masked patches",
     "accuracy_random": "Accuracy, random patches",
     "accuracy_kept": "Accuracy, kept patches",
-    "accuracy_neighbour": "Baseline: nearest visible patch's colour",
+    "accuracy_neighbour": "Baseline: copying the nearest visible patch",
     "accuracy_majority": "Baseline: most frequent class",
     "accuracy_top5": "Accuracy, top 5",
     "accuracy_balanced": "Accuracy, mean over classes",
