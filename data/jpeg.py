@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from data.boxes import Box
+from data.resize import resize
 
 _NOT_PLAIN, _SIMPLE = 0, 2
 _TRIAL_SIZE = (83, 61)  # (h, w): no whole number of blocks
@@ -68,7 +68,7 @@ def decode_box(
     size: tuple[int, int] | None = None,
     is_flipped: bool = False,
 ) -> torch.Tensor | None:
-    """Decode a part of a plain JPEG, and resize it as `data.transforms.resize` does.
+    """Decode a part of a plain JPEG, and resize it as `data.resize` does.
 
     Args:
         content: The file's bytes.
@@ -128,11 +128,7 @@ def _agrees(library: Any) -> bool:
         for box, size in product(_TRIAL_BOXES, _TRIAL_RESULTS):
             part = whole[:, box.top : box.top + box.height, box.left : box.left + box.width]
             found = _decode(library, file.getvalue(), 3, box, size or (box.height, box.width))
-            expected = _resize(part, size) if size else part
+            expected = resize(part, size) if size else part
             if found is None or not torch.equal(found, expected):
                 return False
     return True
-
-
-def _resize(part: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(part[None], size, mode="bilinear", antialias=True)[0]

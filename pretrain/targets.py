@@ -163,7 +163,28 @@ def _check_classes(bits: int, channels: int) -> None:
 # ---------------------------------------------------------------- classes
 
 
-class ColourClasses(nn.Module):
+class Classes(nn.Module):
+    """What all targets of classes share: `K` of them for each of a patch's `G` cells."""
+
+    num_classes: int
+
+    def losses(self, outputs: Tensor, answers: Tensor) -> Tensor:
+        """Return nats a cell: (B, M, G * K), int64 (B, M, G) -> float32 (B, M)."""
+        logits = outputs.reshape(-1, self.num_classes).float()  # (B * M * G, K)
+        losses = F.cross_entropy(logits, answers.flatten(), reduction="none")
+        return losses.view(answers.shape).mean(-1)
+
+    def guesses(self, outputs: Tensor) -> Tensor:
+        """Return the likeliest class of each cell: (B, M, G * K) -> int64 (B, M, G)."""
+        # on a CPU in bf16 argmax takes 3.7 times as long; both give the first of equal ones
+        return outputs.unflatten(-1, (-1, self.num_classes)).max(-1).indices
+
+    def scores(self, guesses: Tensor, answers: Tensor) -> Tensor:
+        """Return the fraction of cells that are right: int64 (B, M, G) twice -> float32 (B, M)."""
+        return (guesses == answers).float().mean(-1)
+
+
+class ColourClasses(Classes):
     """The mean colour of each cell of a patch, as a class.
 
     The loss is the cross-entropy's mean over the cells, in nats a cell. With one cell it is the
@@ -192,18 +213,6 @@ class ColourClasses(nn.Module):
         by_place = classes.view(len(images), rows, self.grid, -1, self.grid)
         return by_place.transpose(2, 3).reshape(len(images), -1, self.grid**2)
 
-    def losses(self, outputs: Tensor, answers: Tensor) -> Tensor:
-        """Return nats a cell: (B, M, G * K), int64 (B, M, G) -> float32 (B, M)."""
-        return _cross_entropy(outputs, answers, self.num_classes)
-
-    def guesses(self, outputs: Tensor) -> Tensor:
-        """Return the likeliest class of each cell: (B, M, G * K) -> int64 (B, M, G)."""
-        return _likeliest(outputs, self.num_classes)
-
-    def scores(self, guesses: Tensor, answers: Tensor) -> Tensor:
-        """Return the fraction of cells that are right: int64 (B, M, G) twice -> float32 (B, M)."""
-        return _fraction_right(guesses, answers)
-
     def colours(self, guesses: Tensor, images: Tensor, is_visible: Tensor) -> Tensor:  # noqa: ARG002
         """Paint each cell in its class's colour; a pixel that two cells share in their mean."""
         table = class_colours(self.bits, self.channels).to(guesses.device).float()
@@ -211,21 +220,6 @@ class ColourClasses(nn.Module):
         cells = cells.unflatten(3, (self.grid, self.grid)).flatten(0, 1)
         painted = F.adaptive_avg_pool2d(cells, self.patch)  # (B * N, C, Ph, Pw)
         return painted.round().to(torch.uint8).unflatten(0, guesses.shape[:2])
-
-
-def _cross_entropy(outputs: Tensor, answers: Tensor, num_classes: int) -> Tensor:
-    logits = outputs.reshape(-1, num_classes).float()  # (B * M * G, K)
-    losses = F.cross_entropy(logits, answers.flatten(), reduction="none")
-    return losses.view(answers.shape).mean(-1)
-
-
-def _likeliest(outputs: Tensor, num_classes: int) -> Tensor:
-    # on a CPU in bf16 argmax takes 3.7 times as long; both give the first of equal ones
-    return outputs.unflatten(-1, (-1, num_classes)).max(-1).indices
-
-
-def _fraction_right(guesses: Tensor, answers: Tensor) -> Tensor:
-    return (guesses == answers).float().mean(-1)
 
 
 def colour_classes(images: Tensor, patch_size: tuple[int, int], bits: int, grid: int = 1) -> Tensor:
@@ -386,7 +380,7 @@ def to_images(patches: Tensor, grid: tuple[int, int]) -> Tensor:
 # ---------------------------------------------------------------- words
 
 
-class Words(nn.Module):
+class Words(Classes):
     """The nearest of `K` visual words, which `pretrain.words.fit` learns from patches.
 
     Distances are Euclidean between the patches' whitened principal components, so that structure
@@ -437,18 +431,6 @@ class Words(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             places = (values - self.mean) @ self.components  # (B, N, D)
             return nearest_word(places, self.words)[..., None]
-
-    def losses(self, outputs: Tensor, answers: Tensor) -> Tensor:
-        """Return nats: (B, M, K), int64 (B, M, 1) -> float32 (B, M)."""
-        return _cross_entropy(outputs, answers, self.num_classes)
-
-    def guesses(self, outputs: Tensor) -> Tensor:
-        """Return the likeliest word: (B, M, K) -> int64 (B, M, 1)."""
-        return _likeliest(outputs, self.num_classes)
-
-    def scores(self, guesses: Tensor, answers: Tensor) -> Tensor:
-        """Return whether the word is right: int64 (B, M, 1) twice -> float32 (B, M)."""
-        return _fraction_right(guesses, answers)
 
     def colours(self, guesses: Tensor, images: Tensor, is_visible: Tensor) -> Tensor:  # noqa: ARG002
         """Paint each patch as the mean of the patches that its word was learnt from."""

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.boxes import NUM_UNIFORM
+from data.resize import resize
 from data.transforms import (
     MAX_PIXELS,
     UnreadableImage,
     decode,
     evaluation_crop,
-    resize,
     training_crop,
 )
 

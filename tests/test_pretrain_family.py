@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 from torch import Tensor
-from visual_words import learn_from_noise
 
 from data.settings import UserError
 from pretrain import corruption as corrupting
@@ -30,6 +29,7 @@ from pretrain.optim import OptimConfig, make_optimizer, set_lr
 from pretrain.stems import is_hybrid
 from pretrain.targets import KINDS, TargetConfig
 from pretrain.tokens import embed, encode, patch_tokens
+from tests.visual_words import learn_from_noise
 
 TINY: dict[str, Any] = {"name": "vit_tiny_patch16_224", "embed_dim": 16, "depth": 2, "num_heads": 2}
 SIZE = (16, 24)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from visual_words import learn_from_noise
 
 from data.settings import UserError
 from pretrain.config import PretrainConfig, load
@@ -26,6 +25,7 @@ from pretrain.reconstruct import (
     rgb,
 )
 from pretrain.targets import KINDS, TargetConfig, class_colours
+from tests.visual_words import learn_from_noise
 
 SIZE, PATCH = 32, 8
 HALF = CorruptionConfig()

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from visual_words import learn_from_noise
 
 from data.settings import UserError
 from pretrain.targets import (
@@ -27,6 +26,7 @@ from pretrain.targets import (
     to_images,
     to_patches,
 )
+from tests.visual_words import learn_from_noise
 
 MEAN, STD = (0.4, 0.5, 0.6, 0.3), (0.2, 0.25, 0.3, 0.1)
 

@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 
 from data.boxes import Box
-from data.transforms import decode, resize
+from data.resize import resize
+from data.transforms import decode
 from scripts.speed.loader_alternatives import (
     ASPECT,
     CROP_AREA,
