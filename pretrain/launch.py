@@ -23,6 +23,7 @@ from data.stream import Share
 from pretrain.heap import keep_heap
 from pretrain.optim import OptimConfig
 from pretrain.ranks import main_process_first
+from pretrain.recompute import check_kind
 from pretrain.trackers import check_installed, check_names
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -70,9 +71,9 @@ class RunConfig:
         changes_result=False,
     )
     compile: bool = setting(False, "compile the model with torch.compile: slow to start, then fast")
-    grad_checkpointing: bool = setting(
-        False,
-        "compute each block again for the backward pass, keeping its input alone: less memory",
+    grad_checkpointing: str = setting(
+        "none",
+        "what is computed again in backward: none, selective (all but products), full (blocks)",
         changes_result=False,
     )
     max_bad_steps: int = setting(
@@ -111,6 +112,7 @@ class RunConfig:
         )
         if self.precision not in _PRECISIONS:
             raise UserError(f"run.precision={self.precision} is not one of fp32, bf16, fp16")
+        check_kind(self.grad_checkpointing)
         if self.parallel not in _PARALLEL:
             raise UserError(f"run.parallel={self.parallel} is not one of {', '.join(_PARALLEL)}")
         require(

@@ -39,7 +39,8 @@ from pretrain.model import Objective, Output
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
 from pretrain.parallel import Late, backward_of, cut, whole
 from pretrain.ranks import first_problem, on_main, reduce
-from pretrain.tokens import choose_attention, recompute_blocks
+from pretrain.recompute import recompute_blocks
+from pretrain.tokens import choose_attention
 from pretrain.totals import Totals
 from pretrain.traces import SKIPPED
 from pretrain.trackers import Trackers
@@ -98,8 +99,7 @@ class Trainer:
         """Put the model on the ranks, with its optimizer."""
         accelerator, optim = self.accelerator, self.optim
         choose_attention(model, accelerator.device, accelerator.mixed_precision)
-        if self.run.grad_checkpointing:
-            recompute_blocks(model.encoder)
+        recompute_blocks(model.encoder, self.run.grad_checkpointing)
         is_cut = self.run.parallel == "fsdp"
         require(
             not (is_cut and optim.ema),

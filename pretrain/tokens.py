@@ -1,18 +1,16 @@
 """The encoder run in two halves, so that patch embeddings can be corrupted in between."""
 
-from functools import partial
 from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from data.settings import require
 from pretrain.corruption import select
 from pretrain.encoder import image_data
 from pretrain.position_blocks import PositionedBlock
 from pretrain.query_blocks import answer
+from pretrain.recompute import recomputed
 
 
 class Normalise(nn.Module):
@@ -53,25 +51,6 @@ def choose_attention(model: nn.Module, device: torch.device, precision: str) -> 
             cast(Any, module).fused_attn = False
 
 
-def recompute_blocks(encoder: nn.Module) -> None:
-    """Let blocks keep their input alone, and be computed again in the backward pass.
-
-    Weights after a step are the same. Of a light decoder's blocks all is kept.
-
-    Source: Chen et al. 2016, arXiv:1604.06174.
-
-    Raises:
-        UserError: It is no vision transformer.
-    """
-    require(
-        isinstance(encoder, VisionTransformer),
-        f"run.grad_checkpointing=true is for vision transformers, not {type(encoder).__name__}; "
-        "leave it out",
-    )
-    # timm's own setter would also have a CNN stem computed again, whose batch norms count
-    cast(Any, encoder).grad_checkpointing = True
-
-
 def embed(encoder: VisionTransformer, images: Tensor) -> Tensor:
     """Images -> patch embeddings without positions: (B, C, H, W) -> (B, N, D)."""
     return encoder.patch_embed(images)
@@ -99,9 +78,7 @@ def encode(
         prefix = tokens[:, : encoder.num_prefix_tokens]
         tokens = torch.cat([prefix, select(patch_tokens(encoder, tokens), visible)], dim=1)
     tokens = encoder.norm_pre(tokens)  # (B, T, D); T is prefix + V where some are visible
-    run: Any = _run
-    if encoder.grad_checkpointing:
-        run = partial(checkpoint, _run, use_reentrant=False)
+    run = recomputed(encoder, _run)
     *blocks, last = cast(Any, encoder.blocks)
     for block in blocks:
         tokens = run(block, tokens, visible)

@@ -12,9 +12,10 @@
     python scripts/benchmark.py page FOLDER
 
 `step` gives step_vs_timm, our whole training step against the forward and backward of timm's bare
-encoder; step_maskfree_vs_timm, the same without masked patches in the encoder; step_vs_vit_pytorch
-and more, against the steps of others (extra `bench`); each one's share of the matrix-multiply peak,
-and its peak memory. `run` gives run_vs_step, a run from shards with loader processes and
+encoder; step_maskfree_vs_timm, the same without masked patches in the encoder;
+step_selective_vs_timm, with run.grad_checkpointing=selective; step_vs_vit_pytorch and more, against
+the steps of others (extra `bench`); each one's share of the matrix-multiply peak, and its peak
+memory. `run` gives run_vs_step, a run from shards with loader processes and
 checkpoints against our step alone, and with --processes 2 two_processes_vs_one.
 `variants` gives the speed of a training step with other keys against that of CONFIG.yaml, such as
 --variant encoder.sees_masked=false; it reads no data.

@@ -22,6 +22,7 @@ import scripts.verify_run
 from data.index.opening import open_manifest
 from pretrain.encoder import load_encoder
 from pretrain.metrics import read_records
+from pretrain.recompute import KINDS
 from tests.launching import Ranks, run_ranks
 from tests.servers import FlakyServer, at_random, flaky_http
 
@@ -121,8 +122,9 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     "ema-sgd": (1, ["optim.ema=0.9", "optim.algorithm=sgd"]),
     "fsdp2-recompute": (
         2,
-        ["run.parallel=fsdp", "run.grad_checkpointing=true", "encoder.args.drop_path_rate=0.2"],
+        ["run.parallel=fsdp", "run.grad_checkpointing=full", "encoder.args.drop_path_rate=0.2"],
     ),
+    "compile-recompute": (1, ["run.compile=true", "run.grad_checkpointing=selective"]),
     "fsdp2-sgd": (2, ["run.parallel=fsdp", "optim.algorithm=sgd"]),
     "ddp3-free": (3, [*FREE, "encoder.position=learned_2d", "corruption.kind=coarse"]),
     "fsdp2-relative": (2, [*WORDS, "run.parallel=fsdp", "encoder.position=relative"]),
@@ -182,11 +184,13 @@ def test_computing_blocks_again_changes_nothing_on_cut_models(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     way = [*arguments, "run.parallel=fsdp", "encoder.args.drop_path_rate=0.2"]
-    for name in ("true", "false"):
+    for name in KINDS:
         more = [f"run.grad_checkpointing={name}", f"run.dir={tmp_path}/{name}"]
         run_ranks([*way, *more], 2, tmp_path / "logs")
-    assert figures(tmp_path / "true") == figures(tmp_path / "false")
-    assert weights_hash(tmp_path / "true", STEPS) == weights_hash(tmp_path / "false", STEPS)
+    plain = tmp_path / "none"
+    for other in (tmp_path / "selective", tmp_path / "full"):
+        assert figures(other) == figures(plain)
+        assert weights_hash(other, STEPS) == weights_hash(plain, STEPS)
 
 
 # ---------------------------------------------------------------- elastic_chain

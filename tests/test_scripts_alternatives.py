@@ -21,6 +21,7 @@ from pretrain.hf_vit import to_hf
 from pretrain.measures import evaluate
 from pretrain.metrics import read_records
 from pretrain.optim import make_optimizer
+from pretrain.recompute import recompute_blocks
 from pretrain.tokens import choose_attention
 from scripts import pretrain_alternative, report, verify_run
 from scripts.alternatives import encoder as alternatives_encoder
@@ -331,10 +332,10 @@ def test_blocks_can_be_computed_again_for_the_backward_pass(encoder: list[str], 
     def note(block: Any, _: Any) -> None:
         calls.append(block)
 
-    for is_again in (False, True):
+    for kind in ("none", "full"):
         model = build(encoder, name)
         model.encoder.blocks[0].register_forward_pre_hook(note)
-        model.encoder.grad_checkpointing = is_again  # as run.grad_checkpointing has it
+        recompute_blocks(model.encoder, kind)
         torch.manual_seed(0)
         model(batch()).loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])

@@ -57,7 +57,7 @@ def test_step_measures_speed_share_of_the_peak_and_memory(config: str, tmp_path:
     done = run_forked(command)
     assert done.returncode == 0, done.stderr
     record = json.loads(path.read_text())
-    variants = {"timm", "step", "maskfree", *others}
+    variants = {"timm", "step", "selective", "maskfree", *others}
     for unit in ("images_per_second", "mfu", "peak_memory_mib"):
         assert set(record[unit]) == variants
         for values in record[unit].values():
@@ -66,7 +66,7 @@ def test_step_measures_speed_share_of_the_peak_and_memory(config: str, tmp_path:
     faster = {"step_vs_timm", "step_maskfree_vs_timm", *(f"step_vs_{name}" for name in others)}
     assert faster < set(record["ratios"])
     assert all(name.replace("_", "-") in record["machine"] for name in others)
-    costs = {"memory_vs_timm", "memory_maskfree_vs_timm"}
+    costs = {"memory_vs_timm", "memory_maskfree_vs_timm", "memory_selective_vs_timm"}
     assert costs <= set(record["lower_is_better"]) <= set(record["ratios"]) - faster
     assert record["settings"]["image_size"] == 16
     speed, peak = record["images_per_second"]["step"], record["matrix_gflop_per_second"]

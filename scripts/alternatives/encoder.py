@@ -8,13 +8,13 @@ of the alternative's parts: in the checkpoint it is there once, under timm's nam
 import importlib
 from typing import Any, cast
 
-from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from data.settings import require
 from pretrain.encoder import image_size, num_channels, patch_size
 from pretrain.hf_vit import EPS
+from pretrain.recompute import recomputed
 from scripts.exporting.hugging_face import find_obstacles
 from scripts.speed.installed import is_installed
 
@@ -74,9 +74,10 @@ class Holder(nn.Module):
     def encode(self, tokens: Tensor) -> Tensor:
         """Run the blocks and the last norm: tokens with positions, (B, T, D) -> (B, T, D)."""
         encoder = self.encoder
-        if encoder.grad_checkpointing:  # of run.grad_checkpointing
-            return encoder.norm(checkpoint_seq(encoder.blocks, tokens))
-        return encoder.norm(encoder.blocks(tokens))
+        run = recomputed(encoder, nn.Module.__call__)
+        for block in encoder.blocks:
+            tokens = run(block, tokens)
+        return encoder.norm(tokens)
 
 
 def transformers_settings(encoder: VisionTransformer) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pretrain.config import PretrainConfig, load, read_layers
 from pretrain.encoder import EncoderConfig, image_size, make_encoder, num_channels
 from pretrain.model import MaskedPatchModel
 from pretrain.optim import OptimConfig
-from pretrain.tokens import recompute_blocks
+from pretrain.recompute import recompute_blocks
 
 Batch = dict[str, Tensor]
 
@@ -69,8 +69,7 @@ def _build_pretraining(config: PretrainConfig) -> Built:
     with _weights_of(config.encoder):
         encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
         model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
-    if config.run.grad_checkpointing:
-        recompute_blocks(encoder)
+    recompute_blocks(encoder, config.run.grad_checkpointing)
 
     def make_batch(num_images: int) -> Batch:
         return _images(encoder, num_images) | {"key": torch.zeros(num_images, dtype=torch.int64)}
@@ -85,8 +84,7 @@ def _build_finetuning(config: FinetuneConfig, num_classes: int) -> Built:
         model: nn.Module = Classifier(
             encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix
         )
-    if config.run.grad_checkpointing:
-        recompute_blocks(encoder)
+    recompute_blocks(encoder, config.run.grad_checkpointing)
 
     def make_batch(num_images: int) -> Batch:
         shape = (num_images, num_classes) if data.multi_label else (num_images,)

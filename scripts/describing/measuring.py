@@ -14,7 +14,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.backbone import flops_per_image
@@ -125,19 +127,34 @@ def count_saved_bytes(model: nn.Module, batch: Batch, precision: str) -> int:
     A storage counts once, however many tensors share it. Under autocast, weights are kept in bf16
     as well; those copies count.
     """
-    own = {_identity(t) for t in [*model.parameters(), *model.buffers()]}
-    held: dict[int, torch.UntypedStorage] = {}  # alive, so that none takes another's place
-
-    def keep(tensor: Tensor) -> Tensor:
-        if _identity(tensor) not in own:
-            held[_identity(tensor)] = tensor.untyped_storage()
-        return tensor
-
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+    made = _Made()
+    with made, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         loss = model.train()(batch).loss
-    del loss
-    return sum(storage.nbytes() for storage in held.values())
+    others = [*model.parameters(), *model.buffers(), *batch.values(), loss]
+    own = {_identity(tensor) for tensor in others}
+    return sum(size for identity, size in made.held().items() if identity not in own)
+
+
+class _Made(TorchDispatchMode):
+    """Notes the storages that operations return, without keeping them alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._made[_identity(tensor)] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    def held(self) -> dict[int, int]:
+        """Return the bytes of those that are still alive, by identity."""
+        return {key: size for key, (made, size) in self._made.items() if not made.expired()}
 
 
 def _identity(tensor: Tensor) -> int:

@@ -1,5 +1,6 @@
 """Our own training step, in both forms, and timm's bare encoder: steps on a batch that is ready."""
 
+from dataclasses import replace
 from itertools import count
 from typing import Any, cast
 
@@ -41,8 +42,13 @@ def maskfree(subject: Subject) -> Step:
     return _whole_step(subject, sees_masked=False)
 
 
-def _whole_step(subject: Subject, *, sees_masked: bool) -> Step:
-    run = subject.run_config()
+def selective(subject: Subject) -> Step:
+    """Make the whole step with `run.grad_checkpointing=selective`."""
+    return _whole_step(subject, sees_masked=True, grad_checkpointing="selective")
+
+
+def _whole_step(subject: Subject, *, sees_masked: bool, **keys: Any) -> Step:
+    run = replace(subject.run_config(), **keys)
     accelerator = start(run)
     optim = OptimConfig(batch_size=subject.batch_size, steps=ENDLESS)
     model = make_model(subject, sees_masked=sees_masked)

@@ -8,7 +8,7 @@ from typing import Any
 from data.index.opening import open_manifest
 from data.loader import Batch, DataConfig, Request, Samples
 from data.stream import Share, TrainingStream
-from pretrain.launch import start
+from pretrain.launch import RunConfig, start
 from pretrain.loop import Trainer
 from pretrain.optim import OptimConfig
 from scripts.speed.operations import MatrixPeak, count_flops
@@ -42,9 +42,9 @@ def measure_run(options: RunOptions, folder: Path) -> dict[str, Any]:
     """Measure a run as users have it, in turns with its own bare step.
 
     - `step`: `Trainer._step` on a batch that is ready.
-    - `run`: `Trainer.train` of the same trainer: from shards to new weights, with its records. Each
-      turn has one checkpoint in it, which `checkpoint` of `seconds` has by itself: seldom is there
-      so little training between two.
+    - `run`: `Trainer.train` of the same trainer: from shards to new weights, with its records and
+      checkpoints. Each turn ends with one; it counts by its share of the time from one to the next
+      at the default keys, which is longer than a turn. `checkpoint` of `seconds` has it whole.
 
     Args:
         options: What is asked for.
@@ -77,10 +77,11 @@ def _measure(options: RunOptions, folder: Path) -> tuple["_InterleavedStream", S
     stream.step = bare_step(trainer, samples[Request(0, 0, options.batch_size)])
     stream.flops = count_flops(stream.step) / options.batch_size
     stream.num_steps = _steps_of(options, stream.step)
+    stream.checkpoints = trainer.checkpoints
     trainer.run = replace(run, checkpoint_every=stream.num_steps)
     trainer.train(has_trace=False, max_bad_ratio=1.0)
     accelerator.end_training()
-    return stream, trainer.seconds
+    return stream, trainer.checkpoints
 
 
 def _steps_of(options: RunOptions, step: Step) -> int:
@@ -90,17 +91,23 @@ def _steps_of(options: RunOptions, step: Step) -> int:
     return max(1, round(options.seconds * speed / options.batch_size))
 
 
+def _steps_between_checkpoints(seconds: float) -> float:
+    """Return how many steps of so many seconds the default keys have between two checkpoints."""
+    usual = RunConfig()
+    return min(usual.checkpoint_every, 60 * usual.checkpoint_minutes / seconds)
+
+
 class _TimedTrainer(Trainer):
     """A trainer that measures its checkpoints."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self.seconds = Speeds("seconds")
+        self.checkpoints = Speeds("seconds")
 
     def _commit(self, done: int, *, is_last: bool) -> None:
         begin = clock()
         super()._commit(done, is_last=is_last)
-        self.seconds.add("checkpoint", clock() - begin)
+        self.checkpoints.add("checkpoint", clock() - begin)
 
 
 class _InterleavedStream(TrainingStream):
@@ -113,6 +120,7 @@ class _InterleavedStream(TrainingStream):
     step: Step
     flops: float  # of an image
     num_steps: int  # of a turn, and between two checkpoints
+    checkpoints: Speeds  # seconds of those that are done
 
     def __init__(self, samples: Samples, options: RunOptions) -> None:
         share = Share(0, 1, options.batch_size)
@@ -133,7 +141,10 @@ class _InterleavedStream(TrainingStream):
             begin = clock()
             for _ in range(self.num_steps):
                 yield next(source)
-            speed = self.num_steps * size / (clock() - begin)
+            elapsed = clock() - begin
+            checkpoint = self.checkpoints.by_variant["checkpoint"][-1]
+            training = (elapsed - checkpoint) / self.num_steps  # seconds a step
+            speed = size / (training + checkpoint / _steps_between_checkpoints(training))
             for name, value in {"step": bare, "run": speed}.items():
                 self.speeds.add(name, value)
                 self.shares.add(name, value * self.flops / peak)

@@ -25,6 +25,7 @@ from scripts.speed.subject import Step, Subject
 RATIOS = {
     "step_vs_timm": ("step", "timm"),
     "step_maskfree_vs_timm": ("maskfree", "timm"),
+    "step_selective_vs_timm": ("selective", "timm"),
     **{f"step_vs_{name}": ("step", name) for name in ALTERNATIVES},
     # both leave the masked patches out of the encoder
     "step_maskfree_vs_transformers_mae": ("maskfree", "transformers_mae"),
@@ -34,7 +35,12 @@ MEMORY_RATIOS = {
     for name, pair in RATIOS.items()
     if pair[1] in ("timm", "vit_pytorch")
 }
-_OURS = {"timm": our_step.timm, "step": our_step.step, "maskfree": our_step.maskfree}
+_OURS = {
+    "timm": our_step.timm,
+    "step": our_step.step,
+    "selective": our_step.selective,
+    "maskfree": our_step.maskfree,
+}
 _MAX_MEMORY_ROUNDS = 3
 
 
@@ -59,15 +65,16 @@ def measure_step(options: StepOptions) -> dict[str, Any]:
     - `timm`: forward and backward of timm's encoder as it comes, on normalised float images.
     - `step`: `Trainer._step`, from uint8 images to new weights: corruption, targets, figures, loss,
       backward, clip, optimizer.
-    - `maskfree`: the same with `encoder.sees_masked=false` and three quarters masked.
+    - `selective`: the same with `run.grad_checkpointing=selective`.
+    - `maskfree`: `step` with `encoder.sees_masked=false` and three quarters masked.
     - those of `step_alternatives`.
 
     Started as a run is, the process keeps its heap (`pretrain.heap`): for all variants alike.
 
     Returns:
         The record. `mfu` is a variant's images/s times the operations of an image, forward and
-        backward, by the speed of a large square matrix product in the same round, precision and
-        number of threads. `peak_memory_mib` is of fresh processes.
+        backward, those done twice included, by the speed of a large square matrix product in the
+        same round, precision and number of threads. `peak_memory_mib` is of fresh processes.
 
     Raises:
         UserError: The encoder or an alternative cannot be used.

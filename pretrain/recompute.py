@@ -1,0 +1,76 @@
+"""Blocks whose parts are computed again for the backward pass, so that less memory is held.
+
+Source: Chen et al. 2016, arXiv:1604.06174; selective: Korthikanti et al. 2022, arXiv:2205.05198.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from data.settings import require
+
+KINDS = ("none", "selective", "full")
+
+_KEPT = (  # by selective: what linear layers and fused attention return
+    "mm",
+    "addmm",
+    "linear",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+
+
+def check_kind(kind: str) -> None:
+    """Refuse what is none of `KINDS`.
+
+    Raises:
+        UserError: It is not.
+    """
+    remedy = {"True": "; true is now full", "False": "; false is now none"}.get(kind, "")
+    require(
+        kind in KINDS,
+        f"run.grad_checkpointing={kind} is not one of {', '.join(KINDS)}{remedy}",
+    )
+
+
+def recompute_blocks(encoder: nn.Module, kind: str) -> None:
+    """Let each block keep less than all that its backward pass reads, and compute the rest again.
+
+    - `none`: all is kept.
+    - `selective`: what linear layers and fused attention return is kept. Norms, activations, sums
+      and attention that is not fused are computed again: cheap, but half of the memory.
+    - `full`: the block's input alone is kept.
+
+    Weights after a step are the same. Of a light decoder's blocks all is kept.
+
+    Raises:
+        UserError: It is no vision transformer.
+    """
+    if kind == "none":
+        return
+    require(
+        isinstance(encoder, VisionTransformer),
+        f"run.grad_checkpointing={kind} is for vision transformers, not {type(encoder).__name__}; "
+        "leave it out",
+    )
+    # timm's own setter would also have a CNN stem computed again, whose batch norms count
+    cast(Any, encoder).grad_checkpointing = kind
+
+
+def recomputed(encoder: nn.Module, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return what runs a block as `run(block, ...)`, and keeps what `recompute_blocks` said."""
+    kind = cast(Any, encoder).grad_checkpointing
+    if not kind:
+        return run
+    again: Any = partial(checkpoint, run, use_reentrant=False)
+    if kind == "selective":
+        kept = [getattr(torch.ops.aten, name).default for name in _KEPT]
+        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, kept))
+    return again
