@@ -17,11 +17,13 @@ from torch import Tensor
 from data.loader import Request, Samples
 from pretrain import corruption as corrupting
 from pretrain.checkpoint import load_weights
+from pretrain.classes import ColourClasses, Words
 from pretrain.config import PretrainConfig
 from pretrain.corruption import CorruptionConfig
 from pretrain.encoder import EncoderConfig, grid_size, make_encoder
 from pretrain.model import MaskedPatchModel
-from pretrain.targets import ColourClasses, Pixels, Target, Words, to_images
+from pretrain.pixels import Pixels, to_images
+from pretrain.targets import Target
 
 COLUMNS = ("input", "corrupted", "predicted", "true")
 _TILE = 160  # pixels a side, at least about this much after magnifying

@@ -3,7 +3,7 @@
 They are of the training crops that the run would begin with, whatever the number of ranks, so they
 follow from the shards and the seed; a checkpoint holds them, and a resume takes its own.
 
-Source: as `pretrain.targets.Words`.
+Source: as `pretrain.classes.Words`.
 """
 
 import logging
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from data.settings import require
 from data.stream import Share, TrainingStream
+from pretrain.classes import Words, nearest_word
+from pretrain.pixels import to_patches
 from pretrain.ranks import on_main
-from pretrain.targets import Target, Words, nearest_word, to_patches
+from pretrain.targets import Target
 
 _logger = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def fit(patches: Tensor, num_words: int, num_components: int, seed: int) -> dict
         seed: Of that draw, and of the patches that k-means begins with.
 
     Returns:
-        The buffers of `pretrain.targets.Words`, float32: `mean` (V,), `components` (V, D), `words`
+        The buffers of `pretrain.classes.Words`, float32: `mean` (V,), `components` (V, D), `words`
         (K, D) and `pixels` (K, V).
     """
     generator = torch.Generator().manual_seed(seed)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from pretrain import corruption as corrupting
+from pretrain.classes import colour_classes
 from pretrain.corruption import Corruption, CorruptionConfig
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.model import MaskedPatchModel, Output
 from pretrain.sums import NearestVisible, Sums, distance_ranks
-from pretrain.targets import TargetConfig, colour_classes
+from pretrain.targets import TargetConfig
 from pretrain.totals import add_sums
 
 SIZE = (16, 24)

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data.settings import UserError
+from pretrain.classes import class_colours
 from pretrain.config import PretrainConfig, load
 from pretrain.corruption import CorruptionConfig
 from pretrain.decoder import DecoderConfig
@@ -24,7 +25,7 @@ from pretrain.reconstruct import (
     reconstruct,
     rgb,
 )
-from pretrain.targets import KINDS, TargetConfig, class_colours
+from pretrain.targets import KINDS, TargetConfig
 from tests.visual_words import learn_from_noise
 
 SIZE, PATCH = 32, 8

@@ -12,20 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.settings import UserError
-from pretrain.targets import (
-    KINDS,
-    ColourClasses,
-    Pixels,
-    Target,
-    TargetConfig,
-    Words,
-    class_colours,
-    colour_classes,
-    make_target,
-    patch_sums,
-    to_images,
-    to_patches,
-)
+from pretrain.classes import ColourClasses, Words, class_colours, colour_classes, patch_sums
+from pretrain.pixels import Pixels, to_images, to_patches
+from pretrain.targets import KINDS, Target, TargetConfig, make_target
 from tests.visual_words import learn_from_noise
 
 MEAN, STD = (0.4, 0.5, 0.6, 0.3), (0.2, 0.25, 0.3, 0.1)

@@ -13,7 +13,8 @@ from data.index.opening import open_manifest
 from data.loader import Samples
 from data.settings import UserError
 from data.stream import Share, TrainingStream
-from pretrain.targets import Words, to_patches
+from pretrain.classes import Words
+from pretrain.pixels import to_patches
 from pretrain.words import first_images, fit
 
 

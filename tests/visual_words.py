@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from pretrain.targets import Target, Words
+from pretrain.classes import Words
+from pretrain.targets import Target
 from pretrain.words import fit
 
 
