@@ -45,7 +45,7 @@ def recompute_blocks(encoder: nn.Module, kind: str) -> None:
 
     - `none`: all is kept.
     - `selective`: what linear layers and fused attention return is kept. Norms, activations, sums
-      and attention that is not fused are computed again: cheap, but half of the memory.
+      and attention that is not fused are computed again, which is cheap.
     - `full`: the block's input alone is kept.
 
     Weights after a step are the same. Of a light decoder's blocks all is kept.

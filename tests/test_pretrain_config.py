@@ -43,6 +43,19 @@ def test_every_pretraining_file_loads(path: Path) -> None:
     assert config.optim.batch_size % 2 == 0
 
 
+def test_words_behind_a_recipe_are_the_small_recipes_objective() -> None:
+    recipe, words = CONFIGS / "pretrain/vit_base.yaml", CONFIGS / "objective/words.yaml"
+    large = load(PretrainConfig, [str(recipe), str(words), SHARDS])
+    small = load(PretrainConfig, [str(CONFIGS / "pretrain/cifar10.yaml"), SHARDS])
+    for part in ("corruption", "target", "decoder"):
+        assert getattr(large, part) == getattr(small, part)
+    for key in ("position", "args", "sees_masked"):
+        assert getattr(large.encoder, key) == getattr(small.encoder, key)
+    assert large.optim.betas == small.optim.betas
+    assert large.encoder.name == "vit_base_patch16_224"
+    assert large.data.image_size == 224
+
+
 @pytest.mark.parametrize("path", finetune_files(), ids=lambda path: path.stem)
 def test_every_fine_tuning_file_loads(path: Path) -> None:
     kind = FewshotConfig if "fewshot" in path.stem else FinetuneConfig
