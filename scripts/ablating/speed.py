@@ -7,6 +7,7 @@ the row's folder, so that its other seeds and a resume have the same number.
 
 import math
 import shutil
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,21 +99,24 @@ def _measure(
     seconds: float,
     children: Children,
 ) -> float:
-    """Run some steps, then as many as make so many seconds; return images a second."""
+    """Run some steps, then as many as make so many seconds; return images a second.
+
+    By the median step, so that a row is not the slower for what another program did meanwhile.
+    """
     print(f"{title}: measuring its speed for {seconds:g} s", flush=True)
     steps = _FIRST
     while True:
-        elapsed = _seconds(title, folder, [*command, f"optim.steps={steps}"], batch_size, children)
-        speed = (steps - _LEFT_OUT) * batch_size / elapsed
-        if elapsed >= seconds or steps > _FIRST:
-            return speed
-        steps = max(_FIRST + 1, _LEFT_OUT + math.ceil(seconds * speed / batch_size))
+        taken = _seconds(title, folder, [*command, f"optim.steps={steps}"], batch_size, children)
+        step = statistics.median(taken)
+        if sum(taken) >= seconds or steps > _FIRST:
+            return batch_size / step
+        steps = max(_FIRST + 1, _LEFT_OUT + math.ceil(seconds / step))
 
 
 def _seconds(
     title: str, folder: Path, command: list[str], batch_size: int, children: Children
-) -> float:
-    """Run; return the seconds of its steps, without the first ones."""
+) -> list[float]:
+    """Run; return the seconds of each of its steps, without the first ones."""
     run = folder / "run"
     if run.is_dir():  # of a start that was killed; it may still go on
         with children.lock(run / ".lock", title):
@@ -123,4 +127,4 @@ def _seconds(
         raise JobFailed(problem)
     records = read_records(run / "metrics.jsonl")[_LEFT_OUT:]
     shutil.rmtree(run)
-    return sum(batch_size / record["speed/images_per_second"] for record in records)
+    return [batch_size / record["speed/images_per_second"] for record in records]
