@@ -10,20 +10,24 @@ from typing import Any, cast
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from data.settings import require
 
 KINDS = ("none", "selective", "full")
 
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 _KEPT = (  # by selective: what linear layers and fused attention return
-    "mm",
-    "addmm",
-    "linear",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
+    *_PRODUCTS,
+    torch.ops.aten.linear.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 )
 
 
@@ -71,6 +75,19 @@ def recomputed(encoder: nn.Module, run: Callable[..., Tensor]) -> Callable[..., 
         return run
     again: Any = partial(checkpoint, run, use_reentrant=False)
     if kind == "selective":
-        kept = [getattr(torch.ops.aten, name).default for name in _KEPT]
-        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, kept))
+        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, _policy))
     return again
+
+
+def _policy(_context: object, operation: object, *args: Any, **_: object) -> CheckpointPolicy:
+    """Say whether an operation's result is kept.
+
+    That of an MLP's second layer is not: nothing but the next block reads it, which keeps its own
+    input. It is not computed again either, since torch stops at the last that is needed.
+    """
+    if operation in _PRODUCTS:
+        inputs, weights = args[-2:]
+        if inputs.shape[-1] > weights.shape[-1]:
+            return CheckpointPolicy.PREFER_RECOMPUTE
+    is_kept = operation in _KEPT
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
