@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data.settings import UserError
+from pretrain.config import PretrainConfig, load
 from pretrain.corruption import CorruptionConfig
 from pretrain.decoder import DecoderConfig
 from pretrain.encoder import EncoderConfig, make_encoder
@@ -66,6 +67,15 @@ def test_blocks_computed_again_give_the_same_gradients(
             assert torch.equal(gradient, again[name]), name
     assert kept[1] < 0.75 * kept[0]
     assert kept[2] < 0.6 * kept[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [("true", "; true is now full"), ("false", "; false is now none"), ("x", "")],
+)
+def test_a_kind_that_there_is_not_is_refused(kind: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=rf"is not one of none, selective, full{remedy}$"):
+        load(PretrainConfig, ["data.shards=a.tar", f"run.grad_checkpointing={kind}"])
 
 
 def test_what_is_no_transformer_is_refused() -> None:

@@ -21,7 +21,7 @@ from scripts.speed import memory, our_step, processes
 from scripts.speed.installed import Package, choose
 from scripts.speed.operations import count_flops
 from scripts.speed.rounds import Speeds, add_values, in_fresh_process, make_record, table
-from scripts.speed.run import RunOptions
+from scripts.speed.run import RunOptions, steps_between_checkpoints
 from scripts.speed.step_alternatives import ALTERNATIVES
 from scripts.speed.subject import Subject
 from tests.launching import run_forked
@@ -212,6 +212,11 @@ def test_run_has_a_checkpoint_in_each_turn(shards: Path, config: str, tmp_path: 
         assert 0 < values["min"] < math.inf
     assert record["settings"]["checkpoint_every"] >= 1
     assert len(record["seconds"]["checkpoint"]["rounds"]) >= 2
+
+
+def test_a_checkpoint_comes_by_steps_or_by_minutes() -> None:
+    assert steps_between_checkpoints(0.1) == 1000
+    assert steps_between_checkpoints(3.6) == pytest.approx(500)  # 30 minutes
 
 
 @pytest.fixture

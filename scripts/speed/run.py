@@ -56,17 +56,17 @@ def measure_run(options: RunOptions, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: The encoder or the shards cannot be used.
     """
-    stream, seconds = _measure(options, folder)
+    stream = _measure(options, folder)
     every = stream.num_steps
     settings = asdict(options) | {"image_size": options.side, "checkpoint_every": every}
     record = make_record("run", settings, stream.speeds, RATIOS)
-    for values in (stream.shares, seconds):
+    for values in (stream.shares, stream.checkpoints):
         add_values(record, values, {})
     return record
 
 
-def _measure(options: RunOptions, folder: Path) -> tuple["_InterleavedStream", Speeds]:
-    """Return the stream that has measured the run, and its checkpoints' seconds."""
+def _measure(options: RunOptions, folder: Path) -> "_InterleavedStream":
+    """Return the stream that has measured the run."""
     run, data = options.run_config(str(folder / "run")), DataConfig(workers=options.workers)
     accelerator = start(run)
     side = (options.side, options.side)
@@ -81,7 +81,7 @@ def _measure(options: RunOptions, folder: Path) -> tuple["_InterleavedStream", S
     trainer.run = replace(run, checkpoint_every=stream.num_steps)
     trainer.train(has_trace=False, max_bad_ratio=1.0)
     accelerator.end_training()
-    return stream, trainer.checkpoints
+    return stream
 
 
 def _steps_of(options: RunOptions, step: Step) -> int:
@@ -91,7 +91,7 @@ def _steps_of(options: RunOptions, step: Step) -> int:
     return max(1, round(options.seconds * speed / options.batch_size))
 
 
-def _steps_between_checkpoints(seconds: float) -> float:
+def steps_between_checkpoints(seconds: float) -> float:
     """Return how many steps of so many seconds the default keys have between two checkpoints."""
     usual = RunConfig()
     return min(usual.checkpoint_every, 60 * usual.checkpoint_minutes / seconds)
@@ -144,7 +144,7 @@ class _InterleavedStream(TrainingStream):
             elapsed = clock() - begin
             checkpoint = self.checkpoints.by_variant["checkpoint"][-1]
             training = (elapsed - checkpoint) / self.num_steps  # seconds a step
-            speed = size / (training + checkpoint / _steps_between_checkpoints(training))
+            speed = size / (training + checkpoint / steps_between_checkpoints(training))
             for name, value in {"step": bare, "run": speed}.items():
                 self.speeds.add(name, value)
                 self.shares.add(name, value * self.flops / peak)
