@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from data.settings import UserError
+from scripts.speed.apart import Apart, in_fresh_process
 from scripts.speed.readings import Name, Reading, judge
 from scripts.speed.rounds import (
     Speeds,
     add_values,
     images_per_second,
-    in_fresh_process,
     make_record,
     spread,
     table,
@@ -193,6 +194,38 @@ def test_a_fresh_process_that_dies_is_no_answer() -> None:
     assert in_fresh_process(os.path.basename, "a/b") == "b"
     with pytest.raises(RuntimeError, match="_exit ended without an answer"):
         in_fresh_process(os._exit, 3)
+
+
+def test_each_thing_has_a_process_and_stays_in_it() -> None:
+    with Apart("one", list, "ab") as one, Apart("other", list, "c") as other:
+        one.call(list.append, "d")
+        assert one.call(" ".join) == "a b d"
+        assert other.call(len) == 1
+        assert len({os.getpid(), one.call(_where), other.call(_where)}) == 3
+
+
+def test_a_mistake_in_a_process_is_told_as_one_of_the_user() -> None:
+    with Apart("one", _refuse, "a key") as made, pytest.raises(UserError, match="a key is wrong"):
+        made.wait_until_made()
+    with Apart("one", str, "a value") as made, pytest.raises(UserError, match="a value is wrong"):
+        made.call(_refuse)
+
+
+def test_a_thing_that_dies_is_named_and_the_others_go_on() -> None:
+    with Apart("one", int, 3) as one, Apart("other", int, 4) as other:
+        with pytest.raises(RuntimeError, match="one ended without an answer"):
+            one.call(os._exit)
+        with pytest.raises(RuntimeError, match="one ended without an answer"):
+            one.call(abs)
+        assert other.call(abs) == 4
+
+
+def _where(_: object) -> int:
+    return os.getpid()
+
+
+def _refuse(what: str) -> None:
+    raise UserError(f"{what} is wrong")
 
 
 def test_a_reading_is_judged_by_name_and_content() -> None:

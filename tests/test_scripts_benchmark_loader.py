@@ -29,6 +29,7 @@ from data.loader import Samples
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 from data.transforms import decode, training_crop
+from scripts.speed.apart import in_fresh_process
 from scripts.speed.installed import choose
 from scripts.speed.loader import (
     OURS,
@@ -50,7 +51,6 @@ from scripts.speed.pixel_errors import (
     measure_pixel_errors,
     resize_exactly,
 )
-from scripts.speed.rounds import in_fresh_process
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 PHOTOS = Path(__file__).resolve().parents[2] / "shared/data/photos"
@@ -226,7 +226,7 @@ def busy_worker() -> Iterator[list[int]]:
 
 def test_a_source_is_held_to_one_core_and_its_cpu_time_is_counted() -> None:
     waiting = OneCore("waiting", where_it_runs)
-    waiting.wait_until_ready()
+    waiting.wait_until_made()
     turn = waiting.take_turn(0.1)
     waiting.close()
     assert turn.seconds >= 0.1
@@ -236,7 +236,7 @@ def test_a_source_is_held_to_one_core_and_its_cpu_time_is_counted() -> None:
 
 def test_a_source_that_fails_is_named() -> None:
     broken = OneCore("broken", busy_worker)
-    broken.wait_until_ready()
+    broken.wait_until_made()
     with pytest.raises(RuntimeError, match="broken ended without an answer"):
         broken.take_turn(0.1)
     broken.close()

@@ -18,9 +18,10 @@ from data.settings import RunStopped, UserError
 from scripts.ablating.jobs import Children
 from scripts.benchmark import main
 from scripts.speed import memory, our_step, processes
+from scripts.speed.apart import in_fresh_process
 from scripts.speed.installed import Package, choose
 from scripts.speed.operations import count_flops
-from scripts.speed.rounds import Speeds, add_values, in_fresh_process, make_record, table
+from scripts.speed.rounds import Speeds, add_values, make_record, table
 from scripts.speed.run import RunOptions, steps_between_checkpoints
 from scripts.speed.step_alternatives import ALTERNATIVES
 from scripts.speed.subject import Subject

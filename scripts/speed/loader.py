@@ -25,11 +25,12 @@ from data.stream import Share, TrainingStream
 from data.transforms import UnreadableImage, decode
 from scripts.speed import loader_alternatives as others
 from scripts.speed import webdataset_stream
+from scripts.speed.apart import in_fresh_process
 from scripts.speed.installed import Package, choose
 from scripts.speed.loader_alternatives import CROP_AREA, MANY, Images
 from scripts.speed.one_core import OneCore
 from scripts.speed.pixel_errors import errors_table, measure_pixel_errors
-from scripts.speed.rounds import Speeds, add_values, in_fresh_process, make_record, table
+from scripts.speed.rounds import Speeds, add_values, make_record, table
 
 OURS = "loader"
 RATIOS = {
@@ -131,10 +132,10 @@ def measure_loader(options: LoaderOptions) -> LoaderFigures:
         images = copy_images(options, Path(folder))
         variants: dict[str, OneCore] = {}
         for name in [OURS, *names]:
-            variants[name] = OneCore(name, SOURCES[name], images)
-            running.callback(variants[name].close)
+            source = OneCore(name, SOURCES[name], images)
+            variants[name] = running.enter_context(source)
         for variant in variants.values():
-            variant.wait_until_ready()
+            variant.wait_until_made()
         for _ in range(options.rounds):
             for name, variant in variants.items():
                 turn = variant.take_turn(options.seconds)

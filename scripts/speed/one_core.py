@@ -5,14 +5,13 @@ caller's side, which takes the batches. So the wall clock says what a core gives
 CPU clocks say the same where other programs want the core, too.
 """
 
-import atexit
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sized
-from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import NamedTuple
+
+from scripts.speed.apart import Apart
 
 # What nearly all sources import, once: the server that they are forked from does not know where the
 # checkout lies (Python's issue 126631).
@@ -28,7 +27,7 @@ class Turn(NamedTuple):
     cpu_seconds: float
 
 
-class OneCore:
+class OneCore(Apart[Iterator[Sized]]):
     """A process that makes a source and waits for its turns.
 
     Args:
@@ -38,65 +37,28 @@ class OneCore:
     """
 
     def __init__(self, name: str, make: Callable[..., Iterator[Sized]], *arguments: object) -> None:
-        self._name = name
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-        self._turns, answer = context.Pipe()
         core = max(os.sched_getaffinity(0))
-        self._process = context.Process(target=_serve, args=(answer, core, make, arguments))
-        self._process.start()
-        answer.close()
-
-    def wait_until_ready(self) -> None:
-        """Return once the source has given its first batch.
-
-        Raises:
-            RuntimeError: The process ended; it has printed why.
-        """
-        self._answer()
+        super().__init__(name, _on_core, core, make, *arguments, preload=PRELOAD)
 
     def take_turn(self, seconds: float) -> Turn:
         """Let the source work for about some seconds, for one batch at least.
 
         Raises:
+            UserError: The source raised that.
             RuntimeError: The process ended; it has printed why.
         """
-        self._turns.send(seconds)
-        turn = self._answer()
-        assert turn is not None
-        return turn
-
-    def close(self) -> None:
-        """End the process."""
-        self._turns.close()
-        self._process.join(timeout=10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def _answer(self) -> Turn | None:
-        try:
-            return self._turns.recv()
-        except (EOFError, ConnectionError) as error:
-            raise RuntimeError(f"{self._name} ended without an answer") from error
+        return self.call(_take_turn, seconds)
 
 
-def _serve(
-    turns: Connection,
-    core: int,
-    make: Callable[..., Iterator[Sized]],
-    arguments: tuple[object, ...],
-) -> None:
+def _on_core(
+    core: int, make: Callable[..., Iterator[Sized]], *arguments: object
+) -> Iterator[Sized]:
     os.sched_setaffinity(0, {core})  # before it starts a thread or a process
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is pinned for a GPU
     multiprocessing.set_start_method("fork", force=True)  # workers: a server's child is asked
     source = make(*arguments)
     next(source)
-    turns.send(None)
-    with suppress(EOFError, ConnectionError):  # nobody asks any more
-        while True:
-            turns.send(_take_turn(source, turns.recv()))
-    atexit._run_exitfuncs()  # not done in such a process; Streaming's shared memory waits for it
+    return source
 
 
 def _take_turn(source: Iterator[Sized], seconds: float) -> Turn:

@@ -12,7 +12,8 @@ import numpy as np
 
 from data.order import Order
 from data.settings import require
-from scripts.speed.rounds import Speeds, in_fresh_process, spread
+from scripts.speed.apart import in_fresh_process
+from scripts.speed.rounds import Speeds, spread
 
 RATIOS = {"lookup_99_vs_1": ("at 99 %", "at 1 %")}
 _STATM = Path("/proc/self/statm")

@@ -22,7 +22,8 @@ from data.loader import ImageConfig, Samples
 from data.settings import require
 from data.shards import INDEX_SUFFIX, ImageFile, list_shards, write_shard
 from data.stream import Share, TrainingStream
-from scripts.speed.rounds import Speeds, in_fresh_process
+from scripts.speed.apart import in_fresh_process
+from scripts.speed.rounds import Speeds
 from scripts.speed.webdataset_stream import crop_sample
 
 TIME_RATIOS = {

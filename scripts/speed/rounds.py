@@ -6,7 +6,6 @@ of the ratios is reported with the lowest and the highest.
 """
 
 import math
-import multiprocessing
 import os
 import platform
 import time
@@ -14,16 +13,13 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from data.devices import num_cores
-
-Result = TypeVar("Result")
 
 _LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "pillow", "webdataset")
 _ALTERNATIVES = ("vit-pytorch", "transformers", "nvidia-dali-cuda120", "mosaicml-streaming")
@@ -77,38 +73,25 @@ def images_per_second(work: Callable[[], object], num_images: int, seconds: floa
     return done / (now - begin)
 
 
+def warm_up(work: Callable[[], object]) -> None:
+    """Work twice: the first call compiles and allocates, the second finds all as it stays."""
+    for _ in range(2):
+        work()
+
+
+def take_turn(work: Callable[[], object], num_images: int, seconds: float) -> float:
+    """Measure images a second, then give a GPU's unused memory to the processes that come next."""
+    speed = images_per_second(work, num_images, seconds)
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    return speed
+
+
 def _back_to_back(work: Callable[[], object], num_images: int, num_calls: int) -> float:
     begin = clock()
     for _ in range(num_calls):
         work()
     return num_calls * num_images / (clock() - begin)
-
-
-def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
-    """Call a module's function in a process that has imported its modules and done nothing else.
-
-    It is forked from a server that imports them once, in a new interpreter.
-
-    Raises:
-        RuntimeError: The process ended without an answer; it has printed why.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", work.__module__])  # main knows where modules lie
-    answers, answer = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(answer, work, arguments))
-    process.start()
-    answer.close()
-    try:
-        return answers.recv()
-    except EOFError as error:
-        raise RuntimeError(f"{work.__name__} ended without an answer") from error
-    finally:
-        process.join()
-
-
-def _answer(answer: Connection, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    answer.send(work(*arguments))
-    answer.close()
 
 
 def spread(values: list[float]) -> dict[str, Any]:

@@ -1,23 +1,24 @@
 """Speed, share of the matrix peak, and memory of a training step: ours, timm's and others'."""
 
 import sys
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
 from pretrain.launch import start
 from scripts.speed import memory, our_step
+from scripts.speed.apart import Apart, in_fresh_process
 from scripts.speed.installed import choose
 from scripts.speed.operations import MatrixPeak, count_flops
 from scripts.speed.rounds import (
     Speeds,
     add_values,
-    images_per_second,
-    in_fresh_process,
     make_record,
     spread,
     table,
+    take_turn,
+    warm_up,
 )
 from scripts.speed.step_alternatives import ALTERNATIVES
 from scripts.speed.subject import Step, Subject
@@ -69,7 +70,8 @@ def measure_step(options: StepOptions) -> dict[str, Any]:
     - `maskfree`: `step` with `encoder.sees_masked=false` and three quarters masked.
     - those of `step_alternatives`.
 
-    Started as a run is, the process keeps its heap (`pretrain.heap`): for all variants alike.
+    Each variant has a process of its own, started as a run is: it compiles its own code, and keeps
+    its heap (`pretrain.heap`).
 
     Returns:
         The record. `mfu` is a variant's images/s times the operations of an image, forward and
@@ -80,10 +82,13 @@ def measure_step(options: StepOptions) -> dict[str, Any]:
         UserError: The encoder or an alternative cannot be used.
     """
     names = [*_OURS, *choose(options.against, _packages())]
-    steps = {name: _maker(name)(options) for name in names}
-    flops = {name: count_flops(step) / options.batch_size for name, step in steps.items()}
+    with ExitStack() as running:
+        steps = {
+            name: running.enter_context(Apart(name, _make_step, name, options)) for name in names
+        }
+        flops = {name: step.call(count_flops) / options.batch_size for name, step in steps.items()}
+        speeds, shares, product = _measure_speeds(options, steps, flops)
     peaks = _measure_memory(options, names)
-    speeds, shares, product = _measure_speeds(options, steps, flops)
     settings = asdict(options) | {"image_size": options.side}
     record = make_record("step", settings, speeds, _among(RATIOS, names))
     add_values(record, shares, {})
@@ -113,8 +118,9 @@ def _packages() -> dict[str, Any]:
     return {name: alternative.package for name, alternative in ALTERNATIVES.items()}
 
 
-def _maker(name: str) -> Callable[[Subject], Step]:
-    return _OURS[name] if name in _OURS else ALTERNATIVES[name].make
+def _make_step(name: str, options: StepOptions) -> Step:
+    make = _OURS[name] if name in _OURS else ALTERNATIVES[name].make
+    return make(options)
 
 
 def _among(pairs: dict[str, tuple[str, str]], names: list[str]) -> dict[str, tuple[str, str]]:
@@ -125,20 +131,19 @@ def _among(pairs: dict[str, tuple[str, str]], names: list[str]) -> dict[str, tup
 
 
 def _measure_speeds(
-    options: StepOptions, steps: dict[str, Step], flops: dict[str, float]
+    options: StepOptions, steps: dict[str, Apart[Step]], flops: dict[str, float]
 ) -> tuple[Speeds, Speeds, list[float]]:
     """Return images a second, shares of the matrix peak, and that peak in GFLOP a second."""
     speeds, shares = Speeds(), Speeds("mfu")
     product: list[float] = []
     matrices = MatrixPeak(options, options.seconds)
     for step in steps.values():
-        for _ in range(2):  # the first compiles and allocates, the second finds all as it stays
-            step()
+        step.call(warm_up)
     for _ in range(options.rounds):
         peak = matrices.measure()
         product.append(peak / 1e9)
         for name, step in steps.items():
-            speed = images_per_second(step, options.batch_size, options.seconds)
+            speed = step.call(take_turn, options.batch_size, options.seconds)
             speeds.add(name, speed)
             shares.add(name, speed * flops[name] / peak)
     return speeds, shares, product
@@ -164,4 +169,4 @@ def peak_of(name: str, options: StepOptions) -> float:
     if name in ALTERNATIVES:
         import_module(ALTERNATIVES[name].module)
     start(options.run_config())
-    return memory.peak_mib(lambda: _maker(name)(options))
+    return memory.peak_mib(lambda: _make_step(name, options))

@@ -1,6 +1,7 @@
 """Speed of a training step as a configuration has it, against the same with other keys."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,8 @@ from pretrain.launch import start
 from pretrain.model import MaskedPatchModel
 from pretrain.optim import make_optimizer
 from pretrain.tokens import choose_attention
-from scripts.speed.rounds import Speeds, images_per_second
+from scripts.speed.apart import Apart
+from scripts.speed.rounds import Speeds, take_turn, warm_up
 
 BASELINE = "as configured"
 
@@ -44,13 +46,17 @@ def measure_variants(options: VariantOptions) -> Speeds:
         UserError: A configuration is not right.
     """
     variants = {BASELINE: ""} | {text: text for text in options.variant}
-    steps = {name: _make_step(options, text.split()) for name, text in variants.items()}
-    for step in steps.values():
-        step()
     speeds = Speeds()
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            speeds.add(name, images_per_second(step, options.batch_size, options.seconds))
+    with ExitStack() as running:
+        steps = {
+            name: running.enter_context(Apart(name, _make_step, options, text.split()))
+            for name, text in variants.items()
+        }
+        for step in steps.values():
+            step.call(warm_up)
+        for _ in range(options.rounds):
+            for name, step in steps.items():
+                speeds.add(name, step.call(take_turn, options.batch_size, options.seconds))
     return speeds
 
 
@@ -62,6 +68,8 @@ def _make_step(options: VariantOptions, keys: list[str]) -> Callable[[], None]:
     model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
     choose_attention(model, device, accelerator.mixed_precision)
     model.to(device)
+    if config.run.compile:
+        model.compile()
     optimizer = make_optimizer(model, encoder, config.optim)
     shape = (options.batch_size, encoder.in_chans, *image_size(encoder))
     batch = {
