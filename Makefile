@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ROUNDS ?= 3
 
-.PHONY: help install demo test test-faults bench lint format clean
+.PHONY: help install demo test test-faults bench bench-compiled lint format clean
 
 help:
 	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test      the test suite, about 12 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
 	@echo "make bench     speed against alternatives, and what fell; an idle machine, under an hour"
+	@echo "make bench-compiled   training steps again, compiled by torch.compile; half an hour"
 	@echo "make lint      ruff and pyright (strict)"
 	@echo "make format    apply ruff's formatting and fixes"
 	@echo "make clean     delete runs/demo and shards/demo"
@@ -43,16 +44,28 @@ define measure
 		--json runs/bench/$(2).json --png runs/bench/$(2).png
 endef
 
+# measures the training steps of all, compiled or not
+define measure-steps
+	$(call measure,step --seconds 8 $(1),step-s16-fp32$(2))
+	$(call measure,step --seconds 8 --precision bf16 $(1),step-s16-bf16$(2))
+	$(call measure,step --seconds 5 $(SMALL) $(1),step-small-fp32$(2))
+	$(call measure,step --seconds 5 --precision bf16 $(SMALL) $(1),step-small-bf16$(2))
+endef
+SMALL := --batch-size 128 --encoder configs/pretrain/cifar10-mask-tokens.yaml
+COMPARE := .venv-bench/bin/python scripts/benchmark.py compare docs/benchmarks runs/bench
+
 bench: .venv-bench/installed
 	@mkdir -p runs/bench
-	$(call measure,step --seconds 10,step-s16-fp32)
-	$(call measure,step --seconds 10 --precision bf16,step-s16-bf16)
-	$(call measure,step --seconds 5 --precision bf16 --batch-size 128 \
-		--encoder configs/pretrain/cifar10-mask-tokens.yaml,step-small-bf16)
+	$(call measure-steps)
 	$(call measure,loader,loader)
 	$(call measure,run,run)
 	$(call measure,run --seconds 20 --processes 2,processes)
-	.venv-bench/bin/python scripts/benchmark.py compare docs/benchmarks runs/bench
+	$(COMPARE)
+
+bench-compiled: .venv-bench/installed
+	@mkdir -p runs/bench
+	$(call measure-steps,--compile,-compiled)
+	$(COMPARE)
 
 lint: install
 	$(BIN)/ruff check

@@ -155,13 +155,13 @@ def test_the_host_does_not_wait_in_steps(name: str, algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["paper", "blocks", "mask-free"])
-def test_steps_compile_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_compile_once(name: str) -> None:
     take = stepper(MODELS[name](), RunConfig(precision="bf16", compile=True))
     for number in range(3):
         take(number)
-    monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
-    for number in range(3, 8):
-        take(number)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(3, 8):
+            take(number)
 
 
 # ---------------------------------------------------------------- copies
