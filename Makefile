@@ -11,7 +11,7 @@ help:
 	@echo "make demo      the whole job on 8 photographs, 4 to 6 minutes on 2 CPU cores"
 	@echo "make test      the test suite, about 12 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
-	@echo "make bench     speed against alternatives, and what fell; an idle machine, under an hour"
+	@echo "make bench     speed against alternatives, and what fell; an idle machine, 40 minutes"
 	@echo "make bench-compiled   training steps again, compiled by torch.compile; half an hour"
 	@echo "make lint      ruff and pyright (strict)"
 	@echo "make format    apply ruff's formatting and fixes"

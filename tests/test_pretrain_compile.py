@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import RecompileError
 from torch._dynamo.utils import counters
 
 import pretrain.run
@@ -48,5 +49,5 @@ def test_a_model_that_changes_is_refused_here() -> None:
     model = nn.Linear(4, 4)
     model.compile()
     model(torch.ones(2, 4))
-    with pytest.raises(torch._dynamo.exc.RecompileError):
+    with pytest.raises(RecompileError):
         model.eval()(torch.ones(3, 4))

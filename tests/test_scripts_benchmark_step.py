@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from data.settings import RunStopped, UserError
 from scripts.ablating.jobs import Children
 from scripts.benchmark import main
-from scripts.speed import memory, our_step, processes
+from scripts.speed import memory, our_step, processes, variants
 from scripts.speed.apart import in_fresh_process
 from scripts.speed.installed import Package, choose
 from scripts.speed.operations import count_flops
@@ -25,6 +25,7 @@ from scripts.speed.rounds import Speeds, add_values, make_record, table
 from scripts.speed.run import RunOptions, steps_between_checkpoints
 from scripts.speed.step_alternatives import ALTERNATIVES
 from scripts.speed.subject import Subject
+from scripts.speed.variants import VariantOptions
 from tests.launching import run_forked
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
@@ -122,6 +123,17 @@ def test_an_alternative_trains_an_encoder_of_our_size(
         assert 0.25 * bare < flops < 0.9 * bare
     else:  # the encoder, and a head
         assert 0.95 * bare < flops < 2 * bare
+
+
+def test_a_variant_is_compiled_where_its_keys_say_so(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda model: compiled.append(model))
+    options = VariantOptions(config, [], batch_size=2, threads=1, rounds=1, seconds=0.01)
+    for keys in ([], ["run.compile=true"]):
+        variants._make_step(options, ["data.shards=unread", *keys])()
+    assert len(compiled) == 1
 
 
 # ---------------------------------------------------------------- what is counted
