@@ -129,7 +129,11 @@ def test_a_variant_is_compiled_where_its_keys_say_so(
     config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda model: compiled.append(model))
+
+    def compile_model(model: nn.Module) -> None:
+        compiled.append(model)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_model)
     options = VariantOptions(config, [], batch_size=2, threads=1, rounds=1, seconds=0.01)
     for keys in ([], ["run.compile=true"]):
         variants._make_step(options, ["data.shards=unread", *keys])()
