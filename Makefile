@@ -12,7 +12,7 @@ help:
 	@echo "make test      the test suite, about 12 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
 	@echo "make bench     speed against alternatives, and what fell; an idle machine, 40 minutes"
-	@echo "make bench-compiled   training steps again, compiled by torch.compile; half an hour"
+	@echo "make bench-compiled   training steps again, compiled by torch.compile; 40 minutes"
 	@echo "make lint      ruff and pyright (strict)"
 	@echo "make format    apply ruff's formatting and fixes"
 	@echo "make clean     delete runs/demo and shards/demo"
