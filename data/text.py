@@ -1,0 +1,32 @@
+"""How messages count things and show names."""
+
+from collections.abc import Sequence
+
+_ENDS_IN_ES = ("s", "x", "ch", "sh")
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Say how many there are: "1 shard", "2 shards", "1,000 classes".
+
+    Args:
+        number: How many.
+        noun: What one of them is called.
+        plural: What several are called, where an ending does not say it.
+    """
+    several = plural or noun + ("es" if noun.endswith(_ENDS_IN_ES) else "s")
+    return f"{number:,} {noun if number == 1 else several}"
+
+
+def name_some(names: Sequence[object], at_most: int = 3) -> str:
+    """Name the first of many things, and how many more there are: "a, b, c and 5 more"."""
+    shown = ", ".join(printable(str(name)) for name in names[:at_most])
+    return shown + (f" and {len(names) - at_most:,} more" if len(names) > at_most else "")
+
+
+def printable(text: str) -> str:
+    r"""Show a name on one line: bytes that are not UTF-8 and control characters as \x.., \n.
+
+    File names reach Python with such bytes as lone surrogates, which cannot be encoded.
+    """
+    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)
