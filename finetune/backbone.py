@@ -7,7 +7,6 @@ from typing import Any
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch.utils.flop_counter import FlopCounterMode
 
 from data.settings import UserError, require
 from pretrain.additions import has_additions
@@ -21,6 +20,7 @@ from pretrain.encoder import (
     num_channels,
 )
 from pretrain.hf_vit import is_hf_folder
+from pretrain.operations import count_flops
 from pretrain.pretrained import encoder_folder
 from pretrain.timm_model import DEFAULT_NAME, check_name, create_model
 from pretrain.tokens import Normalise
@@ -131,13 +131,8 @@ def is_transformer(model: Any) -> bool:
 
 @torch.no_grad()
 def flops_per_image(model: Any) -> int:
-    """Count the floating-point operations of a forward pass, a multiply-add as two.
-
-    Convolutions and matrix products are counted, as torch's `FlopCounterMode` does.
-    """
+    """Count the floating-point operations of a forward pass, a multiply-add as two."""
     image = torch.zeros((1, num_channels(model), *image_size(model)), dtype=torch.uint8)
     device = next(model.parameters()).device
     normalised = Normalise(model).to(device)(image.to(device))
-    with FlopCounterMode(display=False) as counter:
-        model.eval()(normalised)
-    return counter.get_total_flops()
+    return count_flops(lambda: model.eval()(normalised))

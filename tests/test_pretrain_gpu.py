@@ -7,7 +7,7 @@ stream of their own, and models that are compiled or cut.
 import copy
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +15,14 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import HashStore
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pretrain.run
 from data.loader import Batch
+from finetune.backbone import flops_per_image, make_backbone
 from finetune.head import Classifier, HeadConfig
 from finetune.mixing import MixConfig
 from pretrain import corruption
@@ -30,6 +33,7 @@ from pretrain.launch import RunConfig, start
 from pretrain.loop import Trainer
 from pretrain.metrics import read_records
 from pretrain.model import MaskedPatchModel
+from pretrain.operations import count_flops
 from pretrain.optim import OptimConfig
 from pretrain.parallel import cut
 from pretrain.targets import TargetConfig
@@ -228,3 +232,37 @@ def test_a_model_that_is_cut_trains_as_a_whole_one() -> None:
             found[-1].append(float(loss.detach()))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert found[0][-1] < found[0][0]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        SDPBackend.MATH,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        None,  # the one that torch chooses
+    ],
+)
+def test_each_kernel_of_attention_counts_as_the_formula(kernel: SDPBackend | None) -> None:
+    product = 2 * 2 * 4 * 128 * 128 * 64  # query @ key
+    q, k, v = (
+        torch.randn(2, 4, 128, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+    with nullcontext() if kernel is None else sdpa_kernel(kernel):
+        with torch.no_grad():
+            forward = count_flops(lambda: F.scaled_dot_product_attention(q, k, v))
+        loss = partial(F.scaled_dot_product_attention, q, k, v)
+        both = count_flops(lambda: torch.autograd.backward(loss().sum()))
+    assert forward == 2 * product
+    again = kernel is not SDPBackend.MATH  # a fused kernel computes query @ key again
+    assert both == (6 + again) * product
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_an_encoders_operations_are_those_of_the_cpu(precision: torch.dtype) -> None:
+    encoder = make_backbone(ENCODER, (32, 32))
+    expected = flops_per_image(encoder)
+    with torch.autocast("cuda", precision, enabled=precision is not torch.float32):
+        assert flops_per_image(encoder.cuda()) == expected

@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.backbone import flops_per_image
 from pretrain.encoder import grid_size, image_data, image_size, patch_size
+from pretrain.operations import count_flops
 from pretrain.optim import OptimConfig
 from scripts.describing.building import Batch, Built
 
@@ -94,7 +94,9 @@ def measure(built: Built, batch: int, *, has_step: bool = True) -> Costs:
         images = built.make_batch(batch)
         with _seen_tokens(encoder) as seen:
             saved = {name: count_saved_bytes(model, images, name) for name in PRECISIONS}
-        step_flops = _count_step_flops(model, images) // batch if has_step else None
+        step_flops = None
+        if has_step:
+            step_flops = count_flops(lambda: model.train()(images).loss.backward()) // batch
         encoder_flops = flops_per_image(encoder)
     return Costs(
         str(image_data(encoder)["architecture"]),
@@ -159,12 +161,6 @@ class _Made(TorchDispatchMode):
 
 def _identity(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _count_step_flops(model: nn.Module, batch: Batch) -> int:
-    with FlopCounterMode(display=False) as counter:
-        model.train()(batch).loss.backward()
-    return counter.get_total_flops()
 
 
 def _num_parameters(module: nn.Module) -> int:

@@ -2,8 +2,8 @@
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain import operations
 from pretrain.launch import start
 from scripts.speed.rounds import images_per_second
 from scripts.speed.subject import Step, Subject
@@ -21,9 +21,8 @@ def count_flops(work: Step) -> int:
     """
     plain = sdpa_kernel(SDPBackend.MATH)
     eager = torch.compiler.set_stance("force_eager")
-    with eager, plain, FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
+    with eager, plain:
+        return operations.count_flops(work)
 
 
 class MatrixPeak:
