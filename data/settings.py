@@ -10,7 +10,10 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import field
+from io import TextIOWrapper
 from typing import Any, NoReturn
+
+from data.disks import explain, is_disk_error
 
 
 class RunStopped(Exception):  # noqa: N818 - not always an error of the program
@@ -86,9 +89,11 @@ def run_entry_point(main: Callable[[list[str]], None]) -> None:
     """Run `main(arguments)` and leave the process with its status.
 
     A user's mistake is one line from the main process and status 2; a run that stopped is one line
-    from the process that stopped it, and its status; Ctrl-C is status 130.
+    from the process that stopped it, and its status; so is a disk that cannot be read or written,
+    wherever that was met; Ctrl-C is status 130.
     """
     rank = os.environ.get("RANK", "0")
+    _write_any_character()
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -97,8 +102,25 @@ def run_entry_point(main: Callable[[list[str]], None]) -> None:
         sys.exit(2)
     except RunStopped as error:
         if rank == "0" or not error.is_agreed:
-            where = "" if rank == "0" else f" on rank {rank}"
-            print(f"stopped{where}: {error}", file=sys.stderr)
+            _say_stopped(rank, error)
         sys.exit(error.status)
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        what = "a file" if error.filename is None else error.filename
+        _say_stopped(rank, f"{what}: {explain(error)}")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _say_stopped(rank: str, reason: object) -> None:
+    where = "" if rank == "0" else f" on rank {rank}"
+    print(f"stopped{where}: {reason}", file=sys.stderr)
+
+
+def _write_any_character() -> None:
+    """Escape what the terminal's encoding lacks: a line must not end the work that it tells of."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -101,7 +101,8 @@ def compression_of(block: bytes) -> str | None:
 @contextmanager
 def atomic_write(path: Path) -> Generator[BinaryIO]:
     """Open a file that appears under `path` whole, synced to disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    start = os.fsencode(path.name)[:200]  # disks take names of 255 bytes
+    temporary = path.with_name(f".{os.fsdecode(start)}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file

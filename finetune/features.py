@@ -13,6 +13,7 @@ from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from data.disks import explain
 from data.loader import Samples
 from data.shards import atomic_write
 from pretrain.encoder import image_data
@@ -92,7 +93,7 @@ def _keep(path: Path, digest: str, features: dict[View, Features]) -> None:
         with atomic_write(path) as file:
             file.write(save(tensors, {"fingerprint": digest}))
     except OSError as error:
-        logger.warning("the features are not kept: %s", error)
+        logger.warning("the features are not kept in %s: %s", path, explain(error))
 
 
 def _name(view: View) -> str:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
 from data.devices import exact_device
+from data.disks import explain
 from data.labelled import LabelledDataConfig
 from data.loader import Samples
 from data.settings import RunStopped, UserError, require, setting
@@ -309,7 +310,7 @@ def _make_folder(frozen: FrozenConfig) -> None:
         Path(frozen.dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{frozen.group}.dir={frozen.dir} is no folder that can be written: {error.strerror}"
+            f"{frozen.group}.dir={frozen.dir} is no folder that can be written: {explain(error)}"
         ) from error
 
 
@@ -321,7 +322,9 @@ def _write(frozen: FrozenConfig, result: dict[str, Any], table: str) -> None:
                 file.write(text.encode())
     except OSError as error:
         logger.warning("%s", table)  # else it would be lost
-        raise RunStopped(f"the result cannot be written: {error}") from error
+        raise RunStopped(
+            f"the result cannot be written to {frozen.dir}: {explain(error)}"
+        ) from error
 
 
 def _table(cells: list[dict[str, Any]]) -> str:

@@ -23,6 +23,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from data.disks import one_line
 from data.settings import UserError, require
 from pretrain.encoder import save_encoder
 from pretrain.parallel import cut_like, whole
@@ -94,7 +95,7 @@ class Training:
             if self.ema is not None:
                 self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
         except (RuntimeError, KeyError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise UserError(
                 f"{folder} holds another encoder or head than the configuration: {reason}; "
                 "give its own configuration, or another run.dir"
@@ -242,7 +243,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(
             f"{path} holds another model than the configuration: {reason}; give its own"
         ) from error

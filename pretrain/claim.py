@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from omegaconf import OmegaConf
 
+from data.disks import explain
 from data.settings import UserError, require
 from data.storage import take_lock
 from pretrain.config import keys, plain_value, read_yaml
@@ -44,9 +45,7 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
             OmegaConf.save(OmegaConf.structured(config), path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
         except OSError as error:
-            raise UserError(
-                f"run.dir={folder} cannot be written ({error.strerror}); name another folder"
-            ) from error
+            raise UserError(f"run.dir={folder} cannot be written: {explain(error)}") from error
 
     try:
         on_main(accelerator, take)

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from timm.models.vision_transformer import VisionTransformer
 from yaml import YAMLError
 
+from data.disks import one_line
 from data.loader import DataConfig
 from data.settings import UserError, require, setting
 from pretrain.corruption import CorruptionConfig
@@ -175,7 +176,7 @@ def read_yaml(path: str) -> DictConfig:
     try:
         layer = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
     require(isinstance(layer, DictConfig), f"{path} must hold keys and values")
     return typing.cast(DictConfig, layer)
 
@@ -190,7 +191,7 @@ def _parse_override(argument: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([argument])
     except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{argument} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{argument} cannot be read: {one_line(error)}") from error
 
 
 def _check_keys(config: type[Any], layer: DictConfig) -> None:

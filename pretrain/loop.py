@@ -336,7 +336,7 @@ class Trainer:
         if problem is not None:
             what = f"no checkpoint at step {done}: {problem}; {self._what_is_kept()}"
             if is_last:
-                text = f"{what}; make room, and the same command goes on from it"
+                text = f"{what}; then the same command goes on from it"
                 raise RunStopped(text, is_agreed=True)
             logger.warning("%s; trying again at the next one", what)
         else:

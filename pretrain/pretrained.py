@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from data.disks import explain, one_line
 from data.settings import UserError, require
 from pretrain.additions import has_additions, rebuild
 from pretrain.hf_vit import Renamed, from_hf, is_hf_folder, read_hf_settings
@@ -95,7 +96,7 @@ def _read_weights(init: str, folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"encoder.init={init}: {path} cannot be read: {error}") from error
+        raise UserError(f"encoder.init={init}: {path} cannot be read: {explain(error)}") from error
 
 
 def _fill(encoder: VisionTransformer, init: str, weights: Renamed) -> None:
@@ -115,7 +116,7 @@ def _fill(encoder: VisionTransformer, init: str, weights: Renamed) -> None:
     try:
         encoder.load_state_dict(weights.state)
     except RuntimeError as error:
-        raise UserError(f"encoder.init={init} cannot be loaded: {_one_line(error)}") from error
+        raise UserError(f"encoder.init={init} cannot be loaded: {one_line(error)}") from error
 
 
 def make_bare(encoder: VisionTransformer, init: str) -> None:
@@ -131,7 +132,3 @@ def make_bare(encoder: VisionTransformer, init: str) -> None:
     cast(dict[str, Any], encoder.pretrained_cfg).pop("label_names", None)
     if dropped := ", ".join(sorted(before - encoder.state_dict().keys())):
         logger.info("encoder.init=%s: not used: %s", init, dropped)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

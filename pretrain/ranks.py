@@ -8,6 +8,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 
+from data.disks import explain
 from data.settings import UserError
 
 Result = TypeVar("Result")
@@ -43,12 +44,12 @@ def first_problem(work: Callable[[], object]) -> str | None:
     """Run `work` on all ranks, and tell all of them what the first one met that could not write.
 
     Returns:
-        What the system said, or None if all ranks are through.
+        What the disk said and what helps, or None if all ranks are through.
     """
     problem = None
     try:
         work()
     except (OSError, SafetensorError) as error:
-        problem = " ".join(str(error).split())
+        problem = explain(error)
     problems: list[str | None] = gather_object([problem])
     return next((problem for problem in problems if problem is not None), None)

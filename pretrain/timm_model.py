@@ -8,6 +8,7 @@ import timm
 from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 
+from data.disks import one_line
 from data.settings import UserError, require
 
 DEFAULT_NAME = "vit_base_patch16_224"
@@ -50,7 +51,7 @@ def create_model(
         raise UserError(f"{key}={name} with {arguments}: timm says: {reason}") from error
     except (OSError, RuntimeError, SafetensorError) as error:
         what = said or f"{key}={name}"
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{what} cannot be loaded: {reason}") from error
 
 

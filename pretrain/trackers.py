@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from data.disks import one_line
 from data.settings import UserError, require
 from data.shards import atomic_write
 from pretrain.ranks import on_main
@@ -131,7 +132,7 @@ class Trackers:
                     tracker.store_init_configuration(_plain_configuration(folder))
         except Exception as error:  # they raise nearly anything: no key, no network, no disk
             raise UserError(
-                f"run.trackers={','.join(names)} cannot be started: {_one_line(error)}; "
+                f"run.trackers={','.join(names)} cannot be started: {one_line(error)}; "
                 "mend it, or leave the tracker out (metrics.jsonl holds the same figures)"
             ) from error
 
@@ -158,7 +159,7 @@ class Trackers:
             logger.warning(
                 "run.trackers: %s failed (%s) and is told no more; metrics.jsonl has all",
                 tracker.name,
-                _one_line(error),
+                one_line(error),
             )
             self._accelerator.trackers.remove(tracker)
 
@@ -214,7 +215,3 @@ def _wandb_options(folder: Path) -> dict[str, Any]:
             file.write(secrets.token_hex(8).encode() + b"\n")  # from no generator of ours
     own = {"id": path.read_text().strip(), "name": folder.name, "dir": str(folder)}
     return {**own, "resume": "allow"}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

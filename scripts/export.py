@@ -23,8 +23,10 @@ from pathlib import Path
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from safetensors import SafetensorError
 from torch import Tensor
 
+from data.disks import explain
 from data.settings import RunStopped, UserError, require, run_entry_point
 from scripts.exporting import hugging_face, onnx_file, timm_folder, torch_program
 from scripts.exporting.card import NO_LICENCE, write_card
@@ -115,8 +117,8 @@ def _new_folder(out: Path) -> Generator[Path]:
             yield folder
             shutil.rmtree(out, ignore_errors=True)  # empty, or it was refused
             folder.rename(out)
-    except OSError as error:
-        raise UserError(f"OUT={out} cannot be written: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"OUT={out} cannot be written: {explain(error)}") from error
 
 
 def _compare(source: Source, form: Format, folder: Path, images: Tensor, whose: str) -> str:

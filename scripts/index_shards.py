@@ -33,6 +33,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from tqdm import tqdm
 
+from data.disks import explain
 from data.index.catalog import Catalog
 from data.index.check import unusable_members
 from data.index.making import UnreadableShard, in_any_order, run_jobs
@@ -192,7 +193,7 @@ def _check_shard(shard: Shard, *, decodes: bool, channels: int) -> Problem | Non
     try:
         members = unusable_members(shard, _STORAGE, decodes=decodes, channels=channels)
     except OSError as error:
-        members = [f"cannot be read on ({error})"]
+        members = [f"cannot be read on: {explain(error)}"]
     if shard.damage is None and not members:
         return None
     count = f"{len(members)} members cannot be used" if members else None

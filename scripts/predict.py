@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from data.devices import num_cores
+from data.disks import explain
 from data.folder import file_sizes, image_paths
 from data.settings import require, run_entry_point
 from data.shards import IMAGE_EXTENSIONS
@@ -145,7 +146,7 @@ def _read(paths: Sequence[Path], encoder: Any, executor: Executor) -> list[Tenso
         except UnreadableImage as error:
             return str(error)
         except OSError as error:
-            return error.strerror or str(error)
+            return explain(error)
 
     return list(executor.map(read, paths))
 

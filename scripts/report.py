@@ -28,6 +28,7 @@ from string import Template
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data.disks import explain
 from data.settings import UserError, require, run_entry_point
 from data.shards import atomic_write
 from pretrain.figures.draw import require_matplotlib
@@ -111,7 +112,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"--figures={folder} is no folder that can be written: {error.strerror}; name another"
+            f"--figures={folder} is no folder that can be written: {explain(error)}"
         ) from error
 
 
@@ -130,7 +131,7 @@ def _write(path: Path, content: bytes, option: str) -> None:
             file.write(content)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written: {error.strerror}; name a place elsewhere with {option}"
+            f"{path} cannot be written: {explain(error)} ({option} names it)"
         ) from error
 
 

@@ -22,6 +22,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from omegaconf import OmegaConf
 
+from data.disks import explain
 from data.index.opening import open_manifest
 from data.settings import UserError, require, run_entry_point
 from data.shards import atomic_write
@@ -137,9 +138,7 @@ def _write(path: Path, run: Path, verdict: Verdict) -> None:
         with atomic_write(path) as file:
             file.write(json.dumps(record, indent=1, ensure_ascii=True).encode() + b"\n")
     except OSError as error:
-        raise UserError(
-            f"--json={path} cannot be written: {error.strerror}; name a file elsewhere"
-        ) from error
+        raise UserError(f"--json={path} cannot be written: {explain(error)}") from error
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import io
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # two files are tested at a time: threads would wait for each other; and sums come out the same on
@@ -104,6 +105,28 @@ def tiny_finetune(shards: Path, encoder: list[str]) -> list[str]:
         "run.keep_checkpoints=0",
         "run.threads=1",
     ]
+
+
+MountDisk = Callable[[str], Path]
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[MountDisk]:
+    """Mount disks in memory of the sizes asked for, such as 64k; skip where it is forbidden."""
+    disks: list[Path] = []
+
+    def mount(size: str) -> Path:
+        disk = tmp_path / f"disk-{len(disks)}"
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("a disk can be mounted by root only")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.fixture(autouse=True)

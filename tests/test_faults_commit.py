@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import BuiltinFunctionType, FrameType
@@ -21,6 +21,7 @@ from pretrain import checkpoint
 from pretrain.checkpoint import Training
 from pretrain.encoder import load_encoder
 from pretrain.metrics import read_records
+from tests.conftest import MountDisk
 from tests.launching import SERVER, Ranks, run_ranks
 from tests.test_faults_ranks import figures, stop_after, weights_hash
 from tests.test_pretrain_checkpoint import make, train
@@ -184,16 +185,9 @@ def checkpoint_size(run: Path) -> int:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, whole: Path) -> Iterator[Path]:
+def small_disk(mount_disk: MountDisk, whole: Path) -> Path:
     """Mount a disk that holds one checkpoint and not two."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    size = int(1.7 * checkpoint_size(whole))
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("a disk can be mounted by root only")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+    return mount_disk(str(int(1.7 * checkpoint_size(whole))))
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +209,7 @@ def test_disk_full(tmp_path: Path, tiny: list[str], whole: Path, small_disk: Pat
         output = ranks.output
     run = small_disk / "run"
     assert output.count("no checkpoint at step 8: ") == 1
-    assert "No space left on device" in output
+    assert "step 8: No space left on device; make room; " in output
     assert f"{run}/checkpoints/step-00000004 is intact; trying again at the next one" in output
     assert output.count("stopped: no checkpoint at step 20: ") == 1
     assert "Traceback" not in output

@@ -130,7 +130,8 @@ def test_shards_without_samples(tmp_path: Path, tiny: list[str]) -> None:
 def test_a_run_dir_that_is_a_file(tmp_path: Path, tiny: list[str]) -> None:
     (tmp_path / "run").write_text("mine")
     text = refusal(pretrain.run.main, [*tiny, f"run.dir={tmp_path}/run"])
-    assert text == f"run.dir={tmp_path}/run cannot be written (File exists); name another folder"
+    remedy = "there is a file of that name: choose another name"
+    assert text == f"run.dir={tmp_path}/run cannot be written: File exists; {remedy}"
     assert (tmp_path / "run").read_text() == "mine"
 
 

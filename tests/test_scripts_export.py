@@ -1,6 +1,7 @@
 """The export as a user runs it: what is written, said and refused; the card; the push."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import scripts.export
 from data.settings import RunStopped, UserError
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from scripts.exporting.timm_folder import FORMAT
+from tests.conftest import MountDisk, make_png
 from tests.launching import run_forked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -328,3 +330,15 @@ def test_without_the_right_token_one_line_says_so(
 def test_a_repository_that_is_none(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="is not of the form USER/REPO"):
         export("no-run", tmp_path / "out", f"--push={name}")
+
+
+@pytest.mark.parametrize("name", ["timm", "transformers", "onnx", "torch"])
+def test_a_full_disk_is_one_line(
+    saved: Path, tmp_path: Path, mount_disk: MountDisk, name: str
+) -> None:
+    disk, photo = mount_disk("100k"), tmp_path / "1.png"
+    photo.write_bytes(make_png(1))
+    text = f"OUT={disk}/out cannot be written: No space left on device; make room"
+    with pytest.raises(UserError, match=f"^{re.escape(text)}$"):
+        export(saved, disk / "out", "--to", name, "--no-head", "--images", photo)
+    assert list(disk.iterdir()) == []

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.disks import explain
 from data.index.making import Job, Known, index_path, is_index_of
 from data.index.manifest import (
     MANIFEST_NAME,
@@ -324,6 +325,6 @@ def _make_folder(folder: str, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunStopped(
-            f"the index of {public_name(folder)} goes to {target}, which cannot be made "
-            f"({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+            f"the index of {public_name(folder)} goes to {target}, which cannot be made: "
+            f"{explain(error)}; XDG_CACHE_HOME can name another folder"
         ) from error

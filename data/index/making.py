@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from data.disks import explain
 from data.index.manifest import MANIFEST_NAME, Row, append_rows, split_location, tidy_rows
 from data.index.offsets import ShardIndex
 from data.index.scan import ScanResult, UnusableShard, printable, scan
@@ -172,8 +173,7 @@ def _writing(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        message = f"{path} cannot be written ({error.strerror}); make room and start again"
-        raise RunStopped(message) from error
+        raise RunStopped(f"{path} cannot be written: {explain(error)}") from error
 
 
 # ---------------------------------------------------------------- one shard
@@ -210,7 +210,7 @@ def index_shard(job: Job) -> Done:
     except (UserError, RunStopped) as error:
         return Done(job, None, job.target, error=error)
     except OSError as error:
-        reason = f"shard {job.name} cannot be read ({error}); start again when it can"
+        reason = f"shard {job.name} cannot be read: {explain(error)}"
         return Done(job, None, job.target, error=UnreadableShard(reason))
 
 

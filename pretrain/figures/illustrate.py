@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from data.disks import one_line
 from data.loader import Samples
 from pretrain.corruption import CorruptionConfig
 from pretrain.figures import attention, draw, weights
@@ -108,7 +109,7 @@ class Illustrator:
                 sheet = draw_grid(panels(seen.reconstruction))
                 found["learnt/reconstructions"] = draw.on_white(sheet)
         except Exception as error:  # no disk for matplotlib's cache, no memory
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = one_line(error)
             logger.warning("run.trackers: a picture cannot be drawn: %s", text)
         return found
 

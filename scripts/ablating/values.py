@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data.disks import one_line
 from data.settings import UserError, require
 
 Overrides = dict[str, Any]  # dotted key -> value
@@ -31,7 +32,7 @@ def _read(text: str) -> Any:
     try:
         read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{text} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{text} cannot be read: {one_line(error)}") from error
     return cast(dict[str, Any], read)["value"]
 
 

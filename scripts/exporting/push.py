@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from data.disks import one_line
 from data.settings import RunStopped, require
 
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
@@ -39,6 +40,6 @@ def push(folder: Path, repository: str, is_public: bool) -> str:
         address = api.create_repo(repository, private=not is_public, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload an export")
     except Exception as error:  # each version of huggingface_hub has its own network errors
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise RunStopped(f"--push={repository} failed: {reason}; {again}") from error
     return str(address)

@@ -1,5 +1,6 @@
 """torch.export: one file, model.pt2, with the same inputs and outputs as the ONNX file."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -26,7 +27,9 @@ def _check(source: Source) -> None:
 def _write(source: Source, folder: Path) -> None:
     make_folder(source, folder)
     program = torch.export.export(Graph(source).eval(), **export_arguments(source))
-    torch.export.save(program, folder / _FILE)
+    content = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, content)
+    (folder / _FILE).write_bytes(content.getbuffer())
 
 
 @torch.no_grad()

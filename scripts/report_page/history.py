@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import safe_open
 from yaml import YAMLError
 
+from data.disks import one_line
 from data.settings import UserError, require
 from pretrain.checkpoint import find_newest
 from pretrain.metrics import read_records
@@ -135,7 +136,7 @@ def read_file(path: Path, read: Callable[[Path], Content]) -> Content:
     try:
         return read(path)
     except (ValueError, YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{path} is damaged: {reason}; restore or delete it") from error
 
 
