@@ -1,10 +1,13 @@
 """What an encoder may have that timm's own VisionTransformer has not, and how that is written down.
 
-Such an encoder is saved in timm's layout, under an architecture that timm does not know, with the
-key `additions`: timm refuses it, and `load_encoder` builds it again. All else is timm's own format.
+config.json then has the key `additions`, which timm passes over and `load_encoder` follows. A table
+at the stem is saved as timm's `pos_embed`, and so timm loads the encoder too, equal in its outputs;
+that the table is fixed, or of rows and columns, only `additions` says. All else (positions in the
+layers, CNN stems) is saved under an architecture that timm does not know, and timm refuses it.
 """
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +18,8 @@ from data.settings import UserError, require
 from pretrain import positions
 from pretrain.stems import install_stem, stem_of
 from pretrain.timm_model import create_model, plain
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "masked_patch."  # of the architecture: no name of timm's begins so
 
@@ -37,8 +42,19 @@ class Additions:
 
     @property
     def is_none(self) -> bool:
-        """Whether timm's own format holds such an encoder."""
+        """Whether it is timm's own encoder."""
         return self.stem is None and positions.is_timms(self.position, self.position_at)
+
+    @property
+    def beyond_timm(self) -> str | None:
+        """What timm's format cannot hold of it, as keys; None where timm loads it."""
+        if self.stem is not None:
+            return f"encoder.stem={self.stem}"
+        if self.is_none or positions.is_bakeable(self.position, self.position_at):
+            return None
+        at = self.position_at
+        where = "" if at == "stem" else f" with encoder.position_at={at}"
+        return f"encoder.position={self.position}{where}"
 
 
 def build(name: str, arguments: dict[str, Any], additions: Additions) -> VisionTransformer:
@@ -81,35 +97,39 @@ def timm_format(encoder: VisionTransformer, what: str) -> VisionTransformer:
     Raises:
         UserError: It has more than timm's format can hold.
     """
-    additions = additions_of(encoder)
+    beyond = additions_of(encoder).beyond_timm
     require(
-        additions.stem is None,
-        f"{what} cannot hold encoder.stem={additions.stem}: timm has no such model; it is kept in "
-        "the run's own format, and in --to onnx and --to torch",
+        beyond is None,
+        f"{what} cannot hold {beyond}: timm has a table at the stem, and no CNN before it; it is "
+        "kept in the run's own format, and in --to onnx and --to torch",
     )
-    if additions.is_none:
-        return encoder
-    try:
-        return positions.baked(encoder)
-    except UserError as error:
-        raise UserError(
-            f"{what} cannot hold encoder.position={additions.position} with "
-            f"encoder.position_at={additions.position_at}: timm's format has one table at the "
-            "stem; it is kept in the run's own format, and in --to onnx and --to torch"
-        ) from error
+    return positions.baked(encoder)
 
 
 def describe_additions(encoder: VisionTransformer) -> dict[str, Any]:
-    """Return what config.json states of the additions: nothing where timm's own format will do."""
+    """Return what config.json states of the additions: nothing where the encoder is timm's own."""
     additions = additions_of(encoder)
     if additions.is_none:
         return {}
     data = cast(dict[str, Any], encoder.pretrained_cfg)
-    return {"architecture": _PREFIX + data["architecture"], "additions": asdict(additions)}
+    name = data["architecture"] if additions.beyond_timm is None else _PREFIX + data["architecture"]
+    return {"architecture": name, "additions": asdict(additions)}
+
+
+def say_what_timm_lacks(encoder: Any, folder: str) -> None:
+    """Tell the user of an encoder that timm alone will not load."""
+    beyond = additions_of(encoder).beyond_timm if isinstance(encoder, VisionTransformer) else None
+    if beyond is not None:
+        logger.info(
+            "timm alone cannot load %s, since it has no %s; "
+            "use pretrain.encoder.load_encoder, or export.py --to onnx or torch",
+            folder,
+            beyond,
+        )
 
 
 def has_additions(folder: Path) -> bool:
-    """Whether a folder holds an encoder in our own format."""
+    """Whether a folder holds an encoder with additions."""
     return "additions" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-from timm.models import save_for_hf
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from data.loader import check_values
 from data.settings import UserError, require, setting
 from pretrain import positions
 from pretrain.additions import Additions, additions_of, build, describe_additions
-from pretrain.pretrained import load_pretrained, make_bare
+from pretrain.pretrained import begin_like, load_pretrained, make_bare
 from pretrain.stems import flatten_patches
 from pretrain.timm_model import BARE, DEFAULT_NAME, check_name
 
@@ -39,9 +40,9 @@ class EncoderConfig:
     """Which encoder, and what it starts from."""
 
     name: str | None = setting(
-        None, f"timm VisionTransformer; default: that of encoder.init, else {DEFAULT_NAME}"
+        None, f"timm VisionTransformer; default: that of encoder.init or like, else {DEFAULT_NAME}"
     )
-    init: str = setting(
+    init: str | None = setting(
         "none",
         "what to start from: none (random), a RUN, a FOLDER of timm or transformers, a timm name",
     )
@@ -50,6 +51,10 @@ class EncoderConfig:
     depth: int | None = setting(None, "number of blocks; default: as named")
     num_heads: int | None = setting(
         None, "attention heads, a divisor of the width; default: as named"
+    )
+    like: str | None = setting(
+        None,
+        "random weights, and all else as the encoder of such a RUN, FOLDER or timm name began",
     )
     position: str | None = setting(
         None, f"positions: {', '.join(positions.KINDS)}; default: learned_1d, or as loaded"
@@ -77,6 +82,11 @@ class EncoderConfig:
             require(value is None or value > 0, f"encoder.{key}={value} must be above 0")
         for key in _FIXED_ARGS.keys() & self.args.keys():
             raise UserError(f"encoder.args.{key} is set by this project; {_FIXED_ARGS[key]}")
+        require(
+            self.like is None or self.init in (None, "none"),
+            f"encoder.like={self.like} begins with random weights, and encoder.init={self.init} "
+            "with its own; leave one of them out",
+        )
         positions.check(self.additions.position, self.additions.position_at)
         if self.patch_embed not in _PATCHES:
             raise UserError(
@@ -92,6 +102,18 @@ class EncoderConfig:
         """What the encoder gets besides timm's own parts."""
         kind, place = self.position or "learned_1d", self.position_at or "stem"
         return Additions(kind, place, self.stem, self.stem_stride)
+
+    @property
+    def source(self) -> str | None:
+        """What names the encoder, as it was typed: `encoder.init` or `encoder.like`, if either."""
+        if self.like is not None:
+            return f"encoder.like={self.like}"
+        return None if self.init in (None, "none") else f"encoder.init={self.init}"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it starts from weights that exist."""
+        return self.source is not None and self.like is None
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -110,9 +132,9 @@ def make_encoder(
     std: Sequence[float] | None = None,
     channels: int | None = None,
 ) -> VisionTransformer:
-    """Build the encoder, or load the one that `encoder.init` names, for images of one size.
+    """Build the encoder, or take that of `encoder.init` or `encoder.like`, for images of one size.
 
-    Position embeddings of a loaded encoder are interpolated in 2-D when the grid differs.
+    Position embeddings of one that was taken are interpolated in 2-D when the grid differs.
 
     Args:
         config: Which encoder.
@@ -124,9 +146,9 @@ def make_encoder(
     Raises:
         UserError: The name or an argument is unknown, sizes do not fit, or nothing can be loaded.
     """
-    is_new = config.init == "none"
-    encoder = _create(config, size, channels) if is_new else _load(config, channels)
-    check_channels(encoder, f"encoder.init={config.init}", channels)
+    said = config.source
+    encoder = _create(config, size, channels) if said is None else _take(config, said, channels)
+    check_channels(encoder, said or f"encoder.name={config.name}", channels)
     size = size or image_size(encoder)
     check_image_size(size, patch_size(encoder))
     set_image_size(encoder, size)
@@ -182,7 +204,10 @@ def load_encoder(path: str | Path, keep_head: bool = False) -> VisionTransformer
     Raises:
         UserError: There is no encoder of that name.
     """
-    return _load(EncoderConfig(init=str(path)), num_classes=None if keep_head else 0)
+    encoder = load_pretrained(str(path), {})
+    if not keep_head:
+        make_bare(encoder, f"encoder.init={path}")
+    return encoder
 
 
 def _create(
@@ -204,24 +229,25 @@ def _create(
     return build(name, config.overrides | given | BARE, config.additions)
 
 
-def _load(
-    config: EncoderConfig, channels: int | None = None, num_classes: int | None = 0
-) -> VisionTransformer:
-    """Load what `encoder.init` names, as it was saved; with `num_classes=0` as a bare encoder."""
-    encoder = load_pretrained(config.init, config.args, channels)
-    _check_asked(encoder, config)
-    if num_classes == 0:
-        make_bare(encoder, config.init)
+def _take(config: EncoderConfig, said: str, channels: int | None) -> VisionTransformer:
+    """Take what `encoder.init` or `encoder.like` names, as it was, as a bare encoder."""
+    if config.like is not None:
+        encoder = begin_like(config.like, config.args, channels)
+    else:
+        assert config.init is not None
+        encoder = load_pretrained(config.init, config.args, channels)
+    _check_asked(encoder, config, said)
+    make_bare(encoder, said)
     return encoder
 
 
-def _check_asked(encoder: VisionTransformer, config: EncoderConfig) -> None:
-    """Refuse keys that ask for another encoder than the one that was loaded."""
+def _check_asked(encoder: VisionTransformer, config: EncoderConfig, said: str) -> None:
+    """Refuse keys that ask for another encoder than the one that was taken."""
     architecture = image_data(encoder)["architecture"]
     require(
         (config.name or architecture).split(".")[0] == architecture,
-        f"encoder.name={config.name}, but the encoder of encoder.init={config.init} is a "
-        f"{architecture}; leave the key out",
+        f"encoder.name={config.name}, but the encoder of {said} is a {architecture}; "
+        "leave the key out",
     )
     held = {
         "patch_size": patch_size(encoder)[0],
@@ -234,8 +260,7 @@ def _check_asked(encoder: VisionTransformer, config: EncoderConfig) -> None:
         asked = getattr(config, key)
         require(
             asked in (None, value),
-            f"encoder.{key}={asked}, but the encoder of encoder.init={config.init} has {value}; "
-            "leave the key out",
+            f"encoder.{key}={asked}, but the encoder of {said} has {value}; leave the key out",
         )
 
 
@@ -275,7 +300,12 @@ def save_encoder(encoder: VisionTransformer, folder: Path) -> None:
     if problem := getattr(encoder, "problem_type", None):
         origin["problem_type"] = problem  # transformers' key; timm has none, and passes over it
     origin |= describe_additions(encoder)
-    save_for_hf(encoder, str(folder), origin, safe_serialization=True, data_config=data)
+    weights = positions.baked_state(encoder)
+    is_baked = weights.keys() != encoder.state_dict().keys()
+    args = {"pos_embed": "learn"} if is_baked else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors")
+    save_config_for_hf(encoder, str(folder / "config.json"), origin, args, data)
 
 
 # ---------------------------------------------------------------- what it is

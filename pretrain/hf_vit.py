@@ -146,29 +146,33 @@ class HFSettings:
 
 def is_hf_folder(folder: Path) -> bool:
     """Tell whether transformers wrote a folder's config.json, and not timm."""
-    return "model_type" in _read_json(folder / "config.json")
+    return "model_type" in read_json(folder / "config.json")
 
 
-def read_hf_settings(folder: Path) -> HFSettings:
+def read_hf_settings(folder: Path, said: str) -> HFSettings:
     """Read what kind of ViT a folder holds: a ViT model of any head, or a masked autoencoder.
+
+    Args:
+        folder: It.
+        said: What the user typed for it, as messages have it, such as `encoder.init=FOLDER`.
 
     Raises:
         UserError: It is another model, or has what timm's VisionTransformer lacks.
     """
-    config = _DEFAULTS | _read_json(folder / "config.json")
+    config = _DEFAULTS | read_json(folder / "config.json")
     kind = config["model_type"]
     require(
         kind in _MODEL_TYPES,
-        f"encoder.init={folder}: model_type={kind} is not read; of transformers' models only "
+        f"{said}: model_type={kind} is not read; of transformers' models only "
         f"{' and '.join(_MODEL_TYPES)} are",
     )
     path = folder / "preprocessor_config.json"
-    seen = _read_json(path) if path.is_file() else {}
+    seen = read_json(path) if path.is_file() else {}
     data = {key: tuple(seen[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in seen}
-    return HFSettings(_arguments(config, folder), data, list(_notes(config)))
+    return HFSettings(_arguments(config, said), data, list(_notes(config)))
 
 
-def _arguments(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _arguments(config: dict[str, Any], said: str) -> dict[str, Any]:
     refused = {
         "hidden_act": config["hidden_act"] not in ACTIVATIONS,
         "layer_norm_eps": config["layer_norm_eps"] > EPS,
@@ -176,7 +180,7 @@ def _arguments(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key, is_refused in refused.items():
         require(
             not is_refused,
-            f"encoder.init={folder}: {key}={config[key]} is nothing that this project's encoders "
+            f"{said}: {key}={config[key]} is nothing that this project's encoders "
             "have; start from another one",
         )
     return {
@@ -210,10 +214,15 @@ def _notes(config: dict[str, Any]) -> Iterator[str]:
             yield f"{key}={config[key]} is not used; see encoder.args.proj_drop_rate and its like"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of the JSON files beside an encoder's weights.
+
+    Raises:
+        UserError: It holds no JSON object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"encoder.init: {path} cannot be read: {error}; restore it") from error
-    require(isinstance(content, dict), f"encoder.init: {path} holds no JSON object; restore it")
+        raise UserError(f"{path} cannot be read: {error}; restore it") from error
+    require(isinstance(content, dict), f"{path} holds no JSON object; restore it")
     return cast(dict[str, Any], content)

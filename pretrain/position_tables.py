@@ -43,6 +43,10 @@ class Positions(nn.Module):
     def _resize(self, grid: Grid) -> None:
         raise NotImplementedError
 
+    def taken_apart(self, table: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the parameters, by name, that give a table (N, D) on this grid; here none."""
+        return {}
+
 
 class Learned1D(Positions):
     """An embedding for each patch, (N, D)."""
@@ -84,6 +88,11 @@ class Learned2D(Positions):
         # bicubic is separable: the halves give what the whole table would give in 2-D
         self.rows = _resample(self.rows, (self.grid[0], 1), (grid[0], 1))
         self.columns = _resample(self.columns, (self.grid[1], 1), (grid[1], 1))
+
+    def taken_apart(self, table: Tensor) -> dict[str, Tensor]:
+        """Return the first column's row halves and the first row's column halves."""
+        rows, columns = table.unflatten(0, self.grid).chunk(2, dim=-1)  # (R, C, D/2) each
+        return {"rows": rows[:, 0].clone(), "columns": columns[0].clone()}
 
 
 class SinCos2D(Positions):

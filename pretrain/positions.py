@@ -9,12 +9,15 @@ Source: Dosovitskiy et al. 2021, Table 8 and appendix D.4.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
+import torch
 from timm.layers import Attention, get_device_dtype
 from timm.models._input import update_model_args
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from data.settings import require
@@ -23,6 +26,7 @@ from pretrain.position_tables import Grid, Learned1D, Learned2D, Offsets, Positi
 
 KINDS = ("none", "learned_1d", "learned_2d", "relative", "sincos_2d")
 PLACES = ("stem", "every_layer", "every_layer_shared")
+_TABLE = "pos_embed_table."  # before its parameters' names; timm's layer decay knows it so
 
 
 class Placement(NamedTuple):
@@ -175,6 +179,11 @@ def tables(encoder: VisionTransformer) -> list[Tensor]:
     return [table.detach().float() for table in found]
 
 
+def is_bakeable(kind: str, at: str) -> bool:
+    """Whether timm's `pos_embed` can hold such positions: a table of ours at the stem."""
+    return kind in _TABLES and at == "stem" and not is_timms(kind, at)
+
+
 def baked(encoder: VisionTransformer) -> VisionTransformer:
     """Return a copy that is timm's own, with the table as `pos_embed`; the outputs are equal.
 
@@ -188,17 +197,51 @@ def baked(encoder: VisionTransformer) -> VisionTransformer:
         return encoder
     where = "" if at == "stem" else f" with encoder.position_at={at}"
     require(
-        kind != "relative" and not where,
+        is_bakeable(kind, at),
         f"encoder.position={kind}{where} cannot be held by timm's format, which has one table at "
         "the stem; keep this project's own, or train with learned_1d, learned_2d or sincos_2d at "
         "the stem",
     )
     plain: Any = copy.deepcopy(encoder)
     plain.blocks[0] = plain_block(plain.blocks[0])
-    table = plain.pos_embed_table
+    rows = _timm_rows(plain)
     del plain.pos_embed_table, plain.position
-    num_prefix = 0 if plain.no_embed_class else plain.num_prefix_tokens
-    rows = F.pad(table().detach(), (0, 0, num_prefix, 0))[None]  # (1, N or T, D)
-    plain.pos_embed = nn.Parameter(rows.clone(), requires_grad=kind != "sincos_2d")
+    plain.pos_embed = nn.Parameter(rows, requires_grad=kind != "sincos_2d")
     update_model_args(plain, pos_embed="learn")
     return plain
+
+
+def _timm_rows(encoder: Any) -> Tensor:
+    """Return the table at the stem as timm's `pos_embed`: (1, N or T, D), zero for prefixes."""
+    num_prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
+    return F.pad(encoder.pos_embed_table().detach(), (0, 0, num_prefix, 0))[None].clone()
+
+
+def baked_state(encoder: VisionTransformer) -> dict[str, Tensor]:
+    """Return the weights under the names of `baked`, without a copy of the encoder."""
+    state = encoder.state_dict()
+    if not is_bakeable(*described(encoder)):
+        return state
+    kept = {name: value for name, value in state.items() if not name.startswith(_TABLE)}
+    return kept | {"pos_embed": _timm_rows(encoder)}
+
+
+def unbaked_state(encoder: VisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `baked_state`: take weights apart again for an encoder that has a table of ours.
+
+    Raises:
+        UserError: Its `pos_embed` is none that this kind of positions can be.
+    """
+    kind, at = described(encoder)
+    if "pos_embed" not in state or not is_bakeable(kind, at):
+        return dict(state)
+    own: Positions = cast(Any, encoder).pos_embed_table
+    rows = state["pos_embed"][0, -own().shape[0] :]
+    parts = own.taken_apart(rows)
+    require(
+        torch.allclose(functional_call(own, parts), rows.to(own().dtype), atol=1e-3),
+        f"its pos_embed was changed, and is none of encoder.position={kind}, which its config.json "
+        'names; delete "additions" there to load it as learned_1d',
+    )
+    kept = {name: value for name, value in state.items() if name != "pos_embed"}
+    return kept | {f"{_TABLE}{name}": part for name, part in parts.items()}

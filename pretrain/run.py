@@ -15,6 +15,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.settings import run_entry_point
+from pretrain.additions import say_what_timm_lacks
 from pretrain.claim import claim
 from pretrain.config import PretrainConfig, load, resolve, usage
 from pretrain.encoder import make_encoder
@@ -64,6 +65,7 @@ def main(arguments: list[str]) -> None:
         trainer.train(data.trace, data.max_bad_ratio)
     if accelerator.is_main_process:
         print(f"finished: {config.optim.steps} steps; the encoder is in {config.run.dir}/encoder")
+        say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
     accelerator.end_training()
 
 

@@ -55,8 +55,13 @@ def create_model(
         raise UserError(f"{what} cannot be loaded: {reason}") from error
 
 
-def plain(model: Any, name: str) -> VisionTransformer:
+def plain(model: Any, name: str, said: str | None = None) -> VisionTransformer:
     """Return a model as the plain VisionTransformer that it has to be.
+
+    Args:
+        model: timm's.
+        name: Its name.
+        said: What the user typed for it, as messages have it; default: its name.
 
     Raises:
         UserError: It is none.
@@ -64,6 +69,6 @@ def plain(model: Any, name: str) -> VisionTransformer:
     require(
         isinstance(model, VisionTransformer)
         and type(model).forward_features is VisionTransformer.forward_features,
-        f"encoder.name={name} is no plain timm VisionTransformer; try {DEFAULT_NAME}",
+        f"{said or f'encoder.name={name}'} is no plain timm VisionTransformer; try {DEFAULT_NAME}",
     )
     return model

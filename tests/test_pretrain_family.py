@@ -1,6 +1,7 @@
 """Targets, masks, positions and precisions together; CNN stems and the light decoder."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.settings import UserError
@@ -23,6 +25,7 @@ from pretrain.encoder import (
     make_encoder,
     patch_size,
     save_encoder,
+    set_image_size,
 )
 from pretrain.model import MaskedPatchModel
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
@@ -350,8 +353,12 @@ def test_what_timm_cannot_hold_is_loaded_as_it_was(tmp_path: Path, keys: dict[st
     assert torch.equal(loaded(images), encoder(images))
     assert additions_of(loaded) == additions_of(encoder) != Additions()
     assert tuple(image_data(loaded)["mean"]) == (0.1, 0.2, 0.3)
-    with pytest.raises(RuntimeError, match="Unknown model"):
-        timm.create_model(f"local-dir:{tmp_path}/encoder", pretrained=True)
+    if keys == {"position": "learned_2d"}:
+        by_timm: Any = timm.create_model(f"local-dir:{tmp_path}/encoder", pretrained=True)
+        assert torch.equal(by_timm.eval()(images), encoder(images))
+    else:
+        with pytest.raises(RuntimeError, match="Unknown model"):
+            timm.create_model(f"local-dir:{tmp_path}/encoder", pretrained=True)
     bare = make_encoder(EncoderConfig(init=str(tmp_path), position=keys.get("position")), (32, 16))
     assert bare.eval()(torch.rand(1, 3, 32, 16)).shape == (1, 16)
 
@@ -372,16 +379,54 @@ def test_a_later_versions_encoder_is_named(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_table_at_the_stem_goes_into_timms(tmp_path: Path) -> None:
-    for kind in ("learned_2d", "sincos_2d"):
-        config = EncoderConfig(patch_size=8, position=kind, **TINY)
-        encoder = make_encoder(config, SIZE).eval()
-        plain = timm_format(encoder, "--to timm")
-        assert additions_of(plain) == Additions()
-        save_encoder(plain, tmp_path / kind)
-        by_timm: Any = timm.create_model(f"local-dir:{tmp_path}/{kind}", pretrained=True).eval()
-        images = torch.rand(2, 3, *SIZE)
-        torch.testing.assert_close(by_timm(images), encoder(images), atol=1e-6, rtol=0)
+@pytest.mark.parametrize("args", [{}, {"reg_tokens": 2}, {"no_embed_class": True}], ids=str)
+@pytest.mark.parametrize("kind", ["learned_2d", "sincos_2d"])
+def test_a_table_at_the_stem_is_saved_as_timms(
+    tmp_path: Path, kind: str, args: dict[str, Any]
+) -> None:
+    """And `load_encoder` finds it as it was: fixed, or of rows and columns, at any size."""
+    encoder = make_encoder(EncoderConfig(patch_size=8, position=kind, args=args, **TINY), SIZE)
+    images, larger = torch.rand(2, 3, *SIZE), torch.rand(2, 3, 48, 32)
+    for name, form in {"ours": encoder, "plain": timm_format(encoder, "--to timm")}.items():
+        save_encoder(form, tmp_path / name)
+        by_timm: Any = timm.create_model(f"local-dir:{tmp_path}/{name}", pretrained=True)
+        assert torch.equal(by_timm.eval()(images), encoder.eval()(images))
+    loaded = load_encoder(tmp_path / "ours").eval()
+    assert additions_of(loaded) == additions_of(encoder)
+    state = encoder.state_dict()
+    assert loaded.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+    again = make_encoder(EncoderConfig(init=str(tmp_path / "ours")), (48, 32)).eval()
+    set_image_size(encoder, (48, 32))
+    assert torch.equal(again(larger), encoder(larger))
+
+
+@pytest.mark.parametrize("kind", ["learned_2d", "sincos_2d"])
+def test_a_folder_from_before_tables_were_saved_as_timms_is_loaded(
+    tmp_path: Path, kind: str
+) -> None:
+    encoder = make_encoder(EncoderConfig(patch_size=8, position=kind, **TINY), SIZE)
+    save_encoder(encoder, tmp_path)
+    path, told = tmp_path / "config.json", json.loads((tmp_path / "config.json").read_text())
+    told["architecture"] = f"masked_patch.{told['architecture']}"
+    told["model_args"]["pos_embed"] = "none"
+    path.write_text(json.dumps(told))
+    save_file(encoder.state_dict(), tmp_path / "model.safetensors")
+    loaded = load_encoder(tmp_path)
+    assert additions_of(loaded) == additions_of(encoder)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("kind", ["learned_2d", "sincos_2d"])
+def test_a_table_that_was_changed_elsewhere_is_refused(tmp_path: Path, kind: str) -> None:
+    save_encoder(make_encoder(EncoderConfig(patch_size=8, position=kind, **TINY), SIZE), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["pos_embed"][0, -1] += 0.1
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=f"its pos_embed was changed, .* encoder.position={kind}"):
+        load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("keys", [OWN[1], OWN[2], OWN[4]], ids=str)

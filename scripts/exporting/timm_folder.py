@@ -22,7 +22,7 @@ def _check(source: Source) -> None:
 
 
 def _write(source: Source, folder: Path) -> None:
-    save_encoder(source.timm_encoder("timm"), folder)
+    save_encoder(source.encoder, folder)
 
 
 @torch.no_grad()

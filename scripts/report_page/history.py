@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from yaml import YAMLError
 
 from data.disks import one_line
 from data.settings import UserError, require
+from pretrain.additions import has_additions, rebuild
 from pretrain.checkpoint import find_newest
 from pretrain.metrics import read_records
 from scripts.report_page.findings import Record, last_with, percent
@@ -194,7 +196,7 @@ def _encoder(run: Run) -> str:
     """Name the encoder, what was changed in it, what it started from, and its size."""
     config = run.config["encoder"]
     changed = [f"{key}={config[key]}" for key in _SIZES if config.get(key) is not None]
-    origin = [] if config["init"] == "none" else [f"started from {config['init']}"]
+    origin = _origin(config)
     name, size = config["name"], []
     if run.checkpoint is not None:
         encoder = run.checkpoint / "encoder"
@@ -203,7 +205,17 @@ def _encoder(run: Run) -> str:
     return ", ".join([*([name] if name else []), *changed, *origin, *size])
 
 
+def _origin(config: dict[str, Any]) -> list[str]:
+    """Say what a run's encoder started from; nothing where it was made anew."""
+    if config.get("like") is not None:
+        return [f"from random weights, begun like {config['like']}"]
+    return [] if config["init"] in (None, "none") else [f"started from {config['init']}"]
+
+
 def _num_parameters(encoder: Path) -> int:
+    if has_additions(encoder):  # a table there may be fixed
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in rebuild(encoder, {}).parameters())
     with safe_open(encoder / "model.safetensors", "pt") as file:
         return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
