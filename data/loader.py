@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.boxes import AUGMENTATION, NUM_UNIFORM
+from data.classes import Numbering, as_it_is
 from data.index.manifest import Manifest
 from data.lending import blank_images
 from data.order import Order
@@ -264,6 +265,8 @@ class Samples(Dataset[Batch]):
         num_classes: K of a multi-label set; None where a sample has one class.
         augment: A training crop, uint8 (C, H, W), and a 32-bit seed -> such a crop.
         channels: C. A sample that is neither of so many nor can be converted is bad.
+        numbering: From the class numbers in the shards to those of the labels; None where they are
+            the same.
     """
 
     def __init__(
@@ -276,6 +279,7 @@ class Samples(Dataset[Batch]):
         num_classes: int | None = None,
         augment: Callable[[Tensor, int], Tensor] | None = None,
         channels: int = 3,
+        numbering: Numbering | None = None,
     ) -> None:
         self.manifest = manifest
         self.order = Order(manifest.starts, seed)
@@ -286,6 +290,7 @@ class Samples(Dataset[Batch]):
         self.num_classes = num_classes
         self.augment = augment
         self.channels = channels
+        self.numbering = numbering
         # an array beside a picture may be its features: read only where there is no picture
         self._wanted = PICTURE_EXTENSIONS if channels in MODES else IMAGE_EXTENSIONS
 
@@ -331,12 +336,16 @@ class Samples(Dataset[Batch]):
         members = self.reader.read(shard, place, wanted)
         if choose_image(members, self.channels) is None:
             members |= self.reader.read(shard, place, {ARRAY_EXTENSION})
-        label = NO_LABEL
-        if self.labelled and self.num_classes is not None:
-            label = multi_hot(read_label_set(members), self.num_classes)
-        elif self.labelled:
-            label = read_label(members)
+        label = self._label(shard, members) if self.labelled else NO_LABEL
         return pick_image(members, self.channels), label
+
+    def _label(self, shard: int, members: dict[str, bytes]) -> int | np.ndarray:
+        """Return a sample's class, or those of a multi-label set as 0 and 1."""
+        renumber = self.numbering or as_it_is
+        if self.num_classes is None:
+            return renumber(shard, read_label(members))
+        classes = [renumber(shard, number) for number in read_label_set(members)]
+        return multi_hot(classes, self.num_classes)
 
     def _crop(self, content: bytes, numbers: np.ndarray) -> Tensor:
         if self.crop_area is None:

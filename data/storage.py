@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from data.settings import RunStopped, UserError, require
 
+_CHUNK = 8 << 20  # bytes of a request
 PROTOCOLS = ("http", "https", "s3", "gs", "hf")
 _URL = re.compile(r"([A-Za-z0-9+.:_-]*?)://(.*)", re.DOTALL)
 # A host with a port, a bucket, or an S3 access point; nothing before an "@".
@@ -213,6 +214,24 @@ def open_file(location: str, storage: Storage, expected: Version | None = None) 
 
     check_location(location, "shards")
     return RemoteFile(location, storage, expected)
+
+
+def read_file(location: str, storage: Storage, max_bytes: int) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        OSError: If a local file cannot be read.
+        RunStopped: If a remote one cannot; `Missing` if it is not there, or has more bytes.
+        UserError: As for `open_file`.
+    """
+    file = open_file(location, storage)
+    try:
+        size = file.num_bytes
+        if size > max_bytes:
+            raise Missing(f"{public_name(location)} has {size} bytes, more than {max_bytes}")
+        return b"".join(file.read(start, _CHUNK) for start in range(0, size, _CHUNK))
+    finally:
+        file.close()
 
 
 def probe(location: str, storage: Storage) -> Version:

@@ -114,6 +114,8 @@ def fingerprint(
         "views": list(views),
         "precision": precision,
     }
+    if samples.numbering is not None:
+        facts["numbering"] = samples.numbering.fingerprint
     return sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -32,6 +32,14 @@ def load_classifier(path: str | Path) -> Classifier:
     return model.eval()
 
 
+def saved_names(run: str | Path) -> list[str] | None:
+    """Return the names of the classes of a fine-tuning run's model; None if it has none yet."""
+    folder = Path(run, "encoder")
+    if not (folder / "config.json").is_file():
+        return None
+    return json.loads((folder / "config.json").read_text()).get("label_names")
+
+
 def _load_run(run: Path, config: Path) -> Classifier:
     told = load(FinetuneConfig, [str(config)])
     checkpoint = latest(run)

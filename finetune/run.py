@@ -17,13 +17,15 @@ if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.augment import RandAugment
-from data.labelled import class_names, count_classes, read_label_sets, read_labels
+from data.index.manifest import Manifest
+from data.labelled import Labels, check_names, label_splits
 from data.loader import Samples
 from data.settings import require, run_entry_point
 from data.stream import TrainingStream
 from finetune.backbone import flops_per_image, is_transformer, make_backbone
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
+from finetune.load import saved_names
 from finetune.metrics import Figures
 from finetune.validate import Validation
 from pretrain.claim import claim
@@ -50,11 +52,8 @@ def main(arguments: list[str]) -> None:
     # ---- the classes
     train = open_shards(accelerator, data.train, "data.train", data.storage, data.fraction)
     val = open_shards(accelerator, data.val, "data.val", data.storage)
-    read = read_label_sets if data.multi_label else read_labels
-    num_classes = on_main(
-        accelerator, lambda: count_classes(read(train, "data.train"), read(val, "data.val"))
-    )
-    names = class_names(train, data.classes, num_classes)
+    labels = on_main(accelerator, lambda: _label(train, val, config))
+    names = labels.names
 
     # ---- the model
     encoder = make_backbone(config.encoder, data.size, data.mean, data.std, data.channels)
@@ -76,9 +75,11 @@ def main(arguments: list[str]) -> None:
     multi = len(names) if data.multi_label else None
     mean = image_data(encoder)["mean"]
     augment = RandAugment(data.augment, size, mean) if data.augment else None
-    samples = Samples(train, size, seed, data.crop_area, True, multi, augment, channels)
+    samples = Samples(
+        train, size, seed, data.crop_area, True, multi, augment, channels, labels.train
+    )
     stream = TrainingStream(samples, config.optim.batch_size, part, data.workers)
-    val_samples = Samples(val, size, seed, labelled=True, num_classes=multi, channels=channels)
+    val_samples = Samples(val, size, seed, None, True, multi, None, channels, labels.val)
     validation = Validation(accelerator, val_samples, part, data.workers)
 
     # ---- the steps
@@ -98,6 +99,17 @@ def main(arguments: list[str]) -> None:
         }
         _report(Path(config.run.dir), validation.figures, names, facts)
     accelerator.end_training()
+
+
+def _label(train: Manifest, val: Manifest, config: FinetuneConfig) -> Labels:
+    """Read the labels of both splits; those of a run that goes on are what they were."""
+    data, saved = config.data, saved_names(config.run.dir)
+    labels, _ = label_splits(
+        train, val, data.classes, fraction=data.fraction, is_multi_label=data.multi_label
+    )
+    if saved is not None:
+        check_names(labels.names, saved, f"run.dir={config.run.dir}")
+    return labels
 
 
 def _report(folder: Path, figures: Figures, names: list[str], facts: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
 from data.devices import exact_device
-from data.labelled import count_classes, read_labels
+from data.labelled import label_splits
 from data.loader import SHARDS_TYPE, ImageConfig, Samples
 from data.settings import require, setting
 from data.stream import Share
@@ -36,6 +36,11 @@ class ProbeConfig:
         "labelled shards that they are judged on",
         changes_result=False,
         type_name=SHARDS_TYPE,
+    )
+    classes: str | None = setting(
+        None,
+        "file with a class name a line for both; default: classes.txt beside the shards, if there",
+        changes_result=False,
     )
     every: int = setting(
         1000, "steps between measurements; 0: only at the end", changes_result=False
@@ -105,7 +110,7 @@ def open_splits(
 
     Args:
         accelerator: What `start` gave.
-        specs: Has the keys `train` and `val`.
+        specs: Has the keys `train`, `val` and `classes`.
         data: How shards are read.
         size: (H, W) of the images.
         group: Where those keys are, for messages.
@@ -119,17 +124,14 @@ def open_splits(
         open_shards(accelerator, getattr(specs, key), f"{group}.{key}", data.storage, share)
         for key, share in (("train", fraction), ("val", 1.0))
     )
-
-    def labels() -> np.ndarray:
-        known = read_labels(train, f"{group}.train")
-        count_classes(known, read_labels(val, f"{group}.val"), group)
-        return known
-
-    return Splits(
-        Samples(train, size, seed=0, labelled=True, channels=channels),
-        Samples(val, size, seed=0, labelled=True, channels=channels),
-        on_main(accelerator, labels),
+    labels, values = on_main(
+        accelerator, lambda: label_splits(train, val, specs.classes, group, fraction)
     )
+    train_samples, val_samples = (
+        Samples(shards, size, seed=0, labelled=True, channels=channels, numbering=numbering)
+        for shards, numbering in ((train, labels.train), (val, labels.val))
+    )
+    return Splits(train_samples, val_samples, values)
 
 
 def check_neighbours(neighbours: int, labels: np.ndarray, keys: tuple[str, str]) -> None:

@@ -35,9 +35,8 @@ from data.index.manifest import (
 from data.index.offsets import ShardIndex
 from data.settings import RunStopped, UserError, require
 from data.shards import INDEX_SUFFIX, atomic_write, list_shards, shard_names
-from data.storage import Missing, Storage, is_remote, open_file, public_name, user_cache
+from data.storage import Missing, Storage, is_remote, public_name, read_file, user_cache
 
-_CHUNK = 8 << 20  # bytes of a request
 _MAX_MANIFEST = 1 << 30  # bytes that are taken from a server
 _logger = logging.getLogger(__name__)
 
@@ -217,7 +216,7 @@ class Catalog:
         """Fetch the manifest beside remote shards into a folder named by its content."""
         location = split_location(self.locations[place]).manifest_location
         try:
-            content = _read(location, self._storage, _MAX_MANIFEST)
+            content = read_file(location, self._storage, _MAX_MANIFEST)
         except Missing:
             return None
         served = cache_folder(folder) / f"served-{sha256(content).hexdigest()[:32]}"
@@ -276,21 +275,9 @@ def fetch_index(location: str, path: Path, storage: Storage) -> None:
     Raises:
         RunStopped: If it cannot be fetched; `Missing` if it is not there.
     """
-    content = _read(split_location(location).index_location, storage, _MAX_MANIFEST)
+    content = read_file(split_location(location).index_location, storage, _MAX_MANIFEST)
     with atomic_write(path) as file:
         file.write(content)
-
-
-def _read(location: str, storage: Storage, max_bytes: int) -> bytes:
-    """Read a whole file of a server."""
-    file = open_file(location, storage)
-    try:
-        size = file.num_bytes
-        if size > max_bytes:
-            raise Missing(f"{public_name(location)} has {size} bytes, more than {max_bytes}")
-        return b"".join(file.read(start, _CHUNK) for start in range(0, size, _CHUNK))
-    finally:
-        file.close()
 
 
 # ---------------------------------------------------------------- where indexes go

@@ -181,6 +181,12 @@ def thinned(manifest: Manifest, ratio: float) -> Manifest:
     return make_manifest(replace(manifest.shards, num_samples=kept), manifest.storage)
 
 
+def unthinned(manifest: Manifest) -> Manifest:
+    """Use all samples again of what `thinned` gave."""
+    shards = replace(manifest.shards, num_samples=manifest.shards.num_indexed)
+    return make_manifest(shards, manifest.storage)
+
+
 # ---------------------------------------------------------------- folders
 
 
