@@ -7,19 +7,17 @@ writing can stop at any shard and go on later. scripts/make_shards.py carries it
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from data.settings import UserError, require
-from data.shards import (
-    ARRAY_EXTENSION,
-    IMAGE_EXTENSIONS,
-    PICTURE_EXTENSIONS,
-    ImageFile,
-    split_name,
-)
+from data.class_folders import folders_without_images, label_folders
+from data.disks import explain
+from data.image_folder import Listing, extension_of, list_images
+from data.settings import RunStopped, UserError, require
+from data.shards import ImageFile, split_name
+from data.text import name_some
 
 _BLOCK = 512  # a tar's unit, bytes
 
@@ -48,14 +46,14 @@ class Source:
     Attributes:
         images: Sorted by path.
         classes: Class names in the order of their labels; empty without labels.
-        num_empty: Image files of zero bytes, left out.
-        num_other: Files without an image's extension, left out.
+        left_out: What was left out and how much of it, in words.
+        why_unlabelled: Why there are no labels; None where there are.
     """
 
     images: tuple[SourceImage, ...]
     classes: tuple[str, ...]
-    num_empty: int
-    num_other: int
+    left_out: tuple[str, ...]
+    why_unlabelled: str | None
 
 
 @dataclass(frozen=True)
@@ -75,60 +73,47 @@ class PlanOptions:
     seed: int
 
 
-def find_images(source: Path, *, is_unlabelled: bool = False) -> Source:
-    """List the images below a folder (see `image_paths`); what is hidden is passed over.
+def find_images(
+    source: Path, *, is_unlabelled: bool = False, classes: Sequence[str] | None = None
+) -> Source:
+    """List the images below a folder (see `Listing`).
 
     Args:
         source: The folder.
         is_unlabelled: Take no labels. Else the first folder of each path is its class, unless an
             image lies directly in `source`: then there are no labels either.
+        classes: The names of the classes in the order of their labels. None: those of the
+            folders, sorted.
 
     Raises:
-        UserError: If it is no folder, or holds no image.
+        UserError: It is no folder, holds no image, or something that cannot be read; or its
+            folders cannot be classes.
     """
     require(source.is_dir(), f"SOURCE={source} is not a folder; give the folder of the images")
-    sizes = file_sizes(source)
-    found = {path: sizes[path] for path in image_paths(sizes)}
-    paths = sorted(path for path, size in found.items() if size > 0)
+    listing = list_images(source)
+    listing.require_readable("SOURCE")
+    listing.require_images("SOURCE")
+    why = _why_unlabelled(listing, is_unlabelled)
     require(
-        len(paths) > 0,
-        f"SOURCE={source} holds no image; known extensions: {', '.join(sorted(IMAGE_EXTENSIONS))}",
+        why is None or classes is None,
+        f"--classes numbers the folders of a SOURCE with labels, and SOURCE={source} has none: "
+        f"{why}",
     )
-    is_labelled = not is_unlabelled and all("/" in path for path in paths)
-    classes = sorted({path.split("/")[0] for path in paths}) if is_labelled else []
-    labels = {name: label for label, name in enumerate(classes)}
+    labels = {} if why else label_folders(listing, classes)
     images = tuple(
-        SourceImage(path, key, found[path], labels.get(path.split("/")[0]))
-        for path, key in zip(paths, unique_keys(paths), strict=True)
+        SourceImage(path, key, listing.found.sizes[path], labels.get(path.split("/")[0]))
+        for path, key in zip(listing.images, unique_keys(listing.images), strict=True)
     )
-    return Source(images, tuple(classes), len(found) - len(paths), len(sizes) - len(found))
+    names = tuple(labels if classes is None else classes)
+    no_class = [] if why else folders_without_images(listing)
+    return Source(images, names, (*listing.left_out(), *no_class), why)
 
 
-def image_paths(paths: Iterable[str]) -> list[str]:
-    """Return those of a folder's files that are images; NumPy's only where there are no others.
-
-    Beside pictures they may be anything, such as features.
-    """
-    by_kind = {path: extension_of(path) for path in paths}
-    pictures = [path for path, kind in by_kind.items() if kind in PICTURE_EXTENSIONS]
-    return pictures or [path for path, kind in by_kind.items() if kind == ARRAY_EXTENSION]
-
-
-def file_sizes(source: Path) -> dict[str, int]:
-    """Map the path of each file that is not hidden, below `source`, to its size."""
-    sizes: dict[str, int] = {}
-    for folder, folders, files in os.walk(source, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
-                sizes[path.relative_to(source).as_posix()] = path.stat().st_size
-    return sizes
-
-
-def extension_of(path: str) -> str:
-    """Return a file name's extension in lower case, without the dot."""
-    return Path(path).suffix.lower().removeprefix(".")
+def _why_unlabelled(listing: Listing, is_unlabelled: bool) -> str | None:
+    beside = [path for path in listing.images if "/" not in path]
+    if is_unlabelled:
+        return "--unlabelled"
+    return f"directly in it lies {name_some(beside, 1)}" if beside else None
 
 
 def unique_keys(paths: Sequence[str]) -> list[str]:
@@ -147,7 +132,7 @@ def unique_keys(paths: Sequence[str]) -> list[str]:
 
 
 def _safe_key(path: str) -> str:
-    key = path.rpartition(".")[0].replace(".", "_")
+    key = path.rpartition(".")[0].replace(".", "_").replace("\n", "_")
     # webdataset takes names such as __this__ for metadata and skips them.
     return key if split_name(key + ".jpg") is not None else "x" + key
 
@@ -169,9 +154,10 @@ def plan_shards(
     ratio = options.val_ratio
     require(0 <= ratio < 1, f"--val-ratio={ratio} is not in [0, 1); try 0.05")
     require(options.shard_bytes > 0, "--shard-mb is not above 0; try 256")
+    kept = kept_in_training(images, options)
     splits: dict[str, list[SourceImage]] = {"train": [], "val": []}
     for image in images:
-        is_val = _draw(options.seed, "split", image.path) < ratio
+        is_val = _is_drawn(image, options) and image.path not in kept
         splits["val" if is_val else "train"].append(image)
     require(len(splits["train"]) > 0, f"--val-ratio={ratio} leaves no image for training; lower it")
     plan: dict[str, list[SourceImage]] = {}
@@ -181,6 +167,25 @@ def plan_shards(
         shards = _cut(members, options.shard_bytes)
         plan |= {f"{split}-{number:06d}.tar": shard for number, shard in enumerate(shards)}
     return plan
+
+
+def kept_in_training(images: Sequence[SourceImage], options: PlanOptions) -> set[str]:
+    """Choose an image of each class that the draw would put into validation as a whole.
+
+    Returns:
+        Their paths. It is the one drawn last, so that other files change it as little as can be.
+    """
+    last: dict[int, tuple[float, str]] = {}
+    for image in images if options.val_ratio > 0 else ():
+        if image.label is not None:
+            own = (_draw(options.seed, "split", image.path), image.path)
+            last[image.label] = max(own, last.get(image.label, own))
+    return {path for draw, path in last.values() if draw < options.val_ratio}
+
+
+def _is_drawn(image: SourceImage, options: PlanOptions) -> bool:
+    """Tell whether the draw puts an image into validation."""
+    return _draw(options.seed, "split", image.path) < options.val_ratio
 
 
 def _draw(seed: int, purpose: str, path: str) -> float:
@@ -214,6 +219,8 @@ def plan_hash(source: Source, options: PlanOptions) -> str:
     digest = sha256(json.dumps([asdict(options), source.classes]).encode())
     for image in source.images:
         digest.update(json.dumps([image.path, image.num_bytes, image.label]).encode())
+    if kept := sorted(kept_in_training(source.images, options)):
+        digest.update(json.dumps(kept).encode())
     return digest.hexdigest()
 
 
@@ -221,10 +228,16 @@ def load_image(source: Path, image: SourceImage) -> ImageFile:
     """Read an image's file into a sample.
 
     Raises:
+        RunStopped: If the disk does not give it.
         UserError: If the file is not as it was when the plan was made.
     """
     path = source / image.path
-    data = path.read_bytes() if path.exists() else b""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    except OSError as error:
+        raise RunStopped(f"{path}: {explain(error)}; then the same command goes on") from error
     if len(data) != image.num_bytes:
         raise UserError(f"{path} has changed since it was listed; start again when it is whole")
     return ImageFile(image.key, extension_of(image.path), data, image.label)

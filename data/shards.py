@@ -30,7 +30,12 @@ from data.storage import (
 )
 
 ARRAY_EXTENSION = "npy"
-PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"})
+HEIF_EXTENSIONS = frozenset({"heic", "heif", "hif"})  # Pillow reads them with an extra alone
+PICTURE_EXTENSIONS = HEIF_EXTENSIONS.union(
+    ("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "gif", "bmp"),
+    ("dib", "tif", "tiff", "tga", "ppm", "pgm", "pbm", "pnm", "qoi", "ico", "pcx", "sgi", "dds"),
+    ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+)
 IMAGE_EXTENSIONS = PICTURE_EXTENSIONS | {ARRAY_EXTENSION}
 LABEL_EXTENSION = "cls"
 INDEX_SUFFIX = ".index"
@@ -81,11 +86,12 @@ def choose_image(extensions: Iterable[str], channels: int) -> str | None:
     """Return the extension of a sample's image: the first one's, or None.
 
     For grey and RGB an `npy` member comes last, as beside a picture it may hold its features. For
-    other channels it comes first, as a picture beside it may be a preview.
+    other channels it comes first, as a picture beside it may be a preview. A HEIC picture comes
+    after others.
     """
     images = [extension for extension in extensions if extension in IMAGE_EXTENSIONS]
     is_picture = channels in (1, 3)
-    images.sort(key=lambda extension: (extension == ARRAY_EXTENSION) == is_picture)
+    images.sort(key=lambda e: ((e == ARRAY_EXTENSION) == is_picture, e in HEIF_EXTENSIONS))
     return images[0] if images else None
 
 

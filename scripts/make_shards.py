@@ -6,12 +6,25 @@ SOURCE is a folder per class (SOURCE/<class>/**/*.jpg). If an image lies directl
 --unlabelled, all images below it are taken without labels. The bytes of the images are kept as they
 are. OUT gets train-000000.tar and so on, val-000000.tar with --val-ratio, and classes.txt (line
 number, from 0, = label). Started again after a stop, it keeps the shards that are complete.
+
+Each real folder is read once, links to folders too. What is left out is counted and named. A folder
+or an image that cannot be read, a class that would lose all its images, and folders such as train
+and val in place of classes are refused before anything is written. With --classes FILE, a class
+name a line, classes have the numbers of that list: give the classes.txt of the training shards for
+a SOURCE of test images.
+
+Status 0: done. 1: stopped, such as by a full disk. 2: a mistake in what was typed or in SOURCE.
+130: Ctrl-C. After 1 and 130 the same command goes on.
 """
 
 import argparse
 import json
 import logging
+import os
+import re
+import shlex
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +33,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from tqdm import tqdm
 
+from data.disks import explain
 from data.folder import (
     PlanOptions,
     Source,
@@ -29,23 +43,41 @@ from data.folder import (
     plan_hash,
     plan_shards,
 )
-from data.index.manifest import MANIFEST_NAME, Manifest
+from data.index.manifest import MANIFEST_NAME
 from data.index.opening import open_manifest
-from data.settings import RunStopped, UserError, require
+from data.settings import OneLineParser, RunStopped, UserError, require, run_entry_point
 from data.shards import INDEX_SUFFIX, atomic_write, write_shard
+from data.text import count, name_some, printable
 
 _PLAN_NAME = "plan.json"
 _CLASSES_NAME = "classes.txt"
+_RECIPE = "configs/pretrain/demo.yaml"
+_GPU_RECIPE = "configs/pretrain/vit_base.yaml"
+_MAX_SHARD_MB = 1e6  # a terabyte
 _Plan = dict[str, list[SourceImage]]
 
 
-def main() -> None:
-    """List, plan, write what is missing, index, report."""
-    arguments = _parse()
+def main(arguments: list[str]) -> None:
+    """Run `python scripts/make_shards.py ARGUMENTS`."""
+    options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    source_folder: Path = arguments.source
+    _check_places(options.source, options.out)
+    try:
+        _make(options)
+    except OSError as error:
+        where = printable(str(error.filename or options.out))
+        message = f"{where}: {explain(error)}; then the same command goes on"
+        raise RunStopped(message) from error
+    except KeyboardInterrupt as error:
+        message = "Ctrl-C; the same command goes on, and keeps the shards that are complete"
+        raise RunStopped(message, status=130) from error
+
+
+def _make(arguments: argparse.Namespace) -> None:
+    """List, plan, write what is missing, index, report."""
     out: Path = arguments.out
-    source = find_images(source_folder, is_unlabelled=arguments.unlabelled)
+    classes = None if arguments.classes is None else _read_classes(arguments.classes)
+    source = find_images(arguments.source, is_unlabelled=arguments.unlabelled, classes=classes)
     options = PlanOptions(
         shard_bytes=int(arguments.shard_mb * 1e6),
         val_ratio=arguments.val_ratio,
@@ -54,19 +86,19 @@ def main() -> None:
     )
     plan = plan_shards(source.images, options)
     _prepare(out, plan_hash(source, options), plan, overwrite=arguments.overwrite)
-    _write_missing(source_folder, out, plan)
+    _write_missing(arguments.source, out, plan)
     _write_classes(out, source)
-    manifest = open_manifest([str(out / name) for name in plan], "OUT")
-    _report(source_folder, out, source, manifest)
+    open_manifest([str(out / name) for name in plan], "OUT")
+    _report(arguments, source, plan)
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of images")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shards")
+    parser.add_argument("source", type=_folder, metavar="SOURCE", help="folder of images")
+    parser.add_argument("out", type=_folder, metavar="OUT", help="folder for the shards")
     parser.add_argument(
         "--shard-mb", type=float, default=256, help="largest size of a shard, in 1e6 bytes (256)"
     )
@@ -82,9 +114,47 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="for the order and the split (0)")
     parser.add_argument("--unlabelled", action="store_true", help="take no labels from folders")
     parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class names in order, a name a line"
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace the shards of another plan in OUT"
     )
-    return parser.parse_args()
+    options = parser.parse_args(arguments)
+    shard_mb: float = options.shard_mb
+    require(
+        1e-6 <= shard_mb <= _MAX_SHARD_MB,
+        f"--shard-mb={shard_mb} is no size above 0 and up to {_MAX_SHARD_MB:,}; try 256",
+    )
+    return options
+
+
+def _folder(name: str) -> Path:
+    """Read the name of a folder of this machine."""
+    if name == "" or "://" in name:
+        raise argparse.ArgumentTypeError(f"{name!r} is no folder of this machine")
+    return Path(name)
+
+
+def _check_places(source: Path, out: Path) -> None:
+    """Refuse, before the source is listed, an OUT that cannot be written or lies in SOURCE."""
+    own = out.resolve()
+    require(
+        source.resolve() not in (own, *own.parents),
+        f"OUT={out} lies in SOURCE={source}; give a folder beside it",
+    )
+    there = next(folder for folder in (own, *own.parents) if folder.exists())
+    require(there.is_dir(), f"OUT={out}: {there} is a file; give another folder")
+    is_writable = os.access(
+        there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+    )
+    require(is_writable, f"OUT={out}: {there} cannot be written; allow it, or give another folder")
+
+
+def _read_classes(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--classes={path}: {error.strerror}") from error
 
 
 def _prepare(out: Path, plan: str, shards: _Plan, *, overwrite: bool) -> None:
@@ -94,11 +164,12 @@ def _prepare(out: Path, plan: str, shards: _Plan, *, overwrite: bool) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     record = out / _PLAN_NAME
-    if record.exists() and json.loads(record.read_text())["plan"] == plan:
+    if _recorded(record) == plan:
         _remove(out, ".*.tmp")  # of a run that was killed
         return
     if any(out.iterdir()):
-        what = "shards of another source or other options" if record.exists() else "other files"
+        is_ours = _recorded(record) is not None
+        what = "shards of another source or other options" if is_ours else "other files"
         require(overwrite, f"OUT={out} holds {what}; give an empty folder or --overwrite")
         for split in ("train", "val"):
             _remove(out, f"{split}-*.tar")
@@ -107,6 +178,14 @@ def _prepare(out: Path, plan: str, shards: _Plan, *, overwrite: bool) -> None:
             _remove(out, name)
     with atomic_write(record) as file:
         file.write(json.dumps({"plan": plan, "num_shards": len(shards)}).encode())
+
+
+def _recorded(record: Path) -> object:
+    """Return what a record of a plan says; None if it is none."""
+    try:
+        return json.loads(record.read_text())["plan"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _remove(folder: Path, pattern: str) -> None:
@@ -118,7 +197,7 @@ def _write_missing(source: Path, out: Path, plan: _Plan) -> None:
     """Write the shards that are not there yet."""
     missing = [name for name in plan if not (out / name).exists()]
     if kept := len(plan) - len(missing):
-        print(f"keeping {kept} complete shards of an earlier start")
+        print(f"keeping {count(kept, 'complete shard')} of an earlier start")
     todo = [image for name in missing for image in plan[name]]
     images = iter(tqdm(todo, "writing", unit="image", disable=None))
     for name in missing:
@@ -133,24 +212,58 @@ def _write_classes(out: Path, source: Source) -> None:
             file.write("".join(f"{name}\n" for name in source.classes).encode())
 
 
-def _report(source_folder: Path, out: Path, source: Source, manifest: Manifest) -> None:
+# ---------------------------------------------------------------- the report
+
+
+def _report(arguments: argparse.Namespace, source: Source, plan: _Plan) -> None:
     """Say what was written, what was left out, and what to do next."""
-    for split in ("train", "val"):
-        shards = [shard for shard in manifest.shards if shard.name.startswith(f"{split}-")]
-        num_images = sum(shard.num_samples for shard in shards)
-        print(f"{split}: {num_images} images in {len(shards)} shards")
-    if source.classes:
-        print(f"labels: {len(source.classes)} classes, listed in {out / _CLASSES_NAME}")
+    out: Path = arguments.out
+    images = {
+        split: [image for name, shard in plan.items() if name.startswith(split) for image in shard]
+        for split in ("train", "val")
+    }
+    for split, own in images.items():
+        num_shards = sum(name.startswith(split) for name in plan)
+        print(f"{split}: {count(len(own), 'image')} in {count(num_shards, 'shard')}")
+    if source.why_unlabelled is None:
+        print(f"labels: {count(len(source.classes), 'class')}, listed in {out / _CLASSES_NAME}")
+        _report_classes(source, images["val"], has_split=arguments.val_ratio > 0)
     else:
-        print("labels: none (--unlabelled, or images directly in SOURCE)")
-    print(f"left out: {source.num_empty} empty files, {source.num_other} files that are no images")
-    print(f"written from {source_folder} to {out}; next:")
-    print(f"accelerate launch pretrain/run.py 'data.shards={out}/train-*.tar' run.dir=runs/mine")
+        print(f"labels: none ({source.why_unlabelled})")
+    print(f"left out: {'; '.join(source.left_out) or 'nothing'}")
+    print(f"written from {arguments.source} to {out}; next, a small encoder, on any machine:")
+    print(_command(out, has_val=len(images["val"]) > 0))
+    print(
+        f"(on GPUs: accelerate launch -q in place of python, {_GPU_RECIPE} in place of the other)"
+    )
+
+
+def _report_classes(source: Source, val: Sequence[SourceImage], *, has_split: bool) -> None:
+    """Name the classes without an image, and those that validation lacks."""
+    present, in_val = ({image.label for image in own} for own in (source.images, val))
+    named = list(enumerate(source.classes))
+    absent = [name for label, name in named if label not in present]
+    if absent:
+        print(f"without an image: {count(len(absent), 'class')} of the list ({name_some(absent)})")
+    names = [name for label, name in named if label in present - in_val]
+    if has_split and names:
+        print(
+            f"val lacks {count(len(names), 'class')} ({name_some(names)}): the draw took no image "
+            "for validation, or the only one, which then stays in training"
+        )
+
+
+def _command(out: Path, *, has_val: bool) -> str:
+    """Return a command that pretrains on the shards, as a shell takes it."""
+    is_plain = re.fullmatch(r"[\w./][\w./ -]*", str(out), re.ASCII)
+    folder = str(out if is_plain else out.absolute())  # which nobody takes for a list or a URL
+    root = Path(__file__).resolve().parents[1]
+    is_here = Path.cwd() == root
+    files = [name if is_here else str(root / name) for name in ("pretrain/run.py", _RECIPE)]
+    val_shards = f"{folder}/val-*.tar" if has_val else "null"
+    keys = [f"data.shards={folder}/train-*.tar", f"data.val_shards={val_shards}"]
+    return f"python {shlex.join([*files, *keys, 'run.dir=runs/mine'])}"
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, RunStopped, OSError) as error:
-        print(f"make_shards.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_entry_point(main)

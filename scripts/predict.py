@@ -3,19 +3,21 @@
     python scripts/predict.py MODEL IMAGE_OR_FOLDER [...] [--top 5] [--json]
 
 MODEL is a fine-tuning run, or a folder in timm's format with a head; the training data is not
-needed. Folders are searched for images in sorted order. Images are cut as in validation. JSON is
-one list of {"path", "classes": [{"name", "probability"}]}, or {"path", "error"}. A classifier of
-many labels gives each class a probability of its own; --threshold shows all classes from it on.
+needed. Folders are searched for images in sorted order; what lies there and is no image is counted
+on standard error. Images are cut as in validation. JSON is one list of {"path", "classes":
+[{"name", "probability"}]}, or {"path", "error"}. A classifier of many labels gives each class a
+probability of its own; --threshold shows all classes from it on.
 
 Status 0: all images were answered. 1: some could not be read; each is named on standard error. 2: a
-mistake in the arguments.
+mistake in the arguments, or a folder without an image that can be read.
 """
 
 import argparse
 import json
 import os
+import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +27,13 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from data.devices import num_cores
 from data.disks import explain
-from data.folder import file_sizes, image_paths
+from data.image_folder import list_images
 from data.settings import require, run_entry_point
-from data.shards import IMAGE_EXTENSIONS
+from data.text import printable
 from data.transforms import UnreadableImage, evaluation_crop
 from finetune.head import Classifier
 from finetune.load import load_classifier
@@ -47,24 +50,29 @@ class Answer(NamedTuple):
     error: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        r"""Return it for JSON; a path's bytes that are not UTF-8 as Python has them, as \udcXX."""
+        path = str(self.path)
         if self.error is not None:
-            return {"path": str(self.path), "error": self.error}
+            return {"path": path, "error": self.error}
         classes = [{"name": name, "probability": value} for name, value in self.classes]
-        return {"path": str(self.path), "classes": classes}
+        return {"path": path, "classes": classes}
 
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/predict.py ARGUMENTS`."""
     options = _parse(arguments)
-    paths = find(options.images)
+    paths, notes = find(options.images)
     model = load_classifier(options.model)
     require(
         options.threshold is None or model.is_multi_label,
         f"--threshold={options.threshold} is for classifiers of many labels, and MODEL="
         f"{options.model} gives one; use --top",
     )
+    for note in notes:
+        print(note, file=sys.stderr)
+    is_shown = sys.stderr.isatty() and not sys.stdout.isatty()  # a bar, and no answers between
     answers = predict(model, paths, options)
+    answers = tqdm(answers, total=len(paths), unit="image", disable=not is_shown)
     write = _write_json if options.json else _write_table
     try:
         num_bad = write(answers, paths, model.class_names)
@@ -98,23 +106,29 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def find(places: Sequence[Path]) -> list[Path]:
-    """List the images: files as they are named, those of a folder by extension and in order.
+def find(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """List the images: files as they are named, those of a folder by ending and in order.
+
+    What would be an image of a folder if it could be read is listed, too, so that it is named.
+
+    Returns:
+        The images; and what each folder holds beside them.
 
     Raises:
-        UserError: There are none.
+        UserError: A folder has none that can be read.
     """
     found: list[Path] = []
+    notes: list[str] = []
     for place in places:
-        names = image_paths(sorted(file_sizes(place))) if place.is_dir() else []
-        below = [place / name for name in names]
-        found += below if place.is_dir() else [place]
-    require(
-        len(found) > 0,
-        f"{' '.join(map(str, places))}: no image there; known extensions: "
-        f"{', '.join(sorted(IMAGE_EXTENSIONS))}",
-    )
-    return found
+        if not place.is_dir():
+            found.append(place)
+            continue
+        listing = list_images(place)
+        listing.require_images("IMAGE_OR_FOLDER")
+        found += [place / path for path in listing.all_images()]
+        if others := listing.passed_over():
+            notes.append(f"{printable(str(place))}: passed over: {'; '.join(others)}")
+    return found, notes
 
 
 # ---------------------------------------------------------------- answering
@@ -142,13 +156,21 @@ def _read(paths: Sequence[Path], encoder: Any, executor: Executor) -> list[Tenso
 
     def read(path: Path) -> Tensor | str:
         try:
-            return evaluation_crop(path.read_bytes(), size, channels)
+            return evaluation_crop(_content(path), size, channels)
         except UnreadableImage as error:
             return str(error)
         except OSError as error:
             return explain(error)
 
     return list(executor.map(read, paths))
+
+
+def _content(path: Path) -> bytes:
+    """Read a file, but no pipe or device, which may never end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder says what is wrong with it
+        raise UnreadableImage("is a pipe, a socket or a device, and no file")
+    return path.read_bytes()
 
 
 @torch.inference_mode()
@@ -174,7 +196,7 @@ def _classify(
 # ---------------------------------------------------------------- writing
 
 
-def _write_json(answers: Iterator[Answer], _: Sequence[Path], __: Sequence[str]) -> int:
+def _write_json(answers: Iterable[Answer], _: Sequence[Path], __: Sequence[str]) -> int:
     """Write one document, an image a line; return how many images could not be read."""
     num_bad = 0
     for number, answer in enumerate(answers):
@@ -184,9 +206,9 @@ def _write_json(answers: Iterator[Answer], _: Sequence[Path], __: Sequence[str])
     return num_bad
 
 
-def _write_table(answers: Iterator[Answer], paths: Sequence[Path], names: Sequence[str]) -> int:
+def _write_table(answers: Iterable[Answer], paths: Sequence[Path], names: Sequence[str]) -> int:
     """Write a row an image; return how many images could not be read."""
-    path_width = max(len("image"), *(len(str(path)) for path in paths))
+    path_width = max(len("image"), *(len(printable(str(path))) for path in paths))
     name_width = max(len("class"), min(_MAX_PADDING, max(map(len, names))))
     print(f"{'image':{path_width}}  {'class':{name_width}}  probability  next")
     num_bad = 0
@@ -195,13 +217,14 @@ def _write_table(answers: Iterator[Answer], paths: Sequence[Path], names: Sequen
         if answer.error is None:
             cells = [f"{name:{name_width}}  {value:11.2%}" for name, value in answer.classes[:1]]
             rest = ", ".join(f"{name} {value:.2%}" for name, value in answer.classes[1:])
-            print(f"{answer.path!s:{path_width}}  {''.join(cells) or '-'}  {rest}".rstrip())
+            path = printable(str(answer.path))
+            print(f"{path:{path_width}}  {''.join(cells) or '-'}  {rest}".rstrip())
     return num_bad
 
 
 def _complain(answer: Answer) -> bool:
     if answer.error is not None:
-        print(f"{answer.path}: {answer.error}", file=sys.stderr)
+        print(f"{printable(str(answer.path))}: {answer.error}", file=sys.stderr)
     return answer.error is not None
 
 

@@ -349,7 +349,10 @@ def test_a_folder_of_arrays_is_one_of_images(tmp_path: Path) -> None:
     (tmp_path / "b/1.png").write_bytes(encode(GREY))
     source = find_images(tmp_path)
     assert [image.path for image in source.images] == ["b/1.png"]
-    assert source.num_other == 2
+    assert source.left_out == (
+        "2 files that are no images (2 .npy: a/0.npy, b/0.npy)",
+        "1 folder without images, so no class (a)",
+    )
 
 
 # ---------------------------------------------------------------- what is told

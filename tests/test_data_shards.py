@@ -65,7 +65,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
     [
         (ImageFile("a.b", "jpg", b""), "would not read the key 'a.b' back; use one without dots"),
         (ImageFile("__m__/a", "jpg", b""), "would not read the key '__m__/a' back"),
-        (ImageFile("a", "json", b""), "a.json is not an image; use one of bmp,"),
+        (ImageFile("a", "json", b""), "a.json is not an image; use one of apng,"),
     ],
 )
 def test_samples_that_could_not_be_read_back(tmp_path: Path, sample: ImageFile, text: str) -> None:

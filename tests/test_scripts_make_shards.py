@@ -14,7 +14,8 @@ from data.index.offsets import ShardIndex
 from data.index.opening import open_manifest
 from data.reader import ShardReader
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_shards.py"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "make_shards.py"
 OPTIONS = ("--shard-mb", 0.01, "--val-ratio", 0.2)  # each image is larger: a shard an image
 
 
@@ -71,11 +72,12 @@ def test_labelled_shards_from_a_folder_a_class(source: Path, made: tuple[Path, s
     num_val = sum(s.num_samples for s in manifest.shards if s.name.startswith("val-"))
     assert 0 < num_val < 30
     for line in (
-        f"train: {60 - num_val} images in {60 - num_val} shards",
-        f"val: {num_val} images in {num_val} shards",
+        f"train: {60 - num_val} images in {60 - num_val} shards\n",
+        f"val: {num_val} images in {num_val} shards\n",
         f"labels: 2 classes, listed in {out}/classes.txt",
-        "left out: 1 empty files, 1 files that are no images",
-        f"accelerate launch pretrain/run.py 'data.shards={out}/train-*.tar' run.dir=runs/mine",
+        "left out: 1 empty file (cat/empty.png); 1 file that is no image (1 .txt: cat/notes.txt)\n",
+        f"python {ROOT}/pretrain/run.py {ROOT}/configs/pretrain/demo.yaml "
+        f"'data.shards={out}/train-*.tar' 'data.val_shards={out}/val-*.tar' run.dir=runs/mine\n",
     ):
         assert line in printed
     for shard in manifest.shards:
@@ -113,7 +115,7 @@ def test_another_plan_is_refused_or_overwrites(source: Path, out: Path) -> None:
     refused = run(source, out)
     assert refused.returncode == 2
     assert refused.stderr == (
-        f"make_shards.py: OUT={out} holds shards of another source or other options; "
+        f"error: OUT={out} holds shards of another source or other options; "
         "give an empty folder or --overwrite\n"
     )
     assert contents(out) == before
@@ -123,7 +125,7 @@ def test_another_plan_is_refused_or_overwrites(source: Path, out: Path) -> None:
     assert sorted(os.listdir(out)) == [  # noqa: PTH208
         "manifest.jsonl", "mine.txt", "plan.json", "train-000000.tar", "train-000000.tar.index",
     ]  # fmt: skip
-    assert "labels: none (--unlabelled, or images directly in SOURCE)" in done.stdout
+    assert "labels: none (--unlabelled)" in done.stdout
     reader = ShardReader(open_manifest(out, "data.shards"))
     assert [reader.key(0, i) for i in (0, 59)] == ["cat/00", "dog/29"]
     assert set(reader.read(0, 0, {"jpg", "cls"})) == {"jpg"}
@@ -136,7 +138,7 @@ def test_mistakes_are_one_line_and_status_2(source: Path, tmp_path: Path) -> Non
     for arguments, text in (
         ((tmp_path / "none", tmp_path / "out"), "SOURCE="),
         ((source, other), f"OUT={other} holds other files; give an empty folder or --overwrite"),
-        ((source, source / "cat" / "00.jpg"), "File exists"),
+        ((source, other / "x"), "x is a file; give another folder"),
     ):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, "")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -152,19 +153,29 @@ def test_what_cannot_be_read_is_named_and_the_others_answered(
     (tmp_path / "b.png").write_bytes(b"")
     (tmp_path / "c.png").write_bytes((images / "is-1/100.png").read_bytes())
     (tmp_path / "d.txt").write_text("named, so it counts")
-    arguments = [str(run), str(tmp_path), f"{tmp_path}/none.png", f"{tmp_path}/d.txt"]
+    (tmp_path / "e.jpg").symlink_to("nothing")
+    os.mkfifo(tmp_path / "f.jpg")
+    named_alone = ("none.png", "d.txt", "f.jpg")
+    arguments = [str(run), str(tmp_path), *(f"{tmp_path}/{name}" for name in named_alone)]
     for more in ([], ["--json", "--batch-size", "1"]):
         with pytest.raises(SystemExit) as ended:
             scripts.predict.main([*arguments, *more])
         assert ended.value.code == 1
         said = capsys.readouterr()
-        named = [line.split(": ")[0] for line in said.err.splitlines()]
-        assert named == [f"{tmp_path}/{name}" for name in ("a.png", "b.png", "none.png", "d.txt")]
+        first, *lines = said.err.splitlines()
+        assert first == (
+            f"{tmp_path}: passed over: 1 file that is no image (1 .txt: d.txt); "
+            "1 pipe, socket or device (f.jpg)"
+        )
+        bad = ("a.png", "b.png", "e.jpg", *named_alone)
+        assert [line.split(": ")[0] for line in lines] == [f"{tmp_path}/{name}" for name in bad]
+        assert "f.jpg: is a pipe, a socket or a device, and no file" in said.err
         assert "none.png: No such file or directory" in said.err
         assert f"{tmp_path}/c.png" in said.out
         if more:
             answers = json.loads(said.out)
-            assert ["error" in answer for answer in answers] == [True, True, False, True, True]
+            is_bad = ["error" in answer for answer in answers]
+            assert is_bad == [True, True, False, True, True, True, True]
             assert answers[0]["error"] == "no image format that Pillow knows"
 
 
@@ -195,9 +206,27 @@ def test_a_reader_that_has_enough(
 
 
 def test_nothing_found(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(UserError, match=r"no image there; known extensions: bmp, "):
-        scripts.predict.main([str(run), str(tmp_path)])
+    for text in ("it is empty", r"1 file that is no image \(1 .svg: a.svg\)"):
+        with pytest.raises(UserError, match=rf"{tmp_path} holds no image that can be read: {text}"):
+            scripts.predict.main([str(run), str(tmp_path)])
+        (tmp_path / "a.svg").write_text("none")
+
+
+def test_names_of_any_bytes(run: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
+    content = (images / "is-1/100.png").read_bytes()
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(content)
+    (tmp_path / os.fsdecode(b"d\xe9.png")).write_bytes(b"no image")
+    (tmp_path / "UPPER.PnG").write_bytes(content)
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit):
+            scripts.predict.main([str(run), str(tmp_path), *more])
+        said = capsys.readouterr()
+        assert rf"{tmp_path}/d\xe9.png: no image" in said.err
+        assert "UPPER.PnG" in said.out
+        if more:
+            assert json.loads(said.out)[1]["path"] == str(tmp_path / os.fsdecode(b"caf\xe9.png"))
+        else:
+            assert rf"{tmp_path}/caf\xe9.png " in said.out
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data.demo import PHOTOGRAPHS
-from data.folder import file_sizes, image_paths
+from data.image_folder import list_images
 from data.index.opening import open_manifest
 from data.loader import Samples
 from data.settings import RunStopped, UserError, require
@@ -50,11 +50,16 @@ def _list_files(given: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in given:
         require(path.exists(), f"--images={path} does not exist; name image files or a folder")
-        below = image_paths(sorted(file_sizes(path))) if path.is_dir() else []
-        inside = [path / name for name in below]
-        files += [path] if path.is_file() else inside[:: max(1, len(inside) // _NUM_IMAGES)]
-    require(len(files) > 0, f"--images={given[0]} holds no images; name others")
+        files += _some_below(path) if path.is_dir() else [path]
     return files
+
+
+def _some_below(folder: Path) -> list[Path]:
+    listing = list_images(folder)
+    listing.require_readable("--images")
+    listing.require_images("--images")
+    inside = [folder / path for path in listing.images]
+    return inside[:: max(1, len(inside) // _NUM_IMAGES)]
 
 
 def _read_files(files: list[Path], source: Source) -> tuple[Tensor, str]:

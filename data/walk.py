@@ -1,0 +1,133 @@
+"""What lies below a folder: each real folder once, and by name what cannot be read as a file."""
+
+import contextlib
+import errno
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_LINK_TO_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+# What systems leave beside a user's files; names in lower case.
+_DROPPINGS = frozenset({".ds_store", ".trashes", ".fseventsd", "icon\r", "__macosx"}).union(
+    ("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    ("@eadir", "lost+found"),
+)
+_Identity = tuple[int, int]  # device and inode
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below a folder; names are paths below it, with "/".
+
+    Attributes:
+        sizes: The size of each file.
+        folders: Each folder that was entered, and links to folders.
+        broken: Links to nothing.
+        special: Pipes, sockets and devices, which are never opened.
+        repeated: Folders that were reached before; and as what: "" is the top or one above it.
+        droppings: What macOS or Windows left, such as ._a.jpg; such folders are not entered.
+        hidden: Other names that begin with a dot; such folders are not entered.
+        unreadable: Folders and files that cannot be looked at, and why.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict[str, int])
+    folders: list[str] = field(default_factory=list[str])
+    broken: list[str] = field(default_factory=list[str])
+    special: list[str] = field(default_factory=list[str])
+    repeated: dict[str, str] = field(default_factory=dict[str, str])
+    droppings: list[str] = field(default_factory=list[str])
+    hidden: list[str] = field(default_factory=list[str])
+    unreadable: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def walk(top: Path) -> Found:
+    """List what lies below a folder. Links to folders are followed, but after all real folders.
+
+    So a folder is listed under its own path rather than a link's, and a link to a folder that
+    holds it ends there.
+    """
+    found = Found()
+    seen = dict.fromkeys(_above(top), "")
+    real, linked = [""], deque[str]()
+    while real or linked:
+        path = real.pop() if real else linked.popleft()
+        if path and not _is_new(top, path, seen, found):
+            continue
+        inside = list(_entries(top, path, found))
+        linked += [name for name, is_link in inside if is_link]
+        real += [name for name, is_link in reversed(inside) if not is_link]
+        found.folders.extend(name for name, _ in inside)
+    return found
+
+
+def _above(top: Path) -> Iterator[_Identity]:
+    """Identify a folder and all that it lies in."""
+    status = top.stat()
+    yield status.st_dev, status.st_ino
+    for folder in top.resolve().parents:
+        with contextlib.suppress(OSError):  # a link that leads there is closed, too
+            status = folder.stat()
+            yield status.st_dev, status.st_ino
+
+
+def _is_new(top: Path, path: str, seen: dict[_Identity, str], found: Found) -> bool:
+    """Tell whether a folder is reached for the first time; note it either way."""
+    status = (top / path).stat()
+    identity = status.st_dev, status.st_ino
+    if identity in seen:
+        found.repeated[path] = seen[identity]
+        return False
+    seen[identity] = path
+    return True
+
+
+def _entries(top: Path, path: str, found: Found) -> Iterator[tuple[str, bool]]:
+    """Note what lies in a folder; yield its folders in order, and whether each is a link."""
+    try:
+        with os.scandir(top / path) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        found.unreadable[path] = error.strerror or str(error)
+        return
+    for entry in entries:
+        name = f"{path}/{entry.name}" if path else entry.name
+        if _is_noted_by_name(entry.name, name, found):
+            continue
+        mode = _note(entry, name, found)
+        if stat.S_ISDIR(mode):
+            yield name, entry.is_symlink()
+
+
+def _is_noted_by_name(own: str, name: str, found: Found) -> bool:
+    if own.startswith("._") or own.lower() in _DROPPINGS:
+        found.droppings.append(name)
+    elif own.startswith("."):
+        found.hidden.append(name)
+    else:
+        return False
+    return True
+
+
+def _note(entry: os.DirEntry[str], name: str, found: Found) -> int:
+    """Note a file by what it is; return its mode, 0 if it cannot be looked at."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if entry.is_symlink() and error.errno in _LINK_TO_NOTHING:
+            found.broken.append(name)
+        else:
+            found.unreadable[name] = error.strerror or str(error)
+        return 0
+    if stat.S_ISREG(status.st_mode):
+        found.sizes[name] = status.st_size
+    elif not stat.S_ISDIR(status.st_mode):
+        found.special.append(name)
+    return status.st_mode
+
+
+def is_readable(path: Path) -> bool:
+    """Tell whether this process may read a file, without opening it."""
+    return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
