@@ -99,6 +99,11 @@ def _decode(
     return pixels if library.jpeg_crop(*arguments, pixels.data_ptr()) else None
 
 
+def is_compiled() -> bool:
+    """Tell whether the compiled extension is there and agrees with torchvision."""
+    return _library() is not None
+
+
 @cache
 def _library() -> Any:
     """Load the extension; None where it is missing or gives other pixels than torchvision's."""

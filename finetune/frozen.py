@@ -22,12 +22,13 @@ from data.labelled import LabelledDataConfig
 from data.loader import Samples
 from data.settings import RunStopped, UserError, require, setting
 from data.shards import atomic_write
+from data.text import count
 from finetune.backbone import refuse_masking
 from finetune.features import cached_features, identity
 from pretrain.classifiers import NEIGHBOURS, PENALTY
 from pretrain.encoder import EncoderConfig, image_size, make_encoder, num_channels
 from pretrain.evaluate import Features, View, make_views
-from pretrain.launch import RunConfig, start
+from pretrain.launch import RunConfig, count_parameters, describe_start, start
 from pretrain.probe import Splits, check_shots, open_splits
 from pretrain.tokens import choose_attention
 
@@ -56,7 +57,7 @@ class FrozenConfig:
     )
     batch_size: int = setting(256, "images a forward pass on each process")
     precision: str = setting("fp32", "of the forward pass: fp32 or bf16")
-    threads: int = setting(0, "CPU threads a process; 0: all, shared")
+    threads: int = setting(0, "CPU threads a process; 0: OMP_NUM_THREADS, else all, shared")
     dir: str = setting("runs/frozen", "folder for result.json and table.md")
     features: str | None = setting(None, "folder where features are kept; default: DIR/features")
 
@@ -229,6 +230,13 @@ def measure(
     )
     prepared = prepare(splits.labels)
 
+    logger.info(
+        "start: %s; %s to learn from and %s to judge by; %s",
+        describe_start(accelerator, _run_config(frozen), data.workers),
+        count(len(splits.labels), "image"),
+        count(splits.val.manifest.num_samples, "image"),
+        count_parameters(encoder),
+    )
     choose_attention(encoder, accelerator.device, accelerator.mixed_precision)
     encoder.to(accelerator.device)
     found = _read(accelerator, encoder, splits, views, config)
@@ -254,9 +262,13 @@ def measure(
     return f"{config.encoder.init}: {counts['num_val']} images\n\n{table}"
 
 
+def _run_config(frozen: FrozenConfig) -> RunConfig:
+    return RunConfig(seed=0, precision=frozen.precision, threads=frozen.threads)
+
+
 def _start(frozen: FrozenConfig) -> Accelerator:
     try:
-        return start(RunConfig(seed=0, precision=frozen.precision, threads=frozen.threads))
+        return start(_run_config(frozen), frozen.group)
     except UserError as error:  # it speaks of a run's keys
         raise UserError(str(error).replace("run.", f"{frozen.group}.")) from error
 

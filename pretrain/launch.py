@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,16 +18,18 @@ from torch.backends.mps import is_macos_or_newer
 from data.devices import num_cores
 from data.index.manifest import Manifest
 from data.index.opening import open_manifest
+from data.jpeg import is_compiled
 from data.settings import UserError, require, setting
 from data.storage import Storage
 from data.stream import Share
+from data.text import count
 from pretrain.heap import keep_heap
+from pretrain.launcher import PRECISIONS, check_launcher, has_chosen_threads, why_threads
 from pretrain.optim import OptimConfig
 from pretrain.ranks import main_process_first
 from pretrain.recompute import check_kind
 from pretrain.trackers import check_installed, check_names
 
-_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _PARALLEL = ("ddp", "fsdp")
 _RESUME = ("auto", "must", "never")
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -88,7 +91,9 @@ class RunConfig:
     )
     precision: str = setting("fp32", "fp32, bf16, or fp16 (GPUs only)")
     threads: int = setting(
-        0, "CPU threads a process when it trains on the CPU; 0: all, shared", changes_result=False
+        0,
+        "CPU threads a process when it trains on the CPU; 0: OMP_NUM_THREADS, else all, shared",
+        changes_result=False,
     )
 
     def __post_init__(self) -> None:
@@ -110,7 +115,7 @@ class RunConfig:
             0 <= self.seed < 1 << 63,
             f"run.seed={self.seed} is not in 0..2^63-1, what torch takes; try 0",
         )
-        if self.precision not in _PRECISIONS:
+        if self.precision not in PRECISIONS:
             raise UserError(f"run.precision={self.precision} is not one of fp32, bf16, fp16")
         check_kind(self.grad_checkpointing)
         if self.parallel not in _PARALLEL:
@@ -125,8 +130,12 @@ class RunConfig:
             raise UserError(f"run.resume={self.resume} is not one of {', '.join(_RESUME)}")
 
 
-def start(run: RunConfig) -> Accelerator:
+def start(run: RunConfig, group: str = "run") -> Accelerator:
     """Set up processes, devices, precision and seeds.
+
+    Args:
+        run: What is asked for.
+        group: Where its keys are in the whole configuration, for messages.
 
     Raises:
         UserError: The device cannot compute in this precision, or a tracker is not installed.
@@ -135,11 +144,11 @@ def start(run: RunConfig) -> Accelerator:
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    _check_launcher(run)
+    check_launcher(run.precision, group)
     _silence_ddp()
     check_installed(run.trackers)
     accelerator = Accelerator(
-        mixed_precision=_PRECISIONS[run.precision],
+        mixed_precision=PRECISIONS[run.precision],
         log_with=list(run.trackers) or None,
         project_dir=run.dir if run.trackers else None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -154,14 +163,19 @@ def start(run: RunConfig) -> Accelerator:
         "run.parallel=fsdp needs several processes, and there is one; use run.parallel=ddp",
     )
     if accelerator.device.type == "cpu":
-        # `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise
-        cores = num_cores()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(run.threads or max(1, cores // local))
+        _set_threads(run.threads)
         keep_heap()
     start_logging(accelerator.is_main_process)
     torch.manual_seed(run.seed)
     return accelerator
+
+
+def _set_threads(asked: int) -> None:
+    """Take the threads that were asked for, by key or by OMP_NUM_THREADS; else all, shared."""
+    if not asked and has_chosen_threads():
+        return  # torch has read it
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(asked or max(1, num_cores() // local))
 
 
 def choose_device(run: RunConfig) -> None:
@@ -173,11 +187,12 @@ def choose_device(run: RunConfig) -> None:
     has_gpu = torch.cuda.is_available()
     is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if not has_gpu and not (is_alone and torch.backends.mps.is_available()):
-        # torchrun without this would start as many runs of one process
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        # `accelerate launch` says false without --cpu; and torchrun, to which nobody says anything,
+        # would start as many runs of one process
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     require(
-        run.precision != "fp16" or has_gpu,
+        run.precision != "fp16" or (has_gpu and not is_on_cpu),
         "run.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU"
         if is_on_cpu
         # before pytorch/pytorch pull request 186360 a step that overflowed would be taken
@@ -187,6 +202,27 @@ def choose_device(run: RunConfig) -> None:
         run.precision != "bf16" or has_gpu or is_on_cpu or is_macos_or_newer(14, 0),
         "run.precision=bf16 needs macOS 14 on MPS; use fp32",
     )
+
+
+def describe_start(accelerator: Accelerator, run: RunConfig, workers: int) -> str:
+    """Say in one line on what a run computes, and with what it reads."""
+    device, number = accelerator.device, accelerator.num_processes
+    is_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if is_gpu else device.type.upper()
+    threads = count(torch.get_num_threads(), "thread")
+    parts = (
+        name if number == 1 else f"{number} processes, each with {name}",
+        threads if device.type != "cpu" else f"{threads} ({why_threads(run.threads)})",
+        count(workers, "loader process"),
+        "compiled JPEG decoder" if is_compiled() else "JPEG decoder of torchvision, not compiled",
+        run.precision,
+    )
+    return ", ".join(parts)
+
+
+def count_parameters(model: Any) -> str:
+    """Say how many parameters a model has, in millions."""
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.3g} M parameters"
 
 
 def start_logging(is_main_process: bool) -> None:
@@ -203,27 +239,6 @@ def _silence_ddp() -> None:
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     # the class token's gradient (1, 1, D): strides of sides of length 1 mean nothing
     warnings.filterwarnings("ignore", r"(?s)Grad strides do not match.*sizes\(\) = \[1, 1, ")
-
-
-def _check_launcher(run: RunConfig) -> None:
-    """Refuse what accelerate's own configuration would change behind the run's back."""
-    require(
-        os.environ.get("ACCELERATE_USE_FSDP", "false") != "true",
-        "accelerate is configured for FSDP, which it replaces by DDP on CPUs without a word; take "
-        "FSDP out of its configuration and set run.parallel=fsdp",
-    )
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    require(
-        accumulation == "1",
-        f"accelerate is configured for gradient_accumulation_steps={accumulation}; "
-        "set run.micro_batch_size instead, and leave it out there",
-    )
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    require(
-        precision in ("no", _PRECISIONS[run.precision]),
-        f"accelerate is configured for mixed_precision={precision}, but "
-        f"run.precision={run.precision}; set run.precision={precision}",
-    )
 
 
 def share(accelerator: Accelerator, run: RunConfig, optim: OptimConfig) -> Share:

@@ -27,11 +27,12 @@ from data.randomness import derive
 from data.sequential import SequentialStream
 from data.settings import RunStopped, require
 from data.stream import TrainingStream, loader_deaths
+from data.text import count
 from pretrain import checkpoint
 from pretrain.batch_norm import RunningStatistics
 from pretrain.checkpoint import Training
 from pretrain.interrupt import Interrupt
-from pretrain.launch import RunConfig
+from pretrain.launch import RunConfig, count_parameters, describe_start
 from pretrain.ledger import Ledger, name_damage
 from pretrain.measures import Evaluator
 from pretrain.metrics import Progress, RunLogs, Speedometer, cut_logs_back
@@ -135,6 +136,7 @@ class Trainer:
         first, last = self._resume(), self.optim.steps
         if first == last:
             return {}
+        self._say_start()
         record: dict[str, float] = {}
         rank = self.accelerator.process_index
         self._max_bad_ratio = max_bad_ratio
@@ -168,6 +170,21 @@ class Trainer:
                     self._leave(done)
                 progress.advance()
         return record
+
+    def _say_start(self) -> None:
+        """Say in one line what is about to happen, and on what."""
+        stream, steps = self.stream, self.optim.steps
+        images = "images as they come"
+        if isinstance(stream, TrainingStream):
+            epochs = f"{steps / stream.steps_per_epoch:.3g}"
+            images = f"{count(stream.samples.manifest.num_samples, 'image')}, {epochs} epochs"
+        logger.info(
+            "start: %s; %s, %s; %s",
+            describe_start(self.accelerator, self.run, stream.workers),
+            images,
+            count(steps, "step"),
+            count_parameters(self.objective),
+        )
 
     def _warm_up(self, batch: Batch) -> None:
         """Pass forwards and backwards twice, changing nothing, where DDP adds over several ranks.
