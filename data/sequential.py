@@ -99,6 +99,10 @@ class SequentialStream:
             "can name; data.read=random has none of this"
         )
 
+    def consumed(self, step: int) -> int:
+        """Return the number of samples that the first `step` steps take."""
+        return step * self.batch_size
+
     def epoch(self, step: int) -> int:
         """Return the epoch of a step: 0."""
         del step
@@ -110,7 +114,7 @@ class SequentialStream:
             "read": "sequential",
             "batch_size": self.batch_size,
             "seed": self.reading.seed,
-            "consumed": step * self.batch_size,
+            "consumed": self.consumed(step),
         }
 
     def damage(self, step: int) -> list[LedgerEntry]:

@@ -18,6 +18,7 @@ from data.loader import Samples
 from data.shards import atomic_write
 from pretrain.encoder import image_data
 from pretrain.evaluate import Features, View, extract
+from pretrain.ledger import say_unusable
 from pretrain.ranks import on_main
 
 logger = logging.getLogger(__name__)
@@ -61,9 +62,10 @@ def cached_features(
             logger.info("%s has data.%s but for %d unusable images", path, key, missing)
         return found
     made = extract(accelerator, encoder, samples, views, batch_size, workers, f"data.{key}")
+    say_unusable(made.unusable)
     if accelerator.is_main_process:
-        _keep(path, digest, made)
-    return made
+        _keep(path, digest, made.features)
+    return made.features
 
 
 def read_features(path: Path, expected: str, views: Sequence[View]) -> dict[View, Features]:

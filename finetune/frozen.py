@@ -29,6 +29,7 @@ from pretrain.classifiers import NEIGHBOURS, PENALTY
 from pretrain.encoder import EncoderConfig, image_size, make_encoder, num_channels
 from pretrain.evaluate import Features, View, make_views
 from pretrain.launch import RunConfig, count_parameters, describe_start, start
+from pretrain.ledger import judge
 from pretrain.probe import Splits, check_shots, open_splits
 from pretrain.tokens import choose_attention
 
@@ -306,11 +307,7 @@ def _count(found: Measured, splits: Splits, max_bad_ratio: float) -> dict[str, i
         used = len(next(iter(features.values())).labels)
         bad = total - used
         counts |= {f"num_{key}": used, f"num_bad_{key}": bad}
-        if bad > max_bad_ratio * total or not used:
-            raise RunStopped(
-                f"{bad} of {total} images of data.{key} cannot be used, more than "
-                f"data.max_bad_ratio={max_bad_ratio}; mend the shards, or raise the key"
-            )
+        judge(bad, total, max_bad_ratio, f"samples of data.{key}")
     return counts
 
 

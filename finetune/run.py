@@ -32,8 +32,9 @@ from pretrain.claim import claim
 from pretrain.config import load, resolve, usage
 from pretrain.encoder import image_data, image_size, num_channels
 from pretrain.launch import open_shards, share, start
+from pretrain.ledger import say_unusable
 from pretrain.loop import Trainer
-from pretrain.measures import Evaluator
+from pretrain.measures import Evaluator, Measured, require_finite
 from pretrain.ranks import on_main
 
 
@@ -88,7 +89,7 @@ def main(arguments: list[str]) -> None:
         trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)
         if validation.figures is None:  # it was finished before
-            validation(trainer.training.best)
+            _judge(validation(trainer.training.best), data.max_bad_ratio)
     if accelerator.is_main_process and validation.figures is not None:
         facts = {
             "encoder.init": config.encoder.init,
@@ -110,6 +111,14 @@ def _label(train: Manifest, val: Manifest, config: FinetuneConfig) -> Labels:
     if saved is not None:
         check_names(labels.names, saved, f"run.dir={config.run.dir}")
     return labels
+
+
+def _judge(measured: Measured, max_bad_ratio: float) -> None:
+    """Stop where the images or the result of a validation are too bad, as the loop does."""
+    for split in measured.unusable:
+        say_unusable(split)
+        split.judge(max_bad_ratio)
+    require_finite(measured.figures, "the validation's result")
 
 
 def _report(folder: Path, figures: Figures, names: list[str], facts: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from accelerate.utils import gather_object
 from data.loader import LedgerEntry, Samples
 from data.stream import Share, evaluation_batches
 from finetune.metrics import Figures, Scores
-from pretrain.evaluate import say_unusable
+from pretrain.ledger import Unusable
+from pretrain.measures import Measured
 from pretrain.transfer import Copies
 
 
@@ -36,8 +37,8 @@ class Validation:
         self.figures: Figures | None = None
 
     @torch.no_grad()
-    def __call__(self, model: Any) -> dict[str, float]:
-        """Return the figures of one number each.
+    def __call__(self, model: Any) -> Measured:
+        """Return the figures of one number each, and what of `data.val` could not be used.
 
         Args:
             model: A `Classifier`, also one that is cut over the ranks.
@@ -53,8 +54,6 @@ class Validation:
                 output = model(tensors)
             scores.update(output.logits, tensors["label"], tensors["weight"])
             bad += batch.bad
-        all_bad: list[LedgerEntry] = gather_object(bad)
-        if self.figures is None:  # they are the same in each pass
-            say_unusable(all_bad, self._samples.manifest.num_samples, "data.val")
+        unusable = Unusable("data.val", self._samples.manifest.num_samples, gather_object(bad))
         self.figures = scores.compute()
-        return self.figures.scalars
+        return Measured({} if unusable.is_all else self.figures.scalars, (unusable,))

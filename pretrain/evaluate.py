@@ -1,6 +1,5 @@
 """What a frozen encoder says of images: features by layer and pooling, in one pass over them."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
@@ -13,11 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.loader import LedgerEntry, Samples
-from data.settings import UserError, require
+from data.settings import RunStopped, UserError, require
 from data.stream import Share, evaluation_batches
+from pretrain.ledger import Unusable
 from pretrain.tokens import Normalise
-
-logger = logging.getLogger(__name__)
 
 POOLINGS = ("average", "class", "both")
 
@@ -97,6 +95,18 @@ def make_views(
     return list(dict.fromkeys(views))
 
 
+class Extracted(NamedTuple):
+    """What was read of a split.
+
+    Attributes:
+        features: On the main process, on the CPU; empty on the others.
+        unusable: The images without features.
+    """
+
+    features: dict[View, Features]
+    unusable: Unusable
+
+
 @torch.no_grad()
 def extract(
     accelerator: Accelerator,
@@ -106,8 +116,8 @@ def extract(
     batch_size: int,
     workers: int,
     name: str,
-) -> dict[View, Features]:
-    """Read the features of a split on all ranks; unusable images are counted and left out.
+) -> Extracted:
+    """Read the features of a split on all ranks; unusable images are named and left out.
 
     They are the same on any number of ranks: every batch has the same positions there. The main
     process holds all of them, N x D x 4 bytes a view and twice that for a moment.
@@ -119,10 +129,10 @@ def extract(
         views: What is read.
         batch_size: Images a forward pass on each rank.
         workers: Loader processes a rank.
-        name: The key of the split, for the log.
+        name: The key of the split, for messages.
 
-    Returns:
-        On the main process the features, on the CPU; on the others nothing.
+    Raises:
+        RunStopped: What the encoder gives is no number, on all ranks.
     """
     encoder.eval()
     normalise = Normalise(encoder).to(accelerator.device)
@@ -141,11 +151,21 @@ def extract(
         about = [batch.tensors[key].to(accelerator.device) for key in ("weight", "label")]
         # rank after rank: the listed order
         gathered = cast(list[Tensor], accelerator.gather([*about, *pooled]))
+        _require_numbers(gathered[2:], name)
         bad += batch.bad
         if accelerator.is_main_process:
             parts.append([tensor.cpu() for tensor in gathered])
-    say_unusable(gather_object(bad), samples.manifest.num_samples, name)
-    return _join(parts, views) if accelerator.is_main_process else {}
+    features = _join(parts, views) if accelerator.is_main_process else {}
+    return Extracted(features, Unusable(name, samples.manifest.num_samples, gather_object(bad)))
+
+
+def _require_numbers(values: list[Tensor], name: str) -> None:
+    if not all(bool(value.isfinite().all()) for value in values):
+        raise RunStopped(
+            f"the features of {name} hold what is no finite number: the encoder has diverged; "
+            "take one of an earlier checkpoint, or precision fp32",
+            is_agreed=True,
+        )
 
 
 def _pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> list[Tensor]:
@@ -183,11 +203,3 @@ def _join(parts: list[list[Tensor]], views: Sequence[View]) -> dict[View, Featur
         view: Features(value[is_good], labels, positions)
         for view, value in zip(views, values, strict=True)
     }
-
-
-def say_unusable(bad: list[LedgerEntry], num_samples: int, name: str) -> None:
-    """Count the images of a split that cannot be used, and name the first."""
-    if bad:
-        first = min(bad, key=lambda entry: entry.position or 0)
-        what = f"{len(bad)} of {num_samples} images of {name} cannot be used"
-        logger.warning("%s, such as %s/%s: %s", what, first.shard, first.key, first.reason)

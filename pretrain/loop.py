@@ -33,8 +33,8 @@ from pretrain.batch_norm import RunningStatistics
 from pretrain.checkpoint import Training
 from pretrain.interrupt import Interrupt
 from pretrain.launch import RunConfig, count_parameters, describe_start
-from pretrain.ledger import Ledger, name_damage
-from pretrain.measures import Evaluator
+from pretrain.ledger import Ledger, Unusable, name_once
+from pretrain.measures import Evaluator, require_finite, summarise
 from pretrain.metrics import Progress, RunLogs, Speedometer, cut_logs_back
 from pretrain.model import Objective, Output
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
@@ -149,7 +149,7 @@ class Trainer:
             self._interrupt,
             loader_deaths(),
         ):
-            name_damage(self._logs.ledger, first, self.stream.damage(first))
+            name_once(self._logs.ledger, first, self.stream.damage(first))
             for step, batches in enumerate(self.stream.steps(first, last), start=first):
                 if step == first:
                     self._warm_up(batches[0])
@@ -296,7 +296,7 @@ class Trainer:
     def _log(self, done: int, totals: Totals, norm: Tensor) -> dict[str, float]:
         """Write a step's record; the step's own values over all ranks, in full precision."""
         self._settle(done)
-        figures = self.objective.summarise(totals.reduce(self.accelerator))
+        figures = summarise(self.accelerator, self.objective, totals)
         record: dict[str, float] = {
             "step": done,
             "epoch": done / self.stream.steps_per_epoch,
@@ -306,20 +306,41 @@ class Trainer:
             **self._speed.read(),
         }
         images: dict[str, Tensor] = {}
+        unusable: list[Unusable] = []
         for evaluator in self.evaluators:
             if self._is_due(done, evaluator.every):
-                figures = evaluator.measure(self.training.best)
-                record |= {f"{evaluator.name}/{name}": value for name, value in figures.items()}
+                measured = evaluator.measure(self.training.best)
+                figures = measured.figures.items()
+                record |= {f"{evaluator.name}/{name}": value for name, value in figures}
+                unusable += measured.unusable
                 if evaluator.illustrate is not None:
                     images |= evaluator.illustrate(self.training.best)
         if self._logs.metrics is not None:
             self._logs.metrics.write(record)
         self._trackers.log(record, images)
-        self._ledger.write(self._logs.ledger)
-        num_seen, is_epoch = done * self.optim.batch_size, done >= self.stream.steps_per_epoch
-        self._ledger.judge(num_seen, self._max_bad_ratio, is_epoch=is_epoch)
+        for split in unusable:
+            name_once(self._logs.ledger, done, split.entries, split.split)
+        self._judge(done)
+        for split in unusable:
+            split.judge(self._max_bad_ratio, self.folder)
+        if done == self.optim.steps:
+            self._require_result(record)
         self._speed.restart()
         return record
+
+    def _judge(self, done: int) -> None:
+        """Write down what could not be used up to a step, and stop if it is too much."""
+        self._ledger.write(self._logs.ledger)
+        seen, epoch, run = map(
+            self.stream.consumed, (done, self.stream.steps_per_epoch, self.optim.steps)
+        )
+        self._ledger.judge(seen, epoch, run, self._max_bad_ratio)
+
+    def _require_result(self, record: dict[str, float]) -> None:
+        """Stop before the last commit where what the run ends with is no number."""
+        groups = ("train", *(evaluator.name for evaluator in self.evaluators))
+        figures = {name: value for name, value in record.items() if name.split("/")[0] in groups}
+        require_finite(figures, "the last step's result", f"; {self._what_is_kept()}")
 
     def _write_trace(self, done: int, batches: list[Batch]) -> None:
         if self._logs.trace is None:
@@ -345,7 +366,7 @@ class Trainer:
         Where one rank cannot write, none commits: the checkpoint before stays the newest.
         """
         self._settle(done)
-        self._ledger.write(self._logs.ledger)
+        self._judge(done)
         problem = first_problem(self._logs.sync)
         if problem is None:
             tensors = self.training.collect()

@@ -1,16 +1,32 @@
 """What is measured of a model in between: by an `Evaluator`, such as the validation pass."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from data.loader import Batch
-from pretrain.model import Output
+from data.loader import Batch, LedgerEntry
+from data.settings import RunStopped
+from pretrain.ledger import Unusable
+from pretrain.model import Objective, Output
 from pretrain.totals import Totals
 from pretrain.transfer import Copies
+
+
+class Measured(NamedTuple):
+    """What a measure found.
+
+    Attributes:
+        figures: By name; none where a split has nothing that can be used.
+        unusable: What could not be used, of each split that was read.
+    """
+
+    figures: dict[str, float]
+    unusable: tuple[Unusable, ...]
 
 
 class Evaluator(NamedTuple):
@@ -19,32 +35,69 @@ class Evaluator(NamedTuple):
     Attributes:
         name: Its figures are logged as NAME/figure.
         every: Steps between measurements; 0: only at the end.
-        measure: The model with the weights that would be handed on -> figures; called on all ranks.
+        measure: The model with the weights that would be handed on -> what was found; called on all
+            ranks.
         illustrate: That model -> pictures for the trackers, uint8 (H, W, 3) by name, at the same
             steps; None: there are none.
     """
 
     name: str
     every: int
-    measure: Callable[[Any], dict[str, float]]
+    measure: Callable[[Any], Measured]
     illustrate: Callable[[Any], dict[str, Tensor]] | None = None
 
 
 @torch.no_grad()
 def evaluate(
-    accelerator: Accelerator, batches: Callable[[], Iterable[Batch]], model: Any
-) -> dict[str, float]:
+    accelerator: Accelerator,
+    batches: Callable[[], Iterable[Batch]],
+    split: str,
+    num_samples: int,
+    model: Any,
+) -> Measured:
     """Return the model's figures over all ranks' batches; the same number on any number of ranks.
 
     Args:
         accelerator: What `start` gave.
         batches: Makes this rank's part.
+        split: The key that names the shards.
+        num_samples: All ranks' samples.
         model: An `Objective`, not wrapped.
     """
     model.eval()
     copy, totals = Copies(accelerator.device), Totals()
+    bad: list[LedgerEntry] = []
     for batch in batches():
         with accelerator.autocast():
             output: Output = model(copy(batch.tensors))
         totals.add(output.sums)
-    return model.summarise(totals.reduce(accelerator))
+        bad += batch.bad
+    unusable = Unusable(split, num_samples, gather_object(bad))
+    return Measured(summarise(accelerator, model, totals), (unusable,))
+
+
+def summarise(accelerator: Accelerator, model: Objective, totals: Totals) -> dict[str, float]:
+    """Turn sums over all ranks into figures; none where no sample could be used."""
+    sums = totals.reduce(accelerator)
+    return model.summarise(sums) if sums["weight"] > 0 else {}
+
+
+def require_finite(figures: Mapping[str, float], what: str, kept: str = "") -> None:
+    """Stop where a result is no number.
+
+    Args:
+        figures: By name.
+        what: Of what, for the message.
+        kept: What is kept, likewise.
+
+    Raises:
+        RunStopped: It names the figures; all ranks have to ask with the same ones.
+    """
+    odd = [name for name, value in figures.items() if not math.isfinite(value)]
+    if odd:
+        names = ", ".join(odd)
+        raise RunStopped(
+            f"{what} is no finite number ({names}){kept}; try a lower optim.lr, a longer "
+            "optim.warmup_steps, or run.precision=fp32",
+            is_agreed=True,
+        )

@@ -131,7 +131,7 @@ class Progress:
     def show(self, record: dict[str, Any]) -> None:
         """Show a logged record's main figures."""
         named = {
-            "loss": record["train/loss"],
+            "loss": record.get("train/loss"),
             "accuracy": record.get("train/accuracy"),
             "val loss": record.get("val/loss"),
             "val accuracy": record.get("val/accuracy"),

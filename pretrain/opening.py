@@ -89,7 +89,8 @@ def open_evaluators(
         size, channels = image_size(encoder), num_channels(encoder)
         samples = Samples(shards, size, config.run.seed, channels=channels)
         batches = partial(evaluation_batches, samples, part, data.workers)
-        validate = partial(evaluate, accelerator, batches)
+        total = shards.num_samples
+        validate = partial(evaluate, accelerator, batches, "data.val_shards", total)
         every = config.run.eval_every
         evaluators.append(Evaluator("val", every, validate, illustrator(samples)))
     if config.probe.train:

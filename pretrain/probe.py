@@ -15,8 +15,9 @@ from data.settings import require, setting
 from data.stream import Share
 from pretrain.classifiers import NEIGHBOURS, choose_shots, few_shot, knn
 from pretrain.encoder import image_size, num_channels
-from pretrain.evaluate import Features, extract, make_views
+from pretrain.evaluate import Extracted, Features, extract, make_views
 from pretrain.launch import open_shards
+from pretrain.measures import Measured
 from pretrain.parallel import open_to_parts
 from pretrain.ranks import on_main
 
@@ -178,19 +179,22 @@ class Probe:
         self._batch_size = part.micro_batch_size
         self._workers = data.workers
 
-    def __call__(self, model: Any) -> dict[str, float]:
+    def __call__(self, model: Any) -> Measured:
         """Return `knn` and `{k}shot`, top-1 accuracies on `probe.val`; all ranks have to ask."""
         with open_to_parts(model):
-            train, val = (self._features(model.encoder, key) for key in ("train", "val"))
-        return on_main(self._accelerator, lambda: self._figures(train, val))
+            train, val = (self._extract(model.encoder, key) for key in ("train", "val"))
+        unusable = (train.unusable, val.unusable)
+        if any(split.is_all for split in unusable):
+            return Measured({}, unusable)
+        features = (found.features.get(self._view) for found in (train, val))
+        figures = on_main(self._accelerator, lambda: self._figures(*features))
+        return Measured(figures, unusable)
 
-    def _features(self, encoder: VisionTransformer, key: str) -> Features | None:
+    def _extract(self, encoder: VisionTransformer, key: str) -> Extracted:
         samples: Samples = getattr(self._splits, key)
-        name = f"probe.{key}"
         size, workers = self._batch_size, self._workers
-        views = [self._view]
-        found = extract(self._accelerator, encoder, samples, views, size, workers, name)
-        return found.get(self._view)
+        name, views = f"probe.{key}", [self._view]
+        return extract(self._accelerator, encoder, samples, views, size, workers, name)
 
     def _figures(self, train: Features | None, val: Features | None) -> dict[str, float]:
         assert train is not None, "the main process holds the features"

@@ -86,13 +86,17 @@ def _records(path: Path, violations: list[Violation]) -> Iterator[tuple[int, Any
 
 
 class Ledger:
-    """The samples that bad_samples.jsonl names, by step; shards named as a whole are left out."""
+    """The training samples that bad_samples.jsonl names, by step.
+
+    Shards named as a whole are left out, and so are samples of what the run was measured on.
+    """
 
     def __init__(self, run: Path, last: int, violations: list[Violation]) -> None:
         self._entries: defaultdict[int, list[Entry]] = defaultdict(list)
         for number, line in _records(run / "bad_samples.jsonl", violations):
             try:
-                if line["key"] is not None and line["step"] <= last:
+                is_trained_on = line["key"] is not None and "split" not in line
+                if is_trained_on and line["step"] <= last:
                     name = f"{line['shard']}/{line['key']}"
                     entry = Entry(line["epoch"], int(line["position"]), name, line["reason"])
                     self._entries[line["step"]].append(entry)

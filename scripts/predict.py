@@ -32,7 +32,7 @@ from tqdm import tqdm
 from data.devices import num_cores
 from data.disks import explain
 from data.image_folder import list_images
-from data.settings import require, run_entry_point
+from data.settings import RunStopped, require, run_entry_point
 from data.text import printable
 from data.transforms import UnreadableImage, evaluation_crop
 from finetune.head import Classifier
@@ -180,6 +180,11 @@ def _classify(
     """Choose the classes to show of each image."""
     device = next(model.parameters()).device
     logits = model.logits(images.to(device)).cpu().double()  # (B, K)
+    if not logits.isfinite().all():
+        raise RunStopped(
+            f"MODEL={options.model} answers with what is no finite number: its training diverged; "
+            "give another model"
+        )
     probability = logits.sigmoid() if model.is_multi_label else logits.softmax(1)
     ranked = probability.sort(dim=1, descending=True, stable=True)
     counts = [options.top] * len(images)

@@ -189,6 +189,8 @@ def test_a_set_without_labels_is_one_line_and_status_2_on_two_ranks(
 
 
 def test_too_many_unusable_images_stop_the_measure(tmp_path: Path, arguments: list[str]) -> None:
-    with pytest.raises(RunStopped, match=r"1 of 36 images of data.train cannot be used, more"):
+    with pytest.raises(
+        RunStopped, match=r"2.8% of the samples of data.train cannot be used \(1 of 36\), more"
+    ):
         finetune.fewshot.main([*arguments, "data.max_bad_ratio=0.01"])
     assert not (tmp_path / "out/result.json").exists()

@@ -14,6 +14,7 @@ from data.loader import Request, Samples
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.evaluate import POOLINGS, View, _pool, extract, make_views
+from pretrain.ledger import say_unusable
 from pretrain.tokens import Normalise
 from tests.conftest import BAD
 
@@ -58,7 +59,9 @@ def test_layers_and_poolings_against_running_the_blocks_by_hand(shards: Path) ->
     encoder = tiny().eval()
     views = make_views(encoder, [3, 1], POOLINGS, KEYS)
     assert views[0] == View(3, "average")
-    found = extract(accelerator(), encoder, samples(shards, "val-0.tar"), views, 4, 0, "data.val")
+    found = extract(
+        accelerator(), encoder, samples(shards, "val-0.tar"), views, 4, 0, "data.val"
+    ).features
     assert list(found) == views
     batch = samples(shards, "val-0.tar")[Request(0, 0, 10)]
     outputs = tokens_of_each_block(encoder, Normalise(encoder)(batch.tensors["image"]))
@@ -77,8 +80,10 @@ def test_features_keep_the_listed_order_and_say_what_is_missing(
     encoder = tiny()
     view = View(3, "average")
     train = samples(shards, "train-*.tar")
+    found = extract(accelerator(), encoder, train, [view], 5, 0, "data.train")
     with caplog.at_level(logging.WARNING):
-        features = extract(accelerator(), encoder, train, [view], 5, 0, "data.train")[view]
+        say_unusable(found.unusable)
+    features = found.features[view]
     positions = [place for place in range(36) if place != BAD]
     assert features.positions.tolist() == positions
     labels = read_labels(train.manifest, "data.train")
@@ -99,7 +104,9 @@ def test_no_global_generator_is_drawn_from(shards: Path) -> None:
 def test_an_encoder_without_any_prefix_token_is_averaged(shards: Path) -> None:
     encoder = tiny(class_token=False)
     [view] = make_views(encoder, [0], ["average"], KEYS)
-    found = extract(accelerator(), encoder, samples(shards, "val-0.tar"), [view], 4, 0, "data.val")
+    found = extract(
+        accelerator(), encoder, samples(shards, "val-0.tar"), [view], 4, 0, "data.val"
+    ).features
     assert found[view].values.shape == (10, 32)
     for pooling in ("class", "both"):
         with pytest.raises(UserError, match=rf"fewshot.poolings={pooling}, but the encoder has no"):

@@ -293,10 +293,10 @@ def test_a_validation_gives_the_same_twice_and_draws_nothing(encoder: list[str],
     model = build(encoder, name)
     state = torch.get_rng_state()
     batches = lambda: [Batch(batch(), [], [])]  # noqa: E731
-    first = evaluate(Accelerator(cpu=True), batches, model)
+    first = evaluate(Accelerator(cpu=True), batches, "data.val_shards", 4, model)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
-    assert evaluate(Accelerator(cpu=True), batches, model) == first
+    assert evaluate(Accelerator(cpu=True), batches, "data.val_shards", 4, model) == first
 
 
 # ---------------------------------------------------------------- in the loop

@@ -45,12 +45,12 @@ class AlternativeModel(nn.Module):
         images, keys = batch["image"][is_used], batch["key"][is_used]
         total = weight.sum()
         loss = self.objective(self.normalise(images), keys).float() * total
-        sums = {"loss": loss.detach().double(), "num_images": total.double()}
+        sums = {"loss": loss.detach().double(), "weight": total.double()}
         return Output(loss, sums)
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         """Turn sums into the mean loss, in the alternative's own unit."""
-        return {"loss": float(sums["loss"] / sums["num_images"])}
+        return {"loss": float(sums["loss"] / sums["weight"])}
 
 
 def make_alternative(

@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 
 from scripts.report_page.curves import Chart, Series
 from scripts.report_page.figures import Line, Plot
+from scripts.report_page.findings import last_with
 from scripts.report_page.history import Run
 
 
@@ -19,7 +20,7 @@ def plots_of(run: Run) -> list[Plot]:
 def _charts_of(run: Run) -> tuple[Chart, ...]:
     if not run.is_pretraining:
         return _FINETUNING
-    has_kinds = any(f"train/loss_{kind}" in run.records[-1] for kind in ("random", "kept"))
+    has_kinds = any(last_with(run.records, f"train/loss_{kind}") for kind in ("random", "kept"))
     by_kind = (_loss_by_kind(run.unit),) if has_kinds else ()  # all masked: it would repeat itself
     return (*(_OF_CLASSES if run.has_classes else _OF_PIXELS), *by_kind, _FROZEN)
 

@@ -60,7 +60,7 @@ def newest(records: list[Record]) -> tuple[str, Record, Record]:
     """Return the split's name, the last record with a loss of it, and its figures alone."""
     validated = last_with(records, "val/loss")
     prefix, name = ("val/", "validation") if validated else ("train/", "training")
-    record = validated or records[-1]
+    record = validated or last_with(records, "train/loss")
     figures = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
     return name, record, figures
 
