@@ -55,7 +55,7 @@ class Listing:
         """Raise `UserError` if there is no image, and say what there is."""
         if self.images:
             return
-        there = "; ".join(self.left_out()) or "it is empty"
+        there = "; ".join(self.left_out()) or "there is no file"
         raise UserError(
             f"{key}={printable(str(self.folder))} holds no image that can be read: {there}; "
             f"known endings: {', '.join(sorted(PICTURE_EXTENSIONS))}, {ARRAY_EXTENSION}"

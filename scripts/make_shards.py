@@ -142,7 +142,7 @@ def _check_places(source: Path, out: Path) -> None:
         source.resolve() not in (own, *own.parents),
         f"OUT={out} lies in SOURCE={source}; give a folder beside it",
     )
-    there = next(folder for folder in (own, *own.parents) if folder.exists())
+    there = next(folder for folder in (out, *out.parents) if os.path.exists(folder))  # noqa: PTH110
     require(there.is_dir(), f"OUT={out}: {there} is a file; give another folder")
     is_writable = os.access(
         there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
@@ -262,7 +262,14 @@ def _command(out: Path, *, has_val: bool) -> str:
     files = [name if is_here else str(root / name) for name in ("pretrain/run.py", _RECIPE)]
     val_shards = f"{folder}/val-*.tar" if has_val else "null"
     keys = [f"data.shards={folder}/train-*.tar", f"data.val_shards={val_shards}"]
-    return f"python {shlex.join([*files, *keys, 'run.dir=runs/mine'])}"
+    return " ".join(["python", *map(_quote, [*files, *keys, "run.dir=runs/mine"])])
+
+
+def _quote(word: str) -> str:
+    r"""Quote a word for a shell; what cannot be shown in the way of bash, $'caf\xe9'."""
+    if printable(word) == word:
+        return shlex.quote(word)
+    return "$'" + printable(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def test_sources_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"SOURCE=.*none is not a folder; give the folder"):
         find_images(tmp_path / "none")
     with pytest.raises(
-        UserError, match=r"SOURCE=.* holds no image that can be read: it is empty; known"
+        UserError, match=r"SOURCE=.* holds no image that can be read: there is no file; known"
     ):
         find_images(tmp_path)
 

@@ -1,6 +1,8 @@
 """scripts/make_shards.py, as a user starts it."""
 
+import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import scripts.make_shards
 from data.index.offsets import ShardIndex
 from data.index.opening import open_manifest
 from data.reader import ShardReader
+from data.settings import RunStopped, UserError
+from tests.conftest import MountDisk, make_png
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "make_shards.py"
@@ -21,6 +26,22 @@ OPTIONS = ("--shard-mb", 0.01, "--val-ratio", 0.2)  # each image is larger: a sh
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, str(SCRIPT), *map(str, arguments)]
+
+
+Printed = pytest.CaptureFixture[str]
+
+
+def make(*arguments: object) -> None:
+    """Do what a start does, in this process."""
+    scripts.make_shards.main([*map(str, arguments)])
+
+
+def put(folder: Path, *names: str) -> Path:
+    """Write small images."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(make_png(number))
+    return folder
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -144,3 +165,171 @@ def test_mistakes_are_one_line_and_status_2(source: Path, tmp_path: Path) -> Non
         assert (done.returncode, done.stdout) == (2, "")
         assert text in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-1", "0", "1e-9", "1e300", "x"])
+def test_sizes_that_are_none(source: Path, tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match=r"--shard-mb[=:]"):
+        make(source, tmp_path / "out", f"--shard-mb={value}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, -0.1, 1, math.inf])
+def test_ratios_that_are_none(source: Path, tmp_path: Path, value: float) -> None:
+    with pytest.raises(UserError, match=r"--val-ratio=.* is not in \[0, 1\); try 0.05"):
+        make(source, tmp_path / "out", f"--val-ratio={value}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_that_are_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(source)
+    for out in (source, source / "shards", source / "cat", tmp_path / "link" / "x"):
+        with pytest.raises(UserError, match=r"OUT=.* lies in SOURCE=.*; give a folder beside it"):
+            make(source, out)
+    for place in ("", "s3://bucket/x"):
+        with pytest.raises(UserError, match=rf"OUT: '{place}' is no folder of this machine"):
+            make(source, place)
+    assert not (source / "shards").exists()
+
+
+def test_a_plan_json_of_somebody_else(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("[1, 2")
+    with pytest.raises(UserError, match="holds other files; give an empty folder"):
+        make(source, tmp_path)
+
+
+def test_ctrl_c_says_how_to_go_on(source: Path, made: tuple[Path, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        command(source, out, *OPTIONS), stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not (out / "train-000002.tar").exists():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.endswith(
+        "stopped: Ctrl-C; the same command goes on, and keeps the shards that are complete\n"
+    )
+    assert "Traceback" not in said
+    assert list(out.glob(".*")) == []
+    make(source, out, *OPTIONS)
+    assert contents(out) == contents(made[0])
+
+
+def test_a_full_disk_and_going_on(
+    source: Path, made: tuple[Path, str], mount_disk: MountDisk
+) -> None:
+    disk = mount_disk("400k")
+    with pytest.raises(RunStopped) as stopped:
+        make(source, disk / "out", *OPTIONS)
+    assert "No space left on device; make room; then the same command goes on" in str(stopped.value)
+    assert 0 < len(contents(disk / "out")) < 60
+    assert list((disk / "out").glob(".*.tmp")) == []
+    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+    make(source, disk / "out", *OPTIONS)
+    assert contents(disk / "out") == contents(made[0])
+
+
+def test_what_may_not_be_read_or_written(tmp_path: Path) -> None:
+    """Before anything is written, in a process without root's rights."""
+    source = put(tmp_path / "source", "cat/a.png", "cat/b.png", "dog/c.png", "dog/deep/d.png")
+    (tmp_path / "closed").mkdir()
+    tmp_path.chmod(0o777)
+    start = (
+        "import os, sys; from pathlib import Path\n"
+        "import data.settings, scripts.make_shards as script\n"
+        "os.chdir(sys.argv.pop(1))\n"
+        "if os.geteuid() == 0: os.setegid(65534); os.seteuid(65534)\n"
+        "data.settings.run_entry_point(script.main)"
+    )
+    folder = "SOURCE=source holds what cannot be read (dog/deep: Permission denied); allow it"
+    file = "SOURCE=source holds what cannot be read (cat/b.png: Permission denied); allow it"
+    for closed, out, text in (
+        (source / "dog/deep", "out", folder),
+        (source / "cat/b.png", "out", file),
+        (tmp_path / "closed", "closed/out", "closed cannot be written; allow it, or give another"),
+    ):
+        closed.chmod(0)
+        command = [sys.executable, "-c", start, str(tmp_path), "source", out]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(ROOT)}
+        )
+        closed.chmod(0o755)
+        assert done.returncode == 2, done.stderr
+        assert text in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_list_of_classes(tmp_path: Path, capsys: Printed) -> None:
+    """Test images that lack classes have the labels of the training images."""
+    train = put(tmp_path / "train", "ant/a.png", "bee/b.png", "cat/c.png", "#dog/d.png")
+    test = put(tmp_path / "test", "cat/x.png", "#dog/y.png")
+    make(train, tmp_path / "out")
+    classes = tmp_path / "out/classes.txt"
+    assert classes.read_text() == "#dog\nant\nbee\ncat\n"
+    make(test, tmp_path / "held", "--classes", classes, "--no-shuffle")
+    assert (tmp_path / "held/classes.txt").read_bytes() == classes.read_bytes()
+    assert (
+        f"labels: 4 classes, listed in {tmp_path}/held/classes.txt\n"
+        "without an image: 2 classes of the list (ant, bee)\n"
+    ) in capsys.readouterr().out
+    reader = ShardReader(open_manifest(tmp_path / "held", "x"))
+    labels = {reader.key(0, i): reader.read(0, i, {"cls"})["cls"] for i in range(2)}
+    assert labels == {"#dog/y": b"0", "cat/x": b"3"}
+    put(test, "cow/z.png")
+    with pytest.raises(UserError, match=r"--classes lacks cow, 1 class folder of SOURCE="):
+        make(test, tmp_path / "more", "--classes", classes)
+    with pytest.raises(UserError, match=r"--classes=.*none.txt"):
+        make(test, tmp_path / "more", "--classes", tmp_path / "none.txt")
+    assert not (tmp_path / "more").exists()
+
+
+def test_what_validation_lacks_is_said(tmp_path: Path, capsys: Printed) -> None:
+    names = [f"{name}/{i}.png" for name in ("ant", "bee") for i in range(8)]
+    source = put(tmp_path / "source", *names, "cat/1.png")
+    make(source, tmp_path / "out", "--val-ratio", 0.5)
+    printed = capsys.readouterr().out
+    assert "val lacks 1 class (cat): " in printed
+    manifest = open_manifest(sorted(map(str, (tmp_path / "out").glob("train-*.tar"))), "x")
+    reader = ShardReader(manifest)
+    keys = {reader.key(0, i).split("/")[0] for i in range(manifest.num_samples)}
+    assert keys == {"ant", "bee", "cat"}
+    make(source, tmp_path / "none", "--val-ratio", 0.001)
+    printed = capsys.readouterr().out
+    assert "val: 0 images in 0 shards\n" in printed
+    assert "data.val_shards=null" in printed
+
+
+def next_command(printed: str) -> str:
+    start = printed.index("python ")
+    return printed[start : printed.index("\n(on GPUs")]
+
+
+def test_the_printed_command_runs(
+    tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch, encoder: list[str]
+) -> None:
+    source = put(tmp_path / "source", *(f"c/{i}.png" for i in range(8)))
+    monkeypatch.chdir(ROOT)
+    make(source, tmp_path / "it is mine", "--val-ratio", 0.4)
+    line = next_command(capsys.readouterr().out)
+    small = [
+        *encoder,
+        "data.workers=0",
+        "optim.steps=2",
+        "optim.warmup_steps=1",
+        "optim.batch_size=4",
+        "run.threads=1",
+    ]
+    line += " " + shlex.join([*small, f"run.dir={tmp_path}/run"])
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/encoder").exists()

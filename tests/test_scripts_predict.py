@@ -206,7 +206,7 @@ def test_a_reader_that_has_enough(
 
 
 def test_nothing_found(run: Path, tmp_path: Path) -> None:
-    for text in ("it is empty", r"1 file that is no image \(1 .svg: a.svg\)"):
+    for text in ("there is no file", r"1 file that is no image \(1 .svg: a.svg\)"):
         with pytest.raises(UserError, match=rf"{tmp_path} holds no image that can be read: {text}"):
             scripts.predict.main([str(run), str(tmp_path)])
         (tmp_path / "a.svg").write_text("none")
