@@ -6,14 +6,26 @@ Every component's frozen dataclass stands beside the component and declares its 
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import field
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from data.disks import explain, is_disk_error
+from data.processes import (
+    INTERRUPTED,
+    drop_unread_output,
+    end_children,
+    has_no_reader,
+    interruptible,
+    raise_file_limit,
+    shortage,
+    watch_launcher,
+)
+
+_NO_READER = 141  # the status of who writes to `head`, which has ended: 128 + SIGPIPE
 
 
 class RunStopped(Exception):  # noqa: N818 - not always an error of the program
@@ -79,44 +91,65 @@ def require(is_right: bool, message: str) -> None:
         raise UserError(message)
 
 
-def leave_signals_to_parent() -> None:
-    """Ignore what asks a run to leave, in a process of the training process, which handles it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def run_entry_point(main: Callable[[list[str]], None]) -> None:
-    """Run `main(arguments)` and leave the process with its status.
+    """Run `main(arguments)` and leave the process with its status, and with none that it started.
 
     A user's mistake is one line from the main process and status 2; a run that stopped is one line
     from the process that stopped it, and its status; so is a disk that cannot be read or written,
-    wherever that was met; Ctrl-C is status 130.
+    wherever that was met, and what the system does not give. Ctrl-C is one line and status 130.
+    Where the reader of the output has ended, such as `head`, this ends too, without a word.
     """
-    rank = os.environ.get("RANK", "0")
+    watch_launcher()
+    raise_file_limit()
     _write_any_character()
     try:
-        main(sys.argv[1:])
+        with interruptible():
+            _run(main)
     except UserError as error:
-        if rank == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"error: {error}", 2, is_agreed=True)
     except RunStopped as error:
-        if rank == "0" or not error.is_agreed:
-            _say_stopped(rank, error)
-        sys.exit(error.status)
-    except OSError as error:
-        if not is_disk_error(error):
-            raise
-        what = "a file" if error.filename is None else error.filename
-        _say_stopped(rank, f"{what}: {explain(error)}")
-        sys.exit(1)
+        _leave(f"stopped: {error}", error.status, error.is_agreed)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and has_no_reader():
+            sys.exit(_NO_READER)
+        reason = _what_failed(error)
+        if reason is None:
+            raise
+        _leave(f"stopped: {reason}", 1, is_agreed=False)
+    finally:
+        drop_unread_output()
+        end_children()
 
 
-def _say_stopped(rank: str, reason: object) -> None:
-    where = "" if rank == "0" else f" on rank {rank}"
-    print(f"stopped{where}: {reason}", file=sys.stderr)
+def _run(main: Callable[[list[str]], None]) -> None:
+    try:
+        main(sys.argv[1:])
+    except SystemExit:  # as after --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def _what_failed(error: OSError | RuntimeError) -> str | None:
+    """Say what of the machine failed, not of the program; else None."""
+    reason = shortage(error)
+    if reason is not None:
+        return f"{reason}; the same command goes on"
+    if isinstance(error, OSError) and is_disk_error(error):
+        return f"{'a file' if error.filename is None else error.filename}: {explain(error)}"
+    return None
+
+
+def _leave(text: str, status: int, is_agreed: bool) -> NoReturn:
+    """Say why on one rank where all leave alike, else on each; then leave."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not is_agreed:
+        where = "" if rank == "0" else f" on rank {rank}"
+        with suppress(OSError):  # nobody reads it, and the status tells
+            print(text.replace(":", f"{where}:", 1), file=sys.stderr)
+    sys.exit(status)
 
 
 def _write_any_character() -> None:

@@ -3,23 +3,24 @@
 A resume reads nothing twice, and the whole state of the stream is one integer, the step.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.lending import Loan, borrow, forget, lend, name_lender
 from data.loader import Batch, LedgerEntry, Place, Request, Samples
+from data.processes import end_with_parent, leave_signals_to_parent, shortage
 from data.remote.lookahead import ReadPlan
 from data.remote.prefetch import Prefetcher, node_slots
-from data.settings import RunStopped, UserError, leave_signals_to_parent
+from data.settings import RunStopped, UserError
 
 _numbers = count()  # of the loaders that this process has started
 
@@ -118,18 +119,6 @@ def evaluation_batches(samples: Samples, share: Share, workers: int) -> Iterator
     return _batches(samples, [Request(0, start, start + size) for start in starts], workers)
 
 
-@contextmanager
-def loader_deaths() -> Generator[None]:
-    """Turn the death of a loader process, which torch raises anywhere, into `RunStopped`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise RunStopped(f"{reason}; the same command resumes") from error
-
-
 class _Requests:
     """An iterable over what a function yields, for `DataLoader(sampler=...)`."""
 
@@ -179,14 +168,22 @@ def _arrived(sent: Tensor | Loan, *others: Any) -> Parcel:
     return Parcel(borrow(sent), *others)
 
 
-STOPS = (RunStopped, UserError, OSError)  # what ends the reading of shards
+STOPS = (RunStopped, UserError, OSError, RuntimeError)  # what ends the reading of shards
 
 
 def as_stop(error: Exception) -> RunStopped:
-    """Say why the reading of shards ended: torch would wrap the error in a traceback."""
+    """Say why the reading of shards ended: torch would wrap the error in a traceback.
+
+    Raises:
+        RuntimeError: `error`, if it is a fault of the program.
+    """
     if isinstance(error, RunStopped):
         return error
-    return RunStopped(f"the shards cannot be read: {error}; the same command resumes")
+    reason = shortage(error)
+    if reason is None and isinstance(error, RuntimeError):
+        raise error
+    reason = reason or f"the shards cannot be read: {error}"
+    return RunStopped(f"{reason}; the same command resumes")
 
 
 class _Answers(Dataset[Parcel | RunStopped]):
@@ -225,14 +222,15 @@ def unpacked(
         batch_size=None,
         sampler=requests,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_packed,
         worker_init_fn=partial(_start_worker, number),
         pin_memory=torch.cuda.is_available(),
         # a generator of its own: iter(DataLoader) would draw from the global one
         generator=torch.Generator(),
     )
+    answers = _started(loader)
     try:
-        for answer in loader:
+        for answer in answers:
             if isinstance(answer, RunStopped):
                 raise answer
             yield answer.batch()
@@ -240,10 +238,39 @@ def unpacked(
         forget(number)
 
 
-def _as_it_is(answer: Any) -> Any:
-    return answer
+def _started(loader: DataLoader[Parcel | RunStopped]) -> Iterator[Parcel | RunStopped]:
+    try:
+        return iter(loader)
+    except OSError as error:
+        reason = shortage(error) or f"no loader process can be started ({error})"
+        raise RunStopped(f"{reason}; data.workers=0 needs none") from error
+
+
+class _Packed:
+    """An answer that is in bytes already; it arrives as what it was."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        loads: Callable[[bytes], Any] = getattr(ForkingPickler, "loads")  # noqa: B009 - typed badly
+        return loads, (self._content,)
+
+
+def _packed(answer: Any) -> Any:
+    """Pack an answer here, where a failure can be told.
+
+    The queue's own thread would print it and drop the answer, for which the parent waits for ever.
+    """
+    if get_worker_info() is None:
+        return answer
+    try:
+        return _Packed(bytes(ForkingPickler.dumps(answer)))
+    except STOPS as error:
+        return as_stop(error)
 
 
 def _start_worker(loader: int, _: int) -> None:
     name_lender(loader)
-    leave_signals_to_parent()  # it ends its workers when it leaves
+    leave_signals_to_parent()
+    end_with_parent()

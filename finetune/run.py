@@ -15,6 +15,9 @@ from typing import Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data.processes import begin
+
+    begin()  # before the imports below, which take seconds
 
 from data.augment import RandAugment
 from data.index.manifest import Manifest

@@ -26,12 +26,12 @@ from data.loader import Batch, LedgerEntry, Place
 from data.randomness import derive
 from data.sequential import SequentialStream
 from data.settings import RunStopped, require
-from data.stream import TrainingStream, loader_deaths
+from data.stream import TrainingStream
 from data.text import count
 from pretrain import checkpoint
 from pretrain.batch_norm import RunningStatistics
 from pretrain.checkpoint import Training
-from pretrain.interrupt import Interrupt
+from pretrain.interrupt import Interrupt, status_after
 from pretrain.launch import RunConfig, count_parameters, describe_start
 from pretrain.ledger import Ledger, Unusable, name_once
 from pretrain.measures import Evaluator, require_finite, summarise
@@ -147,7 +147,6 @@ class Trainer:
             closing(self._trackers),
             Progress(first, last, is_shown=rank == 0) as progress,
             self._interrupt,
-            loader_deaths(),
         ):
             name_once(self._logs.ledger, first, self.stream.damage(first))
             for step, batches in enumerate(self.stream.steps(first, last), start=first):
@@ -212,6 +211,7 @@ class Trainer:
             This rank's sums, the gradient's norm, and how many ranks were asked to leave.
         """
         accelerator = self.accelerator
+        self._interrupt.has_begun = True
         weight = sum((batch.tensors["weight"].sum() for batch in batches), torch.zeros(()))
         is_asked = torch.tensor(float(self._interrupt.name is not None))
         # one transfer; on the device the two stay apart from what the host waits for
@@ -392,10 +392,11 @@ class Trainer:
 
     def _leave(self, done: int) -> NoReturn:
         names: list[str | None] = gather_object([self._interrupt.name])
-        name = self._interrupt.name = next(name for name in names if name is not None)
+        name, status = status_after(names, self.run.requeue_status)
+        self._interrupt.name = name
         raise RunStopped(
             f"{name} came; step {done} is committed, and the same command resumes from it",
-            status=self.run.requeue_status,
+            status=status,
             is_agreed=True,
         )
 

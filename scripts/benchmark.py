@@ -49,6 +49,9 @@ from tempfile import TemporaryDirectory
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data.processes import begin
+
+    begin()  # before the imports below, which take seconds
 
 from data.settings import OneLineParser, run_entry_point
 from data.shards import atomic_write

@@ -18,6 +18,9 @@ from pathlib import Path
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data.processes import begin
+
+    begin()  # before the imports below, which take seconds
 
 from data.settings import OneLineParser, require, run_entry_point
 from scripts.describing.building import build

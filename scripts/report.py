@@ -27,6 +27,9 @@ from string import Template
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data.processes import begin
+
+    begin()  # before the imports below, which take seconds
 
 from data.disks import explain
 from data.settings import UserError, require, run_entry_point

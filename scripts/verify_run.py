@@ -19,6 +19,9 @@ from typing import Any, cast
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data.processes import begin
+
+    begin()  # before the imports below, which take seconds
 
 from omegaconf import OmegaConf
 

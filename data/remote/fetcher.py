@@ -6,13 +6,12 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.process import parent_process
 from time import monotonic
 from typing import Any
 
+from data.processes import Parent, leave_signals_to_parent
 from data.remote.cache import CacheWriter
 from data.remote.lookahead import Fetch, LookAhead, ReadPlan
-from data.settings import leave_signals_to_parent
 from data.storage import Storage, keep_connections, open_file
 
 STOP = -1  # in place of a step
@@ -44,17 +43,13 @@ class _Parent:
 
     def __init__(self, step: Any) -> None:
         self._step = step
-        self._pid = os.getppid()
-        self._process = parent_process()
+        self._parent = Parent()
 
     @property
     def step(self) -> int | None:
         """The first step that it has not read yet; None when it has stopped or died."""
-        is_gone = os.getppid() != self._pid
-        # a pipe's end, which forked loader processes may keep open for a while
-        is_gone = is_gone or (self._process is not None and not self._process.is_alive())
         step = int(self._step.value)
-        return None if is_gone or step == STOP else step
+        return None if self._parent.is_gone or step == STOP else step
 
 
 def _fill(plan: ReadPlan, storage: Storage, parent: _Parent, last: int) -> None:
