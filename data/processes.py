@@ -36,7 +36,8 @@ _UNWIND = 2.0  # seconds that Ctrl-C leaves for tidying up
 _ENOUGH_FILES = 1 << 16
 _FILES = "Too many open files|items of ancdata"
 _SHARED_MEMORY = r"shared memory|/dev/shm.*No space left|killed by signal: Bus error"
-_watched = [0, 0]  # the process that watches its launcher, and which that is
+_watched = [0]  # the process that watches its launcher
+_main = [0]  # the process of the entry point
 
 
 # ---------------------------------------------------------------- the end of who started it
@@ -93,10 +94,10 @@ def watch_launcher() -> None:
     """
     if _watched[0] == os.getpid():
         return
-    pid = os.getppid()
-    _watched[:] = [os.getpid(), pid]
-    if _is_launcher(pid):
-        threading.Thread(target=_leave_after, args=(pid,), daemon=True).start()
+    _watched[0] = os.getpid()
+    launcher = os.getppid()
+    if _is_launcher(launcher):
+        threading.Thread(target=_leave_after, args=(launcher,), daemon=True).start()
 
 
 def has_launcher() -> bool:
@@ -130,7 +131,8 @@ def leave_signals_to_parent() -> None:
 
 def begin() -> None:
     """Let Ctrl-C end a script that is importing what it needs in one line; watch its launcher."""
-    if parent_process() is not None:  # a process of its pool, which imports it too
+    if parent_process() is not None:  # a process of its pool, which imports the same
+        end_with_parent()
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave_at_once)
@@ -144,11 +146,12 @@ def interruptible() -> Generator[None]:
     if before not in (signal.default_int_handler, _leave_at_once):  # ignored, as behind `nohup`
         yield
         return
+    _main[0] = os.getpid()
     signal.signal(signal.SIGINT, _unwind)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is _unwind:
+        if signal.getsignal(signal.SIGINT) is _unwind:  # else it came, and is dealt with
             signal.signal(signal.SIGINT, before)
 
 
@@ -158,6 +161,8 @@ def _leave_at_once(_: int, __: FrameType | None) -> None:
 
 
 def _unwind(_: int, __: FrameType | None) -> None:
+    if os.getpid() != _main[0]:  # one that was forked, and does not ignore it yet
+        os._exit(INTERRUPTED)
     _say_interrupted()
     signal.signal(signal.SIGINT, _end)
     timer = threading.Timer(_UNWIND, os._exit, (INTERRUPTED,))
@@ -171,7 +176,9 @@ def _end(_: int, __: FrameType | None) -> None:
 
 
 def _say_interrupted() -> None:
-    if os.environ.get("RANK", "0") == "0" and parent_process() is None:
+    """Say in the first rank that Ctrl-C came; safe in a handler."""
+    """Say in the first rank that Ctrl-C came, as a handler may."""
+    if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
             os.write(2, b"stopped: Ctrl-C (SIGINT) came\n")
 

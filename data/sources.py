@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple, Self, cast
 
@@ -27,6 +28,9 @@ PIPE = "pipe:"
 _BLOCK = 512  # a tar's unit, bytes
 _CHUNK = 1 << 20  # bytes read at once where nothing is looked for
 _REMOTE_CHUNK = 8 << 20  # bytes a request
+# In front of a command: once nobody holds the other end of its input, all of its group is killed.
+# It is no child of the shell, whose `wait` would wait for it.
+_WATCH = "exec 3<&0 </dev/null; ( { read -r _ <&3; kill -KILL 0; } >/dev/null 2>&1 & ); exec 3<&-"
 _FINE = (0, 128 + signal.SIGPIPE)  # `curl ... | head` ends so, and a cut tar is found by itself
 
 # What every user of the machine would read in `ps`. A variable in a header or a URL does not help:
@@ -208,10 +212,12 @@ class TarStream:
         if self._source.location == STDIN:
             return
         self._file.close()
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._process.stdin is not None:
             # loader processes ignore gentler signals, and their commands inherit that
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            self._process.stdin.close()
 
     def __enter__(self) -> Self:
         return self
@@ -225,8 +231,8 @@ def _start(command: str) -> subprocess.Popen[bytes]:
     bash = shutil.which("bash")
     shell = [bash, "-o", "pipefail", "-c"] if bash else ["/bin/sh", "-c"]
     return subprocess.Popen(
-        [*shell, command],
-        stdin=subprocess.DEVNULL,
+        [*shell, f"{_WATCH}\n{command}"],
+        stdin=subprocess.PIPE,  # nothing is written: it ends with this process, however that ends
         stdout=subprocess.PIPE,
         bufsize=_CHUNK,
         start_new_session=True,  # a group of its own, so that all of a pipeline can be ended

@@ -236,6 +236,7 @@ def unpacked(
             yield answer.batch()
     finally:
         forget(number)
+        del answers  # ends the loader processes; else an error that is kept would keep it, too
 
 
 def _started(loader: DataLoader[Parcel | RunStopped]) -> Iterator[Parcel | RunStopped]:

@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -42,6 +41,7 @@ from data.index.check import unusable_members
 from data.index.making import UnreadableShard, in_any_order, run_jobs
 from data.index.manifest import Manifest, Shard
 from data.index.scan import UnusableShard
+from data.processes import end_children, end_with_parent
 from data.settings import RunStopped, UserError, require, run_entry_point
 from data.shards import atomic_write
 from data.storage import Missing, Storage, is_remote
@@ -133,20 +133,16 @@ def _processes(number: int) -> Generator[Executor]:
     except BrokenProcessPool as error:
         message = "a process was killed, perhaps for its memory; try again with fewer --processes"
         raise RunStopped(message) from error
+    except BaseException:
+        end_children()  # which may be in the midst of large shards
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 def _start_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 # ---------------------------------------------------------------- findings

@@ -30,6 +30,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "accelerate", "timm", "pretrain.run", "finetune.run"])
 
 ROOT = Path(__file__).resolve().parents[1]
+FAIL = signal.SIGUSR2  # makes a forked script raise an error of the program where it is
 _GRACE = 5  # seconds that a launcher gives the other ranks to end by themselves
 Prepare = Callable[[], None]
 
@@ -142,20 +143,52 @@ def run_ranks(
 def descendants(pid: int | None) -> list[int]:
     """List the processes below one, by /proc."""
     children: dict[int, list[int]] = {}
-    for number, parent in _parents():
-        children.setdefault(parent, []).append(number)
+    for number, about in _processes():
+        children.setdefault(int(about[1]), []).append(number)
     found = list(children.get(pid or 0, []))
     for number in found:  # grows
         found += children.get(number, [])
     return found
 
 
-def _parents() -> Iterator[tuple[int, int]]:
+class Family:
+    """All that one process ever started, also where a parent died before its child."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._known: dict[int, str] = {}  # with its time of birth: numbers are used again
+
+    def look(self) -> None:
+        """Note who is there now."""
+        everyone = dict(_processes())
+        known = [everyone[n] for n, born in self._known.items() if _is(everyone.get(n), born)]
+        sessions = {str(self._pid), *(about[3] for about in known)}
+        below = descendants(self._pid)
+        for number, about in everyone.items():
+            if number in below or about[3] in sessions:
+                self._known[number] = about[19]
+
+    def alive(self) -> list[int]:
+        """List those that run yet; one that nobody has waited for does not."""
+        self.look()
+        everyone = dict(_processes())
+        return [
+            number
+            for number, born in self._known.items()
+            if _is(everyone.get(number), born) and everyone[number][0] != "Z"
+        ]
+
+
+def _is(about: list[str] | None, born: str) -> bool:
+    return about is not None and about[19] == born
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    """Yield processes and what their `stat` says from the state on: state, parent, group, ..."""
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
             with contextlib.suppress(OSError):
-                after_name = (path / "stat").read_text().rpartition(")")[2].split()
-                yield int(path.name), int(after_name[1])
+                yield int(path.name), (path / "stat").read_text().rpartition(")")[2].split()
 
 
 # ---------------------------------------------------------------- scripts
@@ -168,6 +201,10 @@ class _Stream(int):
         return _received, (DupFd(int(self)),)
 
 
+def _fail(_: int, __: object) -> None:
+    raise ZeroDivisionError("as an error of the program would come, anywhere")
+
+
 def _received(stream: Any) -> int:
     return stream.detach()
 
@@ -178,6 +215,7 @@ def _be_script(
     if alone:
         os.setsid()
     multiprocessing.set_start_method("fork", force=True)
+    signal.signal(FAIL, _fail)
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream, number)
     os.chdir(folder)
@@ -205,7 +243,9 @@ class Forked:
         start_new_session: bool = False,
         cwd: str | Path = ".",
         env: Mapping[str, str] | None = None,
+        preexec_fn: Callable[[], None] | None = None,
     ) -> None:
+        del preexec_fn  # it would look at the server
         python, *own = command
         assert python == sys.executable
         assert stdin == subprocess.DEVNULL  # as of each process of multiprocessing

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from data.processes import ask_to_leave_with_parent
 from data.settings import RunStopped, UserError, require
 from data.shards import atomic_write
 from data.storage import take_lock
@@ -194,6 +195,7 @@ class Children:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=ask_to_leave_with_parent,
             )
         if self._asked is not None:  # in the meantime
             self._hand_on(signal.SIGTERM)

@@ -6,12 +6,14 @@ takes the next model for a change of the first), the heap and its peak, threads.
 
 import atexit
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Self, TypeVar
 
+from data.processes import end_with_parent
 from data.settings import UserError
 
 Thing = TypeVar("Thing")
@@ -112,6 +114,8 @@ def _itself(thing: Any) -> Any:
 
 def _serve(calls: Connection, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: who asked closes the pipe
+    end_with_parent()
+    os.register_at_fork(after_in_child=end_with_parent)  # other projects' loader processes
     try:
         thing = make(*arguments)
         _tell(calls, None)
