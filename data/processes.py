@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from multiprocessing.process import parent_process
+from multiprocessing.process import current_process, parent_process
 from pathlib import Path
 from types import FrameType
 
@@ -30,6 +30,7 @@ _LAUNCHERS = {
     "torch.distributed.launch",
     "torch.distributed.run",
 }
+_STARTED_BY = "MASKED_PATCH_STARTED_BY"  # a script's number, for its pool
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _POLL = 0.5  # seconds between looks at the parent
 _UNWIND = 2.0  # seconds that Ctrl-C leaves for tidying up
@@ -44,10 +45,14 @@ _main = [0]  # the process of the entry point
 
 
 class Parent:
-    """The process that started this one, as `multiprocessing` or a shell does."""
+    """The process that started this one, as `multiprocessing` or a shell does.
 
-    def __init__(self) -> None:
-        self._pid = os.getppid()
+    Args:
+        pid: Its number; None if it has not ended yet.
+    """
+
+    def __init__(self, pid: int | None = None) -> None:
+        self._pid = pid or os.getppid()
         self._process = parent_process()  # it may be another where a server forks
 
     @property
@@ -59,13 +64,16 @@ class Parent:
         return self._process is not None and not self._process.is_alive()
 
 
-def end_with_parent() -> None:
+def end_with_parent(pid: int | None = None) -> None:
     """Let this process be killed as soon as the one that started it is gone, whatever it does then.
 
     On Linux the system does it, and it looks at the thread: start loaders in one that stays. Where
     a server forked this process, and elsewhere, it looks for itself.
+
+    Args:
+        pid: As for `Parent`.
     """
-    parent = Parent()
+    parent = Parent(pid)
     _signal_at_parents_end(signal.SIGKILL)
     threading.Thread(target=_kill_after, args=(parent,), daemon=True).start()
 
@@ -131,9 +139,10 @@ def leave_signals_to_parent() -> None:
 
 def begin() -> None:
     """Let Ctrl-C end a script that is importing what it needs in one line; watch its launcher."""
-    if parent_process() is not None:  # a process of its pool, which imports the same
-        end_with_parent()
+    if getattr(current_process(), "_inheriting", False):  # one of its pool, which imports it too
+        end_with_parent(int(os.environ[_STARTED_BY]))
         return
+    os.environ[_STARTED_BY] = str(os.getpid())
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave_at_once)
     watch_launcher()
