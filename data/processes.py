@@ -186,7 +186,6 @@ def _end(_: int, __: FrameType | None) -> None:
 
 def _say_interrupted() -> None:
     """Say in the first rank that Ctrl-C came; safe in a handler."""
-    """Say in the first rank that Ctrl-C came, as a handler may."""
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
             os.write(2, b"stopped: Ctrl-C (SIGINT) came\n")

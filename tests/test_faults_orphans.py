@@ -205,7 +205,7 @@ def check_run(out: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "count"),
     [
-        (("pretrain", "fewshot", "index_shards"), 8),
+        (("pretrain", "fewshot", "index_shards"), 6),
         pytest.param(tuple(COMMANDS), 100, marks=pytest.mark.faults),
     ],
     ids=["short", "long"],
