@@ -70,16 +70,17 @@ def _require_no_splits(names: Sequence[str]) -> None:
 def _require_images(listing: Listing, names: Sequence[str]) -> None:
     """Refuse to lose a class, as the labels of those behind it would be others."""
     found = listing.found
-    lost = [*listing.empty, *listing.undecodable, *found.broken, *found.special]
-    for name in sorted({path.split("/")[0] for path in lost} - set(names)):
-        own = [path for path in lost if path.split("/")[0] == name]
+    by_class: dict[str, list[str]] = {}
+    for path in (*listing.empty, *listing.undecodable, *found.broken, *found.special):
+        by_class.setdefault(path.split("/")[0], []).append(path)
+    for name in sorted({*by_class} - {*names}):
+        own = by_class[name]
         is_stray = own == [name] and is_image_name(name)  # a file beside the classes
-        texts = "; ".join(listing.left_out())
         require(
             is_stray,
             f"SOURCE={listing.folder}: the class {printable(name)} would be lost, as none of "
             f"its images can be read ({name_some(own)}); mend them, or remove the folder. "
-            f"Left out in all: {texts}",
+            f"Left out in all: {'; '.join(listing.left_out())}",
         )
 
 

@@ -36,6 +36,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from tqdm import tqdm
 
+from data.classes import CLASSES_NAME, read_classes
 from data.disks import explain
 from data.folder import (
     PlanOptions,
@@ -48,12 +49,11 @@ from data.folder import (
 )
 from data.index.manifest import MANIFEST_NAME
 from data.index.opening import open_manifest
-from data.settings import OneLineParser, RunStopped, UserError, require, run_entry_point
+from data.settings import OneLineParser, RunStopped, require, run_entry_point
 from data.shards import INDEX_SUFFIX, atomic_write, write_shard
 from data.text import count, name_some, printable
 
 _PLAN_NAME = "plan.json"
-_CLASSES_NAME = "classes.txt"
 _RECIPE = "configs/pretrain/demo.yaml"
 _GPU_RECIPE = "configs/pretrain/vit_base.yaml"
 _MAX_SHARD_MB = 1e6  # a terabyte
@@ -67,6 +67,8 @@ def main(arguments: list[str]) -> None:
     _check_places(options.source, options.out)
     try:
         _make(options)
+    except BrokenPipeError:  # whoever reads what is printed has enough
+        raise
     except OSError as error:
         where = printable(str(error.filename or options.out))
         message = f"{where}: {explain(error)}; then the same command goes on"
@@ -79,7 +81,8 @@ def main(arguments: list[str]) -> None:
 def _make(arguments: argparse.Namespace) -> None:
     """List, plan, write what is missing, index, report."""
     out: Path = arguments.out
-    classes = None if arguments.classes is None else _read_classes(arguments.classes)
+    names: Path | None = arguments.classes
+    classes = None if names is None else read_classes(names, f"--classes={names}")
     source = find_images(arguments.source, is_unlabelled=arguments.unlabelled, classes=classes)
     options = PlanOptions(
         shard_bytes=int(arguments.shard_mb * 1e6),
@@ -153,13 +156,6 @@ def _check_places(source: Path, out: Path) -> None:
     require(is_writable, f"OUT={out}: {there} cannot be written; allow it, or give another folder")
 
 
-def _read_classes(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"--classes={path}: {error.strerror}") from error
-
-
 def _prepare(out: Path, plan: str, shards: _Plan, *, overwrite: bool) -> None:
     """Record the plan in OUT, or check that it is the plan recorded there.
 
@@ -177,7 +173,7 @@ def _prepare(out: Path, plan: str, shards: _Plan, *, overwrite: bool) -> None:
         for split in ("train", "val"):
             _remove(out, f"{split}-*.tar")
             _remove(out, f"{split}-*.tar{INDEX_SUFFIX}")
-        for name in (MANIFEST_NAME, _CLASSES_NAME, _PLAN_NAME, ".*.tmp"):
+        for name in (MANIFEST_NAME, CLASSES_NAME, _PLAN_NAME, ".*.tmp"):
             _remove(out, name)
     with atomic_write(record) as file:
         file.write(json.dumps({"plan": plan, "num_shards": len(shards)}).encode())
@@ -211,7 +207,7 @@ def _write_missing(source: Path, out: Path, plan: _Plan) -> None:
 
 def _write_classes(out: Path, source: Source) -> None:
     if source.classes:
-        with atomic_write(out / _CLASSES_NAME) as file:
+        with atomic_write(out / CLASSES_NAME) as file:
             file.write("".join(f"{name}\n" for name in source.classes).encode())
 
 
@@ -228,8 +224,10 @@ def _report(arguments: argparse.Namespace, source: Source, plan: _Plan) -> None:
     for split, own in images.items():
         num_shards = sum(name.startswith(split) for name in plan)
         print(f"{split}: {count(len(own), 'image')} in {count(num_shards, 'shard')}")
+    if arguments.val_ratio > 0 and not images["val"]:
+        print("val is empty: the draw took no image; give more images, or a larger --val-ratio")
     if source.why_unlabelled is None:
-        print(f"labels: {count(len(source.classes), 'class')}, listed in {out / _CLASSES_NAME}")
+        print(f"labels: {count(len(source.classes), 'class')}, listed in {out / CLASSES_NAME}")
         _report_classes(source, images["val"], has_split=arguments.val_ratio > 0)
     else:
         print(f"labels: none ({source.why_unlabelled})")
@@ -249,7 +247,7 @@ def _report_classes(source: Source, val: Sequence[SourceImage], *, has_split: bo
     if absent:
         print(f"without an image: {count(len(absent), 'class')} of the list ({name_some(absent)})")
     names = [name for label, name in named if label in present - in_val]
-    if has_split and names:
+    if has_split and val and names:
         print(
             f"val lacks {count(len(names), 'class')} ({name_some(names)}): the draw took no image "
             "for validation, or the only one, which then stays in training"

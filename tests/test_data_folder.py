@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data.classes import parse_classes
 from data.folder import (
     PlanOptions,
     SourceImage,
@@ -179,6 +180,14 @@ def test_names_that_no_list_of_classes_gives_back(tmp_path: Path, name: bytes, t
     with pytest.raises(UserError, match=text):
         find_images(tmp_path)
     assert len(find_images(tmp_path, is_unlabelled=True).images) == 2
+
+
+def test_a_list_of_classes_gives_all_other_names_back(tmp_path: Path) -> None:
+    names = ["#1", "- a", "a\tb", "b: c", "caf\u00e9", "it's", "null", "x  y", "\u732b"]
+    put(tmp_path, *(f"{name}/a.jpg" for name in names))
+    found = find_images(tmp_path).classes
+    content = "".join(f"{name}\n" for name in found).encode()
+    assert parse_classes(content, "classes.txt") == list(found) == sorted(names)
 
 
 def test_one_name_in_two_spellings(tmp_path: Path) -> None:

@@ -283,6 +283,9 @@ def test_a_list_of_classes(tmp_path: Path, capsys: Printed) -> None:
         make(test, tmp_path / "more", "--classes", classes)
     with pytest.raises(UserError, match=r"--classes=.*none.txt"):
         make(test, tmp_path / "more", "--classes", tmp_path / "none.txt")
+    (tmp_path / "none.txt").write_text("cat\n\ncow\n")
+    with pytest.raises(UserError, match=r"--classes=.*none.txt, line 2 is blank"):
+        make(test, tmp_path / "more", "--classes", tmp_path / "none.txt")
     assert not (tmp_path / "more").exists()
 
 
@@ -298,7 +301,7 @@ def test_what_validation_lacks_is_said(tmp_path: Path, capsys: Printed) -> None:
     assert keys == {"ant", "bee", "cat"}
     make(source, tmp_path / "none", "--val-ratio", 0.001)
     printed = capsys.readouterr().out
-    assert "val: 0 images in 0 shards\n" in printed
+    assert "val: 0 images in 0 shards\nval is empty: the draw took no image; give" in printed
     assert "data.val_shards=null" in printed
 
 
