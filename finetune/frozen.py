@@ -4,7 +4,6 @@
 table and `result.json`.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -17,20 +16,27 @@ from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
 from data.devices import exact_device
-from data.disks import explain
 from data.labelled import LabelledDataConfig
 from data.loader import Samples
-from data.settings import RunStopped, UserError, require, setting
-from data.shards import atomic_write
+from data.settings import UserError, require, setting
 from data.text import count
 from finetune.backbone import refuse_masking
-from finetune.features import cached_features, identity
+from finetune.features import cached_features
+from finetune.results import (
+    describe_encoder,
+    make_table,
+    name_encoder,
+    open_folder,
+    result_folder,
+    write_result,
+)
 from pretrain.classifiers import NEIGHBOURS, PENALTY
 from pretrain.encoder import EncoderConfig, image_size, make_encoder, num_channels
 from pretrain.evaluate import Features, View, make_views
 from pretrain.launch import RunConfig, count_parameters, describe_start, start
 from pretrain.ledger import judge
 from pretrain.probe import Splits, check_shots, open_splits
+from pretrain.ranks import on_main
 from pretrain.tokens import choose_attention
 
 logger = logging.getLogger(__name__)
@@ -59,12 +65,17 @@ class FrozenConfig:
     batch_size: int = setting(256, "images a forward pass on each process")
     precision: str = setting("fp32", "of the forward pass: fp32 or bf16")
     threads: int = setting(0, "CPU threads a process; 0: OMP_NUM_THREADS, else all, shared")
-    dir: str = setting("runs/frozen", "folder for result.json and table.md")
+    dir: str | None = setting(
+        None,
+        "folder for result.json and table.md; default: one in the encoder's run, else runs/ has it",
+    )
     features: str | None = setting(None, "folder where features are kept; default: DIR/features")
 
     def __post_init__(self) -> None:
         for key in ("poolings", "dir"):
-            require(len(getattr(self, key)) > 0, f"{self.group}.{key} is empty; leave it out")
+            require(
+                getattr(self, key) not in ("", ()), f"{self.group}.{key} is empty; leave it out"
+            )
         is_list = isinstance(self.layers, list | tuple)
         layers = self.layers if is_list else [self.layers]
         require(
@@ -99,7 +110,6 @@ class ShotsConfig(FrozenConfig):
 
     group = "fewshot"
 
-    dir: str = setting("runs/fewshot", "folder for result.json and table.md")
     shots: tuple[int, ...] = setting((1, 5, 10, 25), "labelled images a class")
     num_seeds: int = setting(5, "choices of those images; the table shows mean and deviation")
     penalty: float = setting(PENALTY, "ridge penalty on standardised features")
@@ -117,7 +127,6 @@ class ClassifiersConfig(FrozenConfig):
 
     group = "probe"
 
-    dir: str = setting("runs/probe", "folder for result.json and table.md")
     neighbours: int = setting(NEIGHBOURS, "nearest training images that vote in k-NN")
     penalties: tuple[float, ...] = setting(
         (1e-4, 1e-3, 1e-2, 1e-1),
@@ -204,7 +213,7 @@ def measure(
         prepare: The labels of all training images -> what `judge` needs; refuses what cannot be
             done before any image is read.
         judge: That, and the features of both splits -> figures of a view.
-        about: What else `result.json` says.
+        about: What else `result.json` says of the measure.
 
     Returns:
         The table, on the main process.
@@ -219,7 +228,10 @@ def measure(
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
     keys = (f"{frozen.group}.layers", f"{frozen.group}.poolings")
     views = make_views(encoder, frozen.numbers(len(encoder.blocks)), frozen.poolings, keys)
-    _make_folder(frozen)
+    folder = result_folder(frozen.dir, frozen.group, config.encoder)
+    said = f"{frozen.group}.dir={folder}"
+    about = describe_encoder(config.encoder, encoder) | about
+    on_main(accelerator, lambda: open_folder(folder, said, about))
     splits = open_splits(
         accelerator,
         data,
@@ -240,7 +252,8 @@ def measure(
     )
     choose_attention(encoder, accelerator.device, accelerator.mixed_precision)
     encoder.to(accelerator.device)
-    found = _read(accelerator, encoder, splits, views, config)
+    kept = Path(frozen.features or folder / "features")
+    found = _read(accelerator, encoder, splits, views, config, kept)
     accelerator.end_training()  # the other ranks need not wait for what follows
     if not accelerator.is_main_process:
         return None
@@ -249,18 +262,16 @@ def measure(
         {**view._asdict(), **judge(prepared, *_on(accelerator, found, view))} for view in views
     ]
     result = {
-        "encoder.init": config.encoder.init,
-        "encoder.sha256": identity(encoder),
-        "precision": frozen.precision,
         **about,
+        "precision": frozen.precision,
         **counts,
         "seconds": round(time.monotonic() - begin, 3),
         "cells": cells,
         **cells[0],  # what is asked for first stands by itself
     }
-    table = _table(cells)
-    _write(frozen, result, table)
-    return f"{config.encoder.init}: {counts['num_val']} images\n\n{table}"
+    table = make_table(cells)
+    write_result(folder, result, table)
+    return f"{name_encoder(config.encoder)}: {counts['num_val']} images\n\n{table}"
 
 
 def _run_config(frozen: FrozenConfig) -> RunConfig:
@@ -280,9 +291,9 @@ def _read(
     splits: Splits,
     views: list[View],
     config: FewshotConfig | LinearConfig,
+    folder: Path,
 ) -> Measured:
     frozen, workers = config.frozen, config.data.workers
-    folder = Path(frozen.features or Path(frozen.dir, "features"))
     train, val = (
         cached_features(
             accelerator, encoder, samples, views, folder, key, frozen.batch_size, workers
@@ -309,50 +320,3 @@ def _count(found: Measured, splits: Splits, max_bad_ratio: float) -> dict[str, i
         counts |= {f"num_{key}": used, f"num_bad_{key}": bad}
         judge(bad, total, max_bad_ratio, f"samples of data.{key}")
     return counts
-
-
-# ---------------------------------------------------------------- writing down
-
-
-def _make_folder(frozen: FrozenConfig) -> None:
-    try:
-        Path(frozen.dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{frozen.group}.dir={frozen.dir} is no folder that can be written: {explain(error)}"
-        ) from error
-
-
-def _write(frozen: FrozenConfig, result: dict[str, Any], table: str) -> None:
-    texts = {"result.json": json.dumps(result, indent=1) + "\n", "table.md": table}
-    try:
-        for name, text in texts.items():
-            with atomic_write(Path(frozen.dir, name)) as file:
-                file.write(text.encode())
-    except OSError as error:
-        logger.warning("%s", table)  # else it would be lost
-        raise RunStopped(
-            f"the result cannot be written to {frozen.dir}: {explain(error)}"
-        ) from error
-
-
-def _table(cells: list[dict[str, Any]]) -> str:
-    """Return a Markdown table with a row a cell; what has a deviation shows it."""
-    names = [name for name in cells[0] if not name.startswith("deviation/")]
-    header = [name.removeprefix("accuracy/") for name in names]
-    rows = [header, *([_shown(cell, name) for name in names] for cell in cells)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(names))]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = (
-        " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "".join(f"| {line} |\n" for line in lines)
-
-
-def _shown(cell: dict[str, Any], name: str) -> str:
-    value = cell[name]
-    if not name.startswith("accuracy/"):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    deviation = cell.get(name.replace("accuracy/", "deviation/"))
-    return f"{value:.2%}" + ("" if deviation is None else f" ± {deviation:.2%}")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def arguments(tmp_path: Path, shards: Path, encoder: list[str]) -> list[str]:
         "fewshot.threads=1",
         f"fewshot.dir={tmp_path}/out",
     ]
+
+
+def elsewhere(tmp_path: Path) -> list[str]:
+    """Give another folder for the result, and the same one for the features."""
+    return [f"fewshot.dir={tmp_path}/other", f"fewshot.features={tmp_path}/out/features"]
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -117,7 +123,8 @@ def test_features_are_kept_and_used_for_the_same_alone(
         "fewshot.poolings=[class]",
         "fewshot.precision=bf16",
     ):
-        assert extractions(caplog, [*arguments, other]) == 2, other
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)  # it is another encoder's
+        assert extractions(caplog, [*arguments, *elsewhere(tmp_path), other]) == 2, other
     assert extractions(caplog, [*arguments, f"data.val={shards}/train-0.tar"]) == 1
     assert extractions(caplog, arguments) == 0
     assert result(tmp_path / "out") == first
@@ -130,8 +137,9 @@ def test_another_encoder_of_the_same_shape_is_read_anew(
     config = EncoderConfig("vit_tiny_patch16_224", "none", 4, 32, 2, 2)
     torch.manual_seed(1)
     save_encoder(make_encoder(config, (16, 16)), tmp_path / "other")
-    assert extractions(caplog, [*arguments, f"encoder.init={tmp_path}/other"]) == 2
-    assert result(tmp_path / "out")["encoder.init"] == f"{tmp_path}/other"
+    more = [*elsewhere(tmp_path), f"encoder.init={tmp_path}/other"]
+    assert extractions(caplog, [*arguments, *more]) == 2
+    assert result(tmp_path / "other")["encoder.init"] == f"{tmp_path}/other"
     assert identity(load_encoder(tmp_path / "other")) != identity(make_encoder(config, (16, 16)))
     assert identity(load_encoder(tmp_path / "other")) == identity(load_encoder(tmp_path / "other"))
 

@@ -122,6 +122,7 @@ def test_few_shot_is_shown_by_layer_and_pooling(run: Path, report: Report):
     report(run)
     page = (run / "report.html").read_text()
     assert '<th scope="row">pretrained, layer 2, class</th><td>10.0 ± 0.0 %</td>' in page
+    assert "Best of pretrained, by 5 images a class: layer 2, average, 40.0 ± 0.0 %." in page
     label = "Few-shot accuracy by layer and pooling: accuracy (%), 5 images a class over layer"
     assert f'aria-label="{label}; last values: pretrained, average 40, ' in page
 

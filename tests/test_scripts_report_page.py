@@ -1,6 +1,8 @@
 """What a report says and draws, from records alone."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from scripts.report_page.drawing import chart
 from scripts.report_page.figures import PALETTE
 from scripts.report_page.history import Run
 from scripts.report_page.overlays import MOST, overlays
+from scripts.report_page.results import best, view_name
+from scripts.report_page.several_runs import few_shot_rows
 
 CLASSES = {
     "loss": 2.0,
@@ -175,3 +179,31 @@ def test_each_run_has_a_look_of_its_own():
     plots, _ = overlays(runs)
     looks = {(line.colour, line.kind) for line in plots[0].lines}
     assert len(looks) == MOST == 3 * len(PALETTE)
+
+
+def test_the_best_layer_stands_for_an_encoder() -> None:
+    cells: list[dict[str, Any]] = [
+        {"layer": 2, "pooling": "average", "accuracy/1shot": 0.9, "accuracy/5shot": 0.3},
+        {"layer": 1, "pooling": "class", "accuracy/1shot": 0.1, "accuracy/5shot": 0.4},
+        {"layer": 1, "pooling": "both", "accuracy/1shot": 0.2, "accuracy/5shot": 0.4},
+    ]
+    assert view_name(best(cells)) == "layer 1, class"
+    assert best([]) == {}
+    assert view_name({"accuracy/5shot": 0.5}) == ""
+
+
+def test_runs_side_by_side_are_compared_by_their_best_layers(tmp_path: Path) -> None:
+    runs: list[Any] = []
+    for name, layer in (("a", 1), ("b", 2)):
+        cells = [
+            {"layer": n, "pooling": "average", "accuracy/5shot": 0.5 + 0.1 * (n == layer)}
+            for n in (1, 2)
+        ]
+        folder = tmp_path / name / "fewshot"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"cells": cells, **cells[0]}))
+        runs.append(SimpleNamespace(folder=tmp_path / name))
+    assert few_shot_rows(runs) == [
+        ["Few-shot accuracy: best of", "layer 1, average", "layer 2, average"],
+        ["Few-shot accuracy, 5 a class", "60.0 ± 0.0 %", "60.0 ± 0.0 %"],
+    ]

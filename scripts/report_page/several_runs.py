@@ -16,7 +16,14 @@ from scripts.report_page.one_run import figure_names, last_value
 from scripts.report_page.overlays import MOST, overlays
 from scripts.report_page.page import panels, table
 from scripts.report_page.pictures import pictures
-from scripts.report_page.results import read_cells, read_fine_tuning, shot, shots_of
+from scripts.report_page.results import (
+    best,
+    read_cells,
+    read_fine_tuning,
+    shot,
+    shots_of,
+    view_name,
+)
 
 _NO_KEY = "-"
 _OWN = ("run.dir",)  # keys that differ between any two runs
@@ -113,7 +120,7 @@ def _last_figures(named: dict[str, Run]) -> Section:
         ["Measured on", *measured],
         *_rows(figure_names(unit), [figures for _, _, figures in newest]),
         *_costs(runs),
-        *_few_shot(runs),
+        *few_shot_rows(runs),
         *_fine_tuned(runs),
     ]
     note = (
@@ -141,14 +148,15 @@ def _costs(runs: list[Run]) -> list[list[str]]:
     ]
 
 
-def _few_shot(runs: list[Run]) -> list[list[str]]:
-    """Give the few-shot accuracy of what each run's measure was asked for first."""
-    cells = [read_cells(run.folder).get("pretrained", [{}])[:1] for run in runs]
-    shots = sorted({num for first in cells for num in shots_of(first)})
-    return [
-        [f"Few-shot accuracy, {num} a class", *(shot(cell, num) for (cell,) in cells)]
-        for num in shots
+def few_shot_rows(runs: list[Run]) -> list[list[str]]:
+    """Give each run's few-shot accuracy of its best layer and pooling, and say which that is."""
+    cells = [best(read_cells(run.folder).get("pretrained", [])) for run in runs]
+    views = list(map(view_name, cells))
+    rows = [
+        [f"Few-shot accuracy, {num} a class", *(shot(cell, num) for cell in cells)]
+        for num in shots_of(cells)
     ]
+    return [["Few-shot accuracy: best of", *views], *rows] if any(views) else rows
 
 
 def _fine_tuned(runs: list[Run]) -> list[list[str]]:

@@ -1,0 +1,151 @@
+"""Where the figures of a frozen encoder are written: a folder for each encoder."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+
+from data.disks import explain
+from data.settings import RunStopped, UserError, require
+from data.shards import atomic_write
+from finetune.features import identity
+from pretrain.encoder import EncoderConfig
+from pretrain.timm_model import DEFAULT_NAME
+
+logger = logging.getLogger(__name__)
+
+_RESULT = "result.json"
+
+
+def result_folder(asked: str | None, group: str, config: EncoderConfig) -> Path:
+    """Return the folder for a measure's result.
+
+    By default it lies in the run that the encoder comes from, where the report looks for it, and
+    else in `runs/` under the encoder's name.
+
+    Args:
+        asked: The folder that the configuration names, or None.
+        group: The measure, fewshot or probe.
+        config: Which encoder.
+    """
+    if asked is not None:
+        return Path(asked)
+    kind = group if config.has_weights else f"{group}-untrained"
+    source = _source(config)
+    if source is not None and Path(source, "config.yaml").is_file():
+        return Path(source, kind)
+    name = source or config.name or DEFAULT_NAME
+    name = Path(name).resolve().name if Path(name).is_dir() else name
+    return Path("runs", f"{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}")
+
+
+def _source(config: EncoderConfig) -> str | None:
+    """Return the run, folder or timm name that the encoder is taken from or begun like."""
+    named = config.like or config.init
+    return None if named in (None, "none") else named
+
+
+def name_encoder(config: EncoderConfig) -> str:
+    """Name the encoder as it was asked for."""
+    return f"none, like {config.like}" if config.like else config.init or "none"
+
+
+def describe_encoder(config: EncoderConfig, encoder: VisionTransformer) -> dict[str, Any]:
+    """Return what `result.json` says of the encoder that was measured."""
+    like = {} if config.like is None else {"encoder.like": config.like}
+    init = config.init or "none"
+    return {"encoder.init": init, **like, "encoder.sha256": identity(encoder)}
+
+
+def open_folder(folder: Path, said: str, encoder: dict[str, Any]) -> None:
+    """Make the folder; one that holds the result of another encoder is left as it is.
+
+    A run that was trained further, or again, is the same encoder: its newest result counts.
+
+    Args:
+        folder: For the result.
+        said: The configuration's key and the folder, for messages.
+        encoder: What `describe_encoder` returned.
+
+    Raises:
+        UserError: It cannot be written, or holds something else's result.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = (folder / _RESULT).read_bytes() if (folder / _RESULT).exists() else None
+    except OSError as error:
+        raise UserError(
+            f"{said} is no folder that can be written: {explain(error)}; name another"
+        ) from error
+    if earlier is not None:
+        told = _parse(earlier)
+        require(
+            _is_same(told, encoder),
+            f"{said} holds the result of another encoder "
+            f"(encoder.init={told.get('encoder.init', 'unknown')}), which would be replaced; name "
+            "another folder",
+        )
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(content)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _is_same(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Tell whether two results are of one encoder: of one source, or the same to the bit."""
+    if "encoder.sha256" not in earlier:
+        return False
+    if earlier["encoder.sha256"] == now["encoder.sha256"]:
+        return True
+    if now["encoder.init"] == "none" and "encoder.like" not in now:
+        return False
+    return all(_place(earlier, key) == _place(now, key) for key in ("encoder.init", "encoder.like"))
+
+
+def _place(told: dict[str, Any], key: str) -> Path:
+    return Path(str(told.get(key, "none"))).resolve()
+
+
+def write_result(folder: Path, result: dict[str, Any], table: str) -> None:
+    """Write `result.json` and `table.md`.
+
+    Raises:
+        RunStopped: They cannot be written; then the log has the table.
+    """
+    texts = {_RESULT: json.dumps(result, indent=1) + "\n", "table.md": table}
+    try:
+        for name, text in texts.items():
+            with atomic_write(folder / name) as file:
+                file.write(text.encode())
+    except OSError as error:
+        logger.warning("%s", table)  # else it would be lost
+        raise RunStopped(f"the result cannot be written to {folder}: {explain(error)}") from error
+
+
+def make_table(cells: list[dict[str, Any]]) -> str:
+    """Return a Markdown table with a row a cell; what has a deviation shows it."""
+    names = [name for name in cells[0] if not name.startswith("deviation/")]
+    header = [name.removeprefix("accuracy/") for name in names]
+    rows = [header, *([_shown(cell, name) for name in names] for cell in cells)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(names))]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = (
+        " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _shown(cell: dict[str, Any], name: str) -> str:
+    value = cell[name]
+    if not name.startswith("accuracy/"):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    deviation = cell.get(name.replace("accuracy/", "deviation/"))
+    return f"{value:.2%}" + ("" if deviation is None else f" ± {deviation:.2%}")
