@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from data.devices import exact_device
 from data.labelled import LabelledDataConfig
 from data.loader import Samples
-from data.settings import UserError, require, setting
+from data.settings import require, setting
 from data.text import count
 from finetune.backbone import refuse_masking
 from finetune.features import cached_features
@@ -223,7 +223,7 @@ def measure(
         RunStopped: Too many images cannot be used, or the result cannot be written.
     """
     begin, frozen, data = time.monotonic(), config.frozen, config.data
-    accelerator = _start(frozen)
+    accelerator = start(_run_config(frozen), frozen.group)
     refuse_masking(config.encoder)
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
     keys = (f"{frozen.group}.layers", f"{frozen.group}.poolings")
@@ -276,13 +276,6 @@ def measure(
 
 def _run_config(frozen: FrozenConfig) -> RunConfig:
     return RunConfig(seed=0, precision=frozen.precision, threads=frozen.threads)
-
-
-def _start(frozen: FrozenConfig) -> Accelerator:
-    try:
-        return start(_run_config(frozen), frozen.group)
-    except UserError as error:  # it speaks of a run's keys
-        raise UserError(str(error).replace("run.", f"{frozen.group}.")) from error
 
 
 def _read(

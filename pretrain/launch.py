@@ -140,7 +140,7 @@ def start(run: RunConfig, group: str = "run") -> Accelerator:
     Raises:
         UserError: The device cannot compute in this precision, or a tracker is not installed.
     """
-    choose_device(run)
+    choose_device(run, group)
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -156,7 +156,8 @@ def start(run: RunConfig, group: str = "run") -> Accelerator:
     require(
         accelerator.distributed_type in _DISTRIBUTED,
         f"accelerate is configured for {accelerator.distributed_type}; leave FSDP and DeepSpeed "
-        "out of its configuration, and set run.parallel=fsdp to cut the model over the processes",
+        "out of its configuration"
+        + (", and set run.parallel=fsdp to cut the model over the processes" * (group == "run")),
     )
     require(
         run.parallel != "fsdp" or accelerator.num_processes > 1,
@@ -178,8 +179,12 @@ def _set_threads(asked: int) -> None:
     torch.set_num_threads(asked or max(1, num_cores() // local))
 
 
-def choose_device(run: RunConfig) -> None:
+def choose_device(run: RunConfig, group: str = "run") -> None:
     """Let accelerate take a CUDA device, else Apple's MPS for one process alone, else the CPU.
+
+    Args:
+        run: What is asked for.
+        group: Where its keys are in the whole configuration, for messages.
 
     Raises:
         UserError: It cannot compute in this precision.
@@ -200,7 +205,7 @@ def choose_device(run: RunConfig) -> None:
     )
     require(
         run.precision != "bf16" or has_gpu or is_on_cpu or is_macos_or_newer(14, 0),
-        "run.precision=bf16 needs macOS 14 on MPS; use fp32",
+        f"{group}.precision=bf16 needs macOS 14 on MPS; use fp32",
     )
 
 
