@@ -7,9 +7,10 @@ Every component's frozen dataclass stands beside the component and declares its 
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import field
+from errno import ENOMEM
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
@@ -26,6 +27,8 @@ from data.processes import (
 )
 
 _NO_READER = 141  # the status of who writes to `head`, which has ended: 128 + SIGPIPE
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_failed")
 
 
 class RunStopped(Exception):  # noqa: N818 - not always an error of the program
@@ -91,12 +94,32 @@ def require(is_right: bool, message: str) -> None:
         raise UserError(message)
 
 
+@contextmanager
+def memory_errors(remedy: str) -> Generator[None]:
+    """Turn what Python, torch and CUDA raise where there is no memory left into `RunStopped`.
+
+    Args:
+        remedy: What takes less memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        is_known = isinstance(error, MemoryError) or getattr(error, "errno", None) == ENOMEM
+        is_told = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+        if shortage(error) is not None or not (is_known or is_told):
+            raise
+        lines = str(error).splitlines() or ["Python could get no more"]
+        reason = lines[0].rpartition("] ")[2].strip().rstrip(".")  # no place in torch's sources
+        raise RunStopped(f"memory ran out: {reason}; try {remedy}") from error
+
+
 def run_entry_point(main: Callable[[list[str]], None]) -> None:
     """Run `main(arguments)` and leave the process with its status, and with none that it started.
 
     A user's mistake is one line from the main process and status 2; a run that stopped is one line
     from the process that stopped it, and its status; so is a disk that cannot be read or written,
-    wherever that was met, and what the system does not give. Ctrl-C is one line and status 130.
+    wherever that was met, memory that ran out, and what else the system does not give. Ctrl-C is
+    one line and status 130.
     Where the reader of the output has ended, such as `head`, this ends too, without a word.
     """
     watch_launcher()
@@ -125,7 +148,8 @@ def run_entry_point(main: Callable[[list[str]], None]) -> None:
 
 def _run(main: Callable[[list[str]], None]) -> None:
     try:
-        main(sys.argv[1:])
+        with memory_errors("a machine with more memory"):
+            main(sys.argv[1:])
     except SystemExit:  # as after --help
         sys.stdout.flush()
         raise

@@ -20,7 +20,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 import numpy as np
 
-from data.settings import run_entry_point
+from data.settings import memory_errors, run_entry_point
 from finetune.frozen import FewshotConfig, Figures, ShotsConfig, measure
 from pretrain.classifiers import Choices, choose_shots, few_shot
 from pretrain.config import load, usage
@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> None:
     config = load(FewshotConfig, arguments)
     asked = config.fewshot
     about = {"penalty": asked.penalty, "num_seeds": asked.num_seeds, "shots": list(asked.shots)}
-    table = measure(config, partial(_choose, asked), partial(_judge, asked), about)
+    with memory_errors("a smaller fewshot.batch_size"):
+        table = measure(config, partial(_choose, asked), partial(_judge, asked), about)
     if table is not None:
         print(table, end="")
 

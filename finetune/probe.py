@@ -20,7 +20,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 import numpy as np
 
-from data.settings import run_entry_point
+from data.settings import memory_errors, run_entry_point
 from finetune.frozen import ClassifiersConfig, Figures, LinearConfig, measure
 from pretrain.classifiers import check_penalties, knn, linear_probe
 from pretrain.config import load, usage
@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> None:
     config = load(LinearConfig, arguments)
     asked = config.probe
     about = {"neighbours": asked.neighbours, "penalties": list(asked.penalties)}
-    table = measure(config, partial(_check, asked), partial(_judge, asked), about)
+    with memory_errors("a smaller probe.batch_size"):
+        table = measure(config, partial(_check, asked), partial(_judge, asked), about)
     if table is not None:
         print(table, end="")
 

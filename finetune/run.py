@@ -23,7 +23,7 @@ from data.augment import RandAugment
 from data.index.manifest import Manifest
 from data.labelled import Labels, check_names, label_splits
 from data.loader import Samples
-from data.settings import require, run_entry_point
+from data.settings import memory_errors, require, run_entry_point
 from data.stream import TrainingStream
 from finetune.backbone import flops_per_image, is_transformer, make_backbone
 from finetune.config import FinetuneConfig
@@ -38,6 +38,7 @@ from pretrain.launch import open_shards, share, start
 from pretrain.ledger import say_unusable
 from pretrain.loop import Trainer
 from pretrain.measures import Evaluator, Measured, require_finite
+from pretrain.memory import check_fits
 from pretrain.ranks import on_main
 
 
@@ -73,6 +74,8 @@ def main(arguments: list[str]) -> None:
         f"mix.* mixes pairs, and a forward pass takes {part.micro_batch_size} images on each "
         "process; choose optim.batch_size or run.micro_batch_size so that it is even",
     )
+    num_labels, multiple = len(names) if data.multi_label else None, 1 + config.mix.is_on
+    check_fits(accelerator, config.run, config.optim, part, model, num_labels, multiple)
 
     # ---- the stream
     size, channels, seed = image_size(encoder), num_channels(encoder), config.run.seed
@@ -87,7 +90,7 @@ def main(arguments: list[str]) -> None:
     validation = Validation(accelerator, val_samples, part, data.workers)
 
     # ---- the steps
-    with claim(accelerator, config):
+    with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         evaluators = [Evaluator("val", config.run.eval_every, validation)]
         trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)

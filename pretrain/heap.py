@@ -36,3 +36,10 @@ def keep_heap() -> bool:
         mallopt(option, value) == 1
         for option, value in ((_TRIM_THRESHOLD, _NEVER), (_MMAP_THRESHOLD, _LARGEST_BLOCK))
     )
+
+
+def release_heap() -> None:
+    """Give freed memory back to the system, once; nothing where there is no glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -17,7 +17,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()  # before the imports below, which take seconds
 
-from data.settings import run_entry_point
+from data.settings import memory_errors, run_entry_point
 from pretrain.additions import say_what_timm_lacks
 from pretrain.claim import claim
 from pretrain.config import PretrainConfig, load, resolve, usage
@@ -25,6 +25,7 @@ from pretrain.encoder import make_encoder
 from pretrain.figures.illustrate import make_illustrator
 from pretrain.launch import share, start
 from pretrain.loop import Trainer
+from pretrain.memory import check_fits
 from pretrain.model import MaskedPatchModel
 from pretrain.opening import open_evaluators, open_stream
 from pretrain.words import learn_words
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> None:
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
     model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
     config = resolve(config, encoder)
+    check_fits(accelerator, config.run, config.optim, part, model)
 
     # ---- the stream
     stream = open_stream(accelerator, config, encoder, part)
@@ -62,7 +64,7 @@ def main(arguments: list[str]) -> None:
     )
 
     # ---- the steps
-    with claim(accelerator, config):
+    with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         learn_words(accelerator, model.target, stream)
         trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)

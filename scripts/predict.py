@@ -35,7 +35,7 @@ from tqdm import tqdm
 from data.devices import num_cores
 from data.disks import explain
 from data.image_folder import list_images
-from data.settings import RunStopped, require, run_entry_point
+from data.settings import RunStopped, memory_errors, require, run_entry_point
 from data.text import printable
 from data.transforms import UnreadableImage, evaluation_crop
 from finetune.head import Classifier
@@ -176,6 +176,7 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@memory_errors("a smaller --batch-size")
 @torch.inference_mode()
 def _classify(
     model: Classifier, images: Tensor, options: argparse.Namespace

@@ -22,13 +22,14 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()  # before the imports below, which take seconds
 
 from data.devices import has_float64
-from data.settings import require, run_entry_point
+from data.settings import memory_errors, require, run_entry_point
 from pretrain.additions import say_what_timm_lacks
 from pretrain.claim import claim
 from pretrain.config import resolve, usage
 from pretrain.encoder import make_encoder
 from pretrain.launch import share, start
 from pretrain.loop import Trainer
+from pretrain.memory import check_fits
 from pretrain.opening import open_evaluators, open_stream
 from scripts.alternatives.config import AlternativePretrainConfig, load_alternative
 from scripts.alternatives.model import make_alternative
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> None:
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
     model = make_alternative(config, encoder)
     config = resolve(config, encoder)
+    check_fits(accelerator, config.run, config.optim, part, model)
 
     # ---- the stream
     stream = open_stream(accelerator, config, encoder, part)
@@ -64,7 +66,7 @@ def main(arguments: list[str]) -> None:
     evaluators = open_evaluators(accelerator, config, encoder, part)
 
     # ---- the steps
-    with claim(accelerator, config):
+    with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)
     if accelerator.is_main_process:

@@ -31,6 +31,7 @@ from pretrain.decoder import DecoderConfig
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.launch import RunConfig, start
 from pretrain.loop import Trainer
+from pretrain.memory import Need
 from pretrain.metrics import read_records
 from pretrain.model import MaskedPatchModel
 from pretrain.operations import count_flops
@@ -266,3 +267,26 @@ def test_an_encoders_operations_are_those_of_the_cpu(precision: torch.dtype) -> 
     expected = flops_per_image(encoder)
     with torch.autocast("cuda", precision, enabled=precision is not torch.float32):
         assert flops_per_image(encoder.cuda()) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_takes_what_was_counted_and_little_more(
+    tmp_path: Path, tiny: list[str], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    count = Need.bytes
+
+    def note(need: Need, num_images: int, saved: int) -> int:
+        counted.append(count(need, num_images, saved))
+        return counted[-1]
+
+    monkeypatch.setattr(Need, "bytes", note)
+    larger = ["encoder.embed_dim=256", "data.image_size=64", "optim.batch_size=32"]
+    short = ["optim.steps=3", "optim.warmup_steps=0", "run.eval_every=0"]
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    arguments = [*tiny, *larger, *short, f"run.precision={precision}", f"run.dir={tmp_path}"]
+    pretrain.run.main(arguments)
+    taken = torch.cuda.max_memory_allocated() - before
+    assert 0.6 * taken < counted[0] <= taken

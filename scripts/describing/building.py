@@ -2,22 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from finetune.backbone import make_backbone
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
 from pretrain.config import PretrainConfig, load, read_layers
-from pretrain.encoder import EncoderConfig, image_size, make_encoder, num_channels
+from pretrain.encoder import EncoderConfig, make_encoder
+from pretrain.memory import Batch, example_batch
 from pretrain.model import MaskedPatchModel
 from pretrain.optim import OptimConfig
 from pretrain.recompute import recompute_blocks
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,7 @@ def _build_pretraining(config: PretrainConfig) -> Built:
         model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
     recompute_blocks(encoder, config.run.grad_checkpointing)
 
-    def make_batch(num_images: int) -> Batch:
-        return _images(encoder, num_images) | {"key": torch.zeros(num_images, dtype=torch.int64)}
-
-    return Built(model, make_batch, config.encoder, config.optim)
+    return Built(model, partial(example_batch, encoder), config.encoder, config.optim)
 
 
 def _build_finetuning(config: FinetuneConfig, num_classes: int) -> Built:
@@ -86,18 +83,11 @@ def _build_finetuning(config: FinetuneConfig, num_classes: int) -> Built:
         )
     recompute_blocks(encoder, config.run.grad_checkpointing)
 
-    def make_batch(num_images: int) -> Batch:
-        shape = (num_images, num_classes) if data.multi_label else (num_images,)
-        return _images(encoder, num_images) | {"label": torch.zeros(shape, dtype=torch.int64)}
-
+    num_labels = num_classes if data.multi_label else None
+    make_batch = partial(example_batch, encoder, num_labels=num_labels)
     return Built(model, make_batch, config.encoder, config.optim)
 
 
 def _weights_of(encoder: EncoderConfig) -> torch.device:
     """Return where weights are made: nowhere, unless some are loaded."""
     return torch.device("meta" if encoder.init == "none" else "cpu")
-
-
-def _images(encoder: Any, num_images: int) -> Batch:
-    shape = (num_images, num_channels(encoder), *image_size(encoder))
-    return {"image": torch.zeros(shape, dtype=torch.uint8), "weight": torch.ones(num_images)}

@@ -10,19 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from finetune.backbone import flops_per_image
 from pretrain.encoder import grid_size, image_data, image_size, patch_size
+from pretrain.memory import count_saved_bytes, count_state_bytes
 from pretrain.operations import count_flops
-from pretrain.optim import OptimConfig
-from scripts.describing.building import Batch, Built
+from scripts.describing.building import Built
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -110,57 +106,6 @@ def measure(built: Built, batch: int, *, has_step: bool = True) -> Costs:
         state_bytes,
         saved,
     )
-
-
-def count_state_bytes(model: nn.Module, optim: OptimConfig) -> int:
-    """Count the bytes that stay between passes: weights, gradients, moments and averages in fp32.
-
-    With adamw and everything trained, 16 a parameter.
-    """
-    moments = 2 if optim.algorithm == "adamw" else int(optim.momentum > 0)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    copies = 2 if optim.ema else 1
-    return 4 * (copies * _num_parameters(model) + (1 + moments) * trained)
-
-
-def count_saved_bytes(model: nn.Module, batch: Batch, precision: str) -> int:
-    """Count the bytes that a forward pass keeps for the backward pass, weights excepted.
-
-    A storage counts once, however many tensors share it. Under autocast, weights are kept in bf16
-    as well; those copies count.
-    """
-    made = _Made()
-    with made, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        loss = model.train()(batch).loss
-    others = [*model.parameters(), *model.buffers(), *batch.values(), loss]
-    own = {_identity(tensor) for tensor in others}
-    return sum(size for identity, size in made.held().items() if identity not in own)
-
-
-class _Made(TorchDispatchMode):
-    """Notes the storages that operations return, without keeping them alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self._made[_identity(tensor)] = StorageWeakRef(storage), storage.nbytes()
-        return result
-
-    def held(self) -> dict[int, int]:
-        """Return the bytes of those that are still alive, by identity."""
-        return {key: size for key, (made, size) in self._made.items() if not made.expired()}
-
-
-def _identity(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _num_parameters(module: nn.Module) -> int:
