@@ -68,10 +68,12 @@ class Listing:
     def lost(self) -> list[str]:
         """Say what would be an image, if it could be read."""
         broken = [path for path in self.found.broken if is_image_name(path)]
+        closed = [f"{path or '.'}: {reason}" for path, reason in self.found.unreadable.items()]
         texts = [
             _describe(self.empty, "empty file"),
             *self._missing_decoders(),
             _describe(broken, "broken link"),
+            _describe(closed, "place that cannot be looked at", "places that cannot be looked at"),
         ]
         return [text for text in texts if text]
 

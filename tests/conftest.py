@@ -4,7 +4,8 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # two files are tested at a time: threads would wait for each other; and sums come out the same on
@@ -105,6 +106,21 @@ def tiny_finetune(shards: Path, encoder: list[str]) -> list[str]:
         "run.keep_checkpoints=0",
         "run.threads=1",
     ]
+
+
+@contextmanager
+def no_root_rights() -> Generator[None]:
+    """Let permissions hold, as root may do all; paths must be relative to the current folder."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.setegid(65534)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+            os.setegid(0)
 
 
 MountDisk = Callable[[str], Path]

@@ -2,15 +2,12 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from data.walk import is_readable, walk
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import no_root_rights
 
 
 def put(folder: Path, *names: str) -> None:
@@ -79,31 +76,21 @@ def test_what_systems_leave_and_what_is_hidden(tmp_path: Path) -> None:
     )
 
 
-def test_what_may_not_be_read(tmp_path: Path) -> None:
-    """In a process without root's rights."""
-    put(tmp_path, "top/closed/a.jpg", "top/unsearchable/b.jpg", "top/open/c.jpg", "top/open/d.jpg")
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "closed/a.jpg", "unsearchable/b.jpg", "open/c.jpg", "open/d.jpg")
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
     modes = {"closed": 0o000, "unsearchable": 0o644, "open/d.jpg": 0o000}
     for name, mode in modes.items():
-        (tmp_path / "top" / name).chmod(mode)
-    code = (
-        "import os, sys; from pathlib import Path; from data.walk import is_readable, walk\n"
-        "top = Path(sys.argv[1]); os.chdir(top)\n"
-        "if os.geteuid() == 0: os.setegid(65534); os.seteuid(65534)\n"
-        "found = walk(Path('.'))\n"
-        "print(found.unreadable, *(is_readable(Path(p)) for p in ('open/c.jpg', 'open/d.jpg')))"
-    )
-    try:
-        command = [sys.executable, "-c", code, str(tmp_path / "top")]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(ROOT)}
-        )
-    finally:
-        for name in modes:
-            (tmp_path / "top" / name).chmod(0o755)
+        Path(name).chmod(mode)
+    with no_root_rights():
+        found = walk(Path())
+        readable = [name for name in ("open/c.jpg", "open/d.jpg") if is_readable(Path(name))]
+    for name in modes:
+        Path(name).chmod(0o755)
     denied = "Permission denied"
-    assert done.stdout == f"{ {'closed': denied, 'unsearchable/b.jpg': denied} } True False\n", (
-        done.stderr
-    )
+    assert found.unreadable == {"closed": denied, "unsearchable/b.jpg": denied}
+    assert readable == ["open/c.jpg"]
 
 
 def test_a_missing_file_is_not_readable(tmp_path: Path) -> None:

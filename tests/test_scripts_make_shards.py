@@ -17,7 +17,7 @@ from data.index.offsets import ShardIndex
 from data.index.opening import open_manifest
 from data.reader import ShardReader
 from data.settings import RunStopped, UserError
-from tests.conftest import MountDisk, make_png
+from tests.conftest import MountDisk, make_png, no_root_rights
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "make_shards.py"
@@ -231,35 +231,37 @@ def test_a_full_disk_and_going_on(
     assert contents(disk / "out") == contents(made[0])
 
 
-def test_what_may_not_be_read_or_written(tmp_path: Path) -> None:
-    """Before anything is written, in a process without root's rights."""
-    source = put(tmp_path / "source", "cat/a.png", "cat/b.png", "dog/c.png", "dog/deep/d.png")
-    (tmp_path / "closed").mkdir()
+@pytest.mark.parametrize(
+    ("closed", "out", "text"),
+    [
+        (
+            "source/dog/deep",
+            "out",
+            r"holds what cannot be read \(dog/deep: Permission denied\); all",
+        ),
+        ("source/cat/b.png", "out", r"holds what cannot be read \(cat/b.png: Permission denied\);"),
+        ("closed", "closed/out", "OUT=closed/out: closed cannot be written; allow it, or give an"),
+    ],
+)
+def test_what_may_not_be_read_or_written(
+    tmp_path: Path, closed: str, out: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is written."""
+    monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o777)
-    start = (
-        "import os, sys; from pathlib import Path\n"
-        "import data.settings, scripts.make_shards as script\n"
-        "os.chdir(sys.argv.pop(1))\n"
-        "if os.geteuid() == 0: os.setegid(65534); os.seteuid(65534)\n"
-        "data.settings.run_entry_point(script.main)"
+    put(
+        tmp_path,
+        "source/cat/a.png",
+        "source/cat/b.png",
+        "source/dog/c.png",
+        "source/dog/deep/d.png",
     )
-    folder = "SOURCE=source holds what cannot be read (dog/deep: Permission denied); allow it"
-    file = "SOURCE=source holds what cannot be read (cat/b.png: Permission denied); allow it"
-    for closed, out, text in (
-        (source / "dog/deep", "out", folder),
-        (source / "cat/b.png", "out", file),
-        (tmp_path / "closed", "closed/out", "closed cannot be written; allow it, or give another"),
-    ):
-        closed.chmod(0)
-        command = [sys.executable, "-c", start, str(tmp_path), "source", out]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(ROOT)}
-        )
-        closed.chmod(0o755)
-        assert done.returncode == 2, done.stderr
-        assert text in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-        assert not (tmp_path / "out").exists()
+    (tmp_path / "closed").mkdir()
+    (tmp_path / closed).chmod(0)
+    with no_root_rights(), pytest.raises(UserError, match=text):
+        make("source", out)
+    (tmp_path / closed).chmod(0o755)
+    assert not Path("out").exists()
 
 
 def test_a_list_of_classes(tmp_path: Path, capsys: Printed) -> None:

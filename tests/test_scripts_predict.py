@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import scripts.predict
 from data.settings import UserError
 from finetune.head import Classifier, HeadConfig
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
-from tests.conftest import NUM_CLASSES, make_sample
+from tests.conftest import NUM_CLASSES, make_sample, no_root_rights
 
 ROOT = Path(__file__).resolve().parents[1]
 Capture = pytest.CaptureFixture[str]
@@ -210,6 +211,37 @@ def test_nothing_found(run: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"{tmp_path} holds no image that can be read: {text}"):
             scripts.predict.main([str(run), str(tmp_path)])
         (tmp_path / "a.svg").write_text("none")
+
+
+def test_what_may_not_be_read(
+    run: Path, images: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, and the others are answered; a folder that is closed itself is a mistake."""
+    model = scripts.predict.load_classifier(str(run))
+
+    def load(_: str) -> Classifier:
+        return model
+
+    monkeypatch.setattr(scripts.predict, "load_classifier", load)
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    for name in ("all/a.png", "all/b.png", "all/closed/c.png"):
+        Path(name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(images / "is-1/100.png", name)
+    Path("all/b.png").chmod(0)
+    Path("all/closed").chmod(0)
+    with no_root_rights(), pytest.raises(SystemExit) as ended:
+        scripts.predict.main(["run", "all"])
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    first, second = said.err.splitlines()
+    assert first.startswith("all/b.png: Permission denied")
+    assert second.startswith("all/closed: Permission denied")
+    assert "all/a.png" in said.out
+    text = r"all/closed holds no image that can be read: 1 place that .* \(\.: Permission denied\)"
+    with no_root_rights(), pytest.raises(UserError, match=text):
+        scripts.predict.main(["run", "all/closed"])
+    Path("all/closed").chmod(0o755)
 
 
 def test_names_of_any_bytes(run: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
