@@ -19,8 +19,10 @@ from typing import IO, NamedTuple, Self, cast
 
 import braceexpand
 
+from data.foreign import kind_by_content
+from data.listing import list_shards, shard_names
 from data.settings import RunStopped, UserError, require
-from data.shards import compression_of, list_shards, shard_names
+from data.shards import compression_of
 from data.storage import RangeFile, Storage, is_remote, open_file
 
 STDIN = "-"
@@ -61,7 +63,7 @@ def list_sources(spec: object, key: str, *, allow_pipe: bool) -> list[Source]:
     """List the tars that a configuration names.
 
     Args:
-        spec: As for `data.shards.list_shards`; also `pipe:COMMAND`, its braces expanded as
+        spec: As for `data.listing.list_shards`; also `pipe:COMMAND`, its braces expanded as
             webdataset does, and `-` alone.
         key: The configuration's key, for error texts.
         allow_pipe: Whether commands may be run.
@@ -133,6 +135,7 @@ class TarStream:
         self._process: subprocess.Popen[bytes] | None = None
         self._last = b""
         self._offset = 0
+        self._other: str | None = None  # what it is if it is no tar
         self._file = self._open(source.location, storage)
 
     def _open(self, location: str, storage: Storage) -> IO[bytes]:
@@ -156,6 +159,7 @@ class TarStream:
         block = self._file.read(_BLOCK)
         if self._offset == 0:
             self._refuse_compressed(block)
+            self._other = None if block[257:262] == b"ustar" else kind_by_content(block)
         self._last = block
         self._offset += len(block)
         return block
@@ -179,6 +183,8 @@ class TarStream:
         self._check_status()
         if end == 0:
             return "0 bytes"
+        if self._other is not None:
+            return f"not a tar file but {self._other}"
         if len(self._last) < _BLOCK:
             return f"cut at offset {end}"
         return rest if self.is_at_end else f"unreadable header at offset {end - _BLOCK}"

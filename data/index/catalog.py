@@ -33,8 +33,9 @@ from data.index.manifest import (
     split_location,
 )
 from data.index.offsets import ShardIndex
+from data.listing import list_shards, shard_names
 from data.settings import RunStopped, UserError, require
-from data.shards import INDEX_SUFFIX, atomic_write, list_shards, shard_names
+from data.shards import INDEX_SUFFIX, atomic_write
 from data.storage import Missing, Storage, is_remote, public_name, read_file, user_cache
 
 _MAX_MANIFEST = 1 << 30  # bytes that are taken from a server
@@ -45,7 +46,7 @@ class Catalog:
     """What is known of the shards that a configuration names, in arrays with a place a shard.
 
     Args:
-        spec: As for `data.shards.list_shards`.
+        spec: As for `data.listing.list_shards`.
         key: The configuration's key, for error texts.
         storage: How remote shards are read.
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from webdataset.compat import WebDataset
 
 from data.index.opening import open_manifest
+from data.listing import list_shards
 from data.loader import ImageConfig, Samples
 from data.settings import require
-from data.shards import INDEX_SUFFIX, ImageFile, list_shards, write_shard
+from data.shards import INDEX_SUFFIX, ImageFile, write_shard
 from data.stream import Share, TrainingStream
 from scripts.speed.apart import in_fresh_process
 from scripts.speed.rounds import Speeds
