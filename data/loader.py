@@ -30,6 +30,7 @@ from data.shards import (
     choose_image,
 )
 from data.storage import Storage, user_cache
+from data.text import name_some
 from data.transforms import MODES, UnreadableImage, evaluation_crop, training_crop
 
 NO_LABEL = -1
@@ -336,6 +337,8 @@ class Samples(Dataset[Batch]):
         members = self.reader.read(shard, place, wanted)
         if choose_image(members, self.channels) is None:
             members |= self.reader.read(shard, place, {ARRAY_EXTENSION})
+        if choose_image(members, self.channels) is None:
+            raise BadSample(_without_image(self.reader.extensions(shard, place)))
         label = self._label(shard, members) if self.labelled else NO_LABEL
         return pick_image(members, self.channels), label
 
@@ -401,8 +404,13 @@ def pick_image(members: dict[str, bytes], channels: int = 3) -> bytes:
     """
     extension = choose_image(members, channels)
     if extension is None:
-        raise BadSample("no image among its members")
+        raise BadSample(_without_image([name for name in members if not name.startswith("__")]))
     return members[extension]
+
+
+def _without_image(extensions: Sequence[str]) -> str:
+    endings = name_some([f".{extension}" for extension in extensions])
+    return f"no image among its members ({endings}); a key ends at the first dot of a name"
 
 
 def read_label(members: dict[str, bytes]) -> int:

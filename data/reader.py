@@ -58,6 +58,10 @@ class ShardReader:
         """Return a sample's key, from the index alone."""
         return self._opened(shard).samples.key(sample)
 
+    def extensions(self, shard: int, sample: int) -> list[str]:
+        """Return the extensions of a sample's members, from the index alone."""
+        return list(self._opened(shard).samples.members(sample))
+
     def read(self, shard: int, sample: int, wanted: Container[str]) -> dict[str, bytes]:
         """Read a sample's wanted members.
 

@@ -9,13 +9,13 @@ One pass reads each shard once, on one reader: a loader process of a rank. Withi
 is that of the tar, so shards should be shuffled when they are made.
 """
 
+import itertools
 import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -33,9 +33,11 @@ from data.loader import (
 from data.order import permute
 from data.randomness import combine, derive
 from data.settings import RunStopped, require
+from data.shards import is_hidden
 from data.sources import STDIN, Source, TarStream, list_sources
 from data.storage import Storage
 from data.stream import STOPS, Parcel, Share, as_stop, unpacked
+from data.text import count, printable
 from data.transforms import training_crop
 
 _EPOCH = 0  # the only one: how long a pass is, nobody knows
@@ -261,7 +263,7 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
         worker = get_worker_info()
         num_workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         sources, reader = self._reading.sources, self._share.rank * num_workers + number
-        for pass_number in count():
+        for pass_number in itertools.count():
             # a resume starts other passes than the run did, or the same shards would come again
             pass_key = derive(self._reading.seed, self._first, pass_number)
             size = np.full(len(sources), len(sources))
@@ -308,17 +310,18 @@ def read_source(source: Source, storage: Storage) -> Iterator[_Sample | LedgerEn
     """
     errors: list[Exception] = []
     last: _Sample | None = None
-    num_samples = 0
+    num_samples, hidden = 0, _Hidden()
     with TarStream(source, storage) as stream:
         # tar by tar, as grouping several would merge equal keys on both sides of a damaged end
         opened: Any = [{"url": source.name, "stream": stream}]
-        members: Any = tar_file_expander(opened, handler=_keep(errors))
+        members: Any = tar_file_expander(opened, _keep(errors), hidden.passes)
         for sample in group_by_keys(members, handler=_keep(errors)):
             if last is not None:
                 yield last
             last = _Sample(source.name, sample)
             num_samples += 1
         is_whole, damage = stream.is_at_end and not errors, stream.finish()
+    hidden.say(source)
     if errors and (damage is None or isinstance(errors[0], ValueError)):  # a name occurs twice
         damage = f"{errors[0].args[0]}; the rest of the shard was left out"
     if last is not None and not is_whole:
@@ -327,8 +330,33 @@ def read_source(source: Source, storage: Storage) -> Iterator[_Sample | LedgerEn
     if last is not None:
         yield last
     if damage is not None:
-        damage = f"{damage}; {num_samples} samples were read"
+        verb = "was" if num_samples == 1 else "were"
+        damage = f"{damage}; {count(num_samples, 'sample')} {verb} read"
         yield LedgerEntry(_EPOCH, None, source.name, None, damage)
+
+
+class _Hidden:
+    """Passes over hidden files, and says how many, once for each tar."""
+
+    _said: ClassVar[set[Source]] = set()
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    def passes(self, member_name: str) -> bool:
+        """Tell whether a member is part of the data."""
+        if is_hidden(member_name):
+            self._names.append(member_name)
+            return False
+        return True
+
+    def say(self, source: Source) -> None:
+        """Say what was passed over, unless it has been said."""
+        if self._names and source not in self._said:
+            self._said.add(source)
+            number = count(len(self._names), "hidden file")
+            first = printable(self._names[0])
+            _logger.warning("shard %s: passed over %s (first %s)", source.name, number, first)
 
 
 def _keep(errors: list[Exception]) -> Any:

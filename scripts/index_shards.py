@@ -25,6 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 
 if not __package__:  # started as a file: search the checkout, not this folder
@@ -38,13 +39,14 @@ from tqdm import tqdm
 from data.disks import explain
 from data.index.catalog import Catalog
 from data.index.check import unusable_members
-from data.index.making import UnreadableShard, in_any_order, run_jobs
+from data.index.making import Remarks, UnreadableShard, in_any_order, run_jobs
 from data.index.manifest import Manifest, Shard
 from data.index.scan import UnusableShard
 from data.processes import end_children, end_with_parent
 from data.settings import RunStopped, UserError, require, run_entry_point
 from data.shards import atomic_write
 from data.storage import Missing, Storage, is_remote
+from data.text import count
 
 _STORAGE = Storage()
 
@@ -156,7 +158,7 @@ def _index(catalog: Catalog, executor: Executor, options: argparse.Namespace) ->
         if options.again or is_remote(location) or catalog.is_missing(place)
     ]
     jobs = (catalog.job(place, again=options.again) for place in places)
-    results = run_jobs(jobs, executor, options.processes)
+    results, remarks = run_jobs(jobs, executor, options.processes), Remarks()
     for done in tqdm(results, "indexing", len(places), unit="shard", disable=None):
         if done.row is not None:
             catalog.put(done.job.place, done.row, done.folder)
@@ -165,6 +167,11 @@ def _index(catalog: Catalog, executor: Executor, options: argparse.Namespace) ->
         if done.error is not None:
             catalog.drop(done.job.place)
             yield _problem(done.job.name, done.error)
+        remarks.add(done)
+        if done.beside.doubtful is not None:
+            yield Problem(done.job.name, f"shard {done.job.name}: {done.beside.doubtful}", False)
+    if remarks.hidden is not None:
+        print(remarks.hidden, file=sys.stderr)
 
 
 def _problem(name: str, error: UserError | RunStopped) -> Problem:
@@ -195,8 +202,8 @@ def _check_shard(shard: Shard, *, decodes: bool, channels: int) -> Problem | Non
         members = [f"cannot be read on: {explain(error)}"]
     if shard.damage is None and not members:
         return None
-    count = f"{len(members)} members cannot be used" if members else None
-    finding = "; ".join(part for part in (shard.damage, count) if part is not None)
+    number = f"{count(len(members), 'member')} cannot be used" if members else None
+    finding = "; ".join(part for part in (shard.damage, number) if part is not None)
     return Problem(shard.name, f"shard {shard.name}: {finding}", False, tuple(members))
 
 
@@ -209,11 +216,9 @@ def _say(problem: Problem) -> None:
 
 def _report(problems: list[Problem], manifest: Manifest, path: Path | None) -> None:
     num_bytes = int(manifest.shards.num_bytes.sum())
-    num_unusable = len({problem.shard for problem in problems if problem.is_unusable})
-    print(
-        f"indexed: {len(manifest.shards)} shards, {manifest.num_samples} samples, {num_bytes} bytes"
-    )
-    print(f"problems: {len(problems)} shards, {num_unusable} of them cannot be used")
+    counts = (len(manifest.shards), "shard"), (manifest.num_samples, "sample"), (num_bytes, "byte")
+    print("indexed:", ", ".join(starmap(count, counts)))
+    print(_summary(problems))
     if path is None:
         return
     report = {
@@ -224,6 +229,19 @@ def _report(problems: list[Problem], manifest: Manifest, path: Path | None) -> N
     }
     with atomic_write(path) as file:
         file.write(json.dumps(report, indent=2).encode() + b"\n")
+
+
+def _summary(problems: list[Problem]) -> str:
+    """Say how many shards have problems, and what that means."""
+    shards = {problem.shard for problem in problems}
+    unusable = {problem.shard for problem in problems if problem.is_unusable}
+    if not shards:
+        return "no problems"
+    said = f"{count(len(shards), 'shard')} {'has' if len(shards) == 1 else 'have'} problems"
+    if not unusable:
+        used = "it can be used" if len(shards) == 1 else "all can be used"
+        return f"{said}; {used}, less what is named above"
+    return f"{said}; {len(unusable):,} of them cannot be used at all"
 
 
 if __name__ == "__main__":

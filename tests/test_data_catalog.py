@@ -228,14 +228,17 @@ def test_a_truncated_remote_shard_without_an_index(
     [
         (b"", "shard a.tar has 0 bytes; write or copy it again"),
         (gzip.compress(b"x" * 9000, mtime=0), r"shard a.tar is compressed \(gzip\)"),
-        (b"<html>" * 300, "shard a.tar is not a tar file; name only tar files"),
+        (
+            b"<html>" * 300,
+            "shard a.tar is not a tar file but a web page, perhaps a server's er",
+        ),
     ],
 )
 def test_what_is_refused_here_is_refused_there(
     folder: Path, server: FlakyServer, content: bytes, text: str
 ) -> None:
     (folder / "a.tar").write_bytes(content)
-    with pytest.raises(UserError, match=f"^{text}"):
+    with pytest.raises(UserError, match=text):
         open_remote(server)
 
 

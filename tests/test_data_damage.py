@@ -28,6 +28,7 @@ from data.reader import ShardReader
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 from data.storage import Storage
+from data.text import count
 
 BLOCK = 512
 NUM = 7  # samples in the shard that is damaged
@@ -165,7 +166,7 @@ def test_flip_a_byte_of_every_member(
         content = flip(template.content, image.offset + image.size // 2)
         put(folder, template, content, is_indexed=True)
         assert_nothing_is_lost(folder, template, [name])
-        assert f"{CHANGED}: 1 members have other bytes, the first is {name[6:]}.png" in warned()
+        assert f"{CHANGED}: 1 member has other bytes, the first is {name[6:]}.png" in warned()
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -248,7 +249,7 @@ def test_truncate_every_512b_without_an_index(
         is_end = size >= -(-template.ends[-1] // BLOCK) * BLOCK + BLOCK
         assert is_end == (text == "")
         assert is_end or f"shard a.tar is damaged: cut at offset {size}, " in text
-        assert is_end or text.endswith(f"; {num_found} samples before it")
+        assert is_end or text.endswith(f"; {count(num_found, 'sample')} before it")
 
 
 def test_flip_every_header_without_an_index(
@@ -260,7 +261,7 @@ def test_flip_every_header_without_an_index(
         if at - header in range(154, 156):  # they end the checksum's digits, and may be read over
             continue
         num_found = assert_the_start_is_read(folder, template, header)
-        finding = f"unreadable header at offset {header}; {num_found} samples before it"
+        finding = f"unreadable header at offset {header}; {count(num_found, 'sample')} before it"
         assert warned() == f"shard a.tar is damaged: {finding}"
         num_named += 1
     assert num_named >= 0.9 * len(template.headers) * (len(FIELDS) - 1)
@@ -334,7 +335,7 @@ def test_links(tmp_path: Path, kind: bytes) -> None:
         member = tarfile.TarInfo("0.png")
         member.type, member.linkname = kind, "../secret"
         tar.addfile(member)
-    with pytest.raises(UserError, match=r"^shard a.tar: member 0.png is a link; write the shard"):
+    with pytest.raises(UserError, match=r"^data.shards: shard a.tar: member 0.png is a link; w"):
         open_manifest(tmp_path, "data.shards")
 
 

@@ -170,13 +170,16 @@ def test_a_damaged_extended_header_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     write_shard(path, [*samples(1), ImageFile("k" * 150, "png", b"p")])
     path.write_bytes(flip(7 * BLOCK + 3)(path.read_bytes()))  # the header after the extended one
-    assert scan(path, "a").damage == "unreadable header at offset 2560; 1 samples before it"
+    assert scan(path, "a").damage == "unreadable header at offset 2560; 1 sample before it"
 
 
 def test_files_that_are_no_plain_tar(tmp_path: Path, shard: Path) -> None:
     for content, text in (
         (b"", "has 0 bytes; write or copy it again"),
-        (b"hello " * 300, "is not a tar file; name only tar files"),
+        (
+            b"hello " * 300,
+            "is not a tar file but a text file; name only tar files, or m",
+        ),
         (gzip.compress(shard.read_bytes()), r"is compressed (gzip), so samples cannot be read by"),
         (b"\x28\xb5\x2f\xfd" + bytes(600), "is compressed (zstd)"),
         (b"BZh9" + bytes(600), "is compressed (bzip2)"),
@@ -257,7 +260,7 @@ def test_a_size_below_zero_leads_nowhere(tmp_path: Path, size: int) -> None:
     content = path.read_bytes()[: 2 * BLOCK]
     path.write_bytes(content + header("1.jpg", size) + bytes(2 * BLOCK))
     result = scan(path, "a.tar")
-    assert result.damage == "unreadable header at offset 1024; 1 samples before it"
+    assert result.damage == "unreadable header at offset 1024; 1 sample before it"
     assert result.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -273,9 +276,9 @@ def test_a_header_that_declares_10_gb_costs_no_memory(
     assert tracemalloc.get_traced_memory()[1] < 2 << 20
     tracemalloc.stop()
     texts = {
-        tarfile.REGTYPE: "cut at offset 2048, inside 1.jpg; 1 samples before it",
+        tarfile.REGTYPE: "cut at offset 2048, inside 1.jpg; 1 sample before it",
     }
-    expected = texts.get(kind, "unreadable header at offset 1024; 1 samples before it")
+    expected = texts.get(kind, "unreadable header at offset 1024; 1 sample before it")
     assert result.damage == expected
 
 
@@ -292,14 +295,14 @@ def test_a_name_of_64_mb_costs_no_memory(
     result = scan(path, "a.tar")
     assert tracemalloc.get_traced_memory()[1] < 2 << 20
     tracemalloc.stop()
-    assert result.damage == "unreadable header at offset 1024; 1 samples before it"
+    assert result.damage == "unreadable header at offset 1024; 1 sample before it"
 
 
 def test_a_long_chain_of_extended_headers_is_damage(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "a.tar", ["0.jpg"])
     chain = (header("x", 0, tarfile.XHDTYPE)) * 20_000
     path.write_bytes(path.read_bytes()[: 2 * BLOCK] + chain + bytes(2 * BLOCK))
-    assert scan(path, "a").damage == "unreadable header at offset 1024; 1 samples before it"
+    assert scan(path, "a").damage == "unreadable header at offset 1024; 1 sample before it"
 
 
 @pytest.mark.parametrize("text", [b"20 GNU.sparse.size=x\n", b"9999 path=a\n", b"7 a=\xff\n", b"x"])
@@ -318,7 +321,7 @@ def test_zeros_instead_of_the_rest_are_named(tmp_path: Path) -> None:
         file.truncate(2 * BLOCK)
         file.truncate(3 << 20)
     assert scan(path, "a").damage == (
-        "zeros from offset 1536 to the end, more than end a tar; 1 samples before it"
+        "zeros from offset 1536 to the end, more than end a tar; 1 sample before it"
     )
 
 
@@ -393,3 +396,115 @@ def test_whatever_is_overwritten_the_scan_ends_and_hashes_all(
         for member in result.index.members(i).values():
             body = whole[member.offset :][: member.size]
             assert (len(body), zlib.crc32(body)) == (member.size, member.crc32)
+
+
+# ---------------------------------------------------------------- hidden files, dots in names
+
+
+def found_in(path: Path) -> dict[str, list[str]]:
+    """Map each key of a shard to its extensions."""
+    index = scan(path, path.name).index
+    return {index.key(i): list(index.members(i)) for i in range(len(index))}
+
+
+def test_a_tar_of_a_folder_made_on_macos(tmp_path: Path) -> None:
+    """Before each file lies one of its attributes, whose key would be the folder's name."""
+    names = [f"img/{n:04d}.{e}" for n in range(3) for e in ("jpg", "cls")]
+    with_attributes = [n for name in names for n in (name.replace("/", "/._"), name)]
+    path = make_tar(tmp_path / "a.tar", ["img/.DS_Store", "./._img", *with_attributes])
+    plain = make_tar(tmp_path / "b.tar", names)
+    assert found_in(path) == found_in(plain) == {f"img/{n:04d}": ["jpg", "cls"] for n in range(3)}
+    result, content = scan(path, "a.tar"), path.read_bytes()
+    for sample in range(3):
+        for extension, member in result.index.members(sample).items():
+            name = f"img/{sample:04d}.{extension}".encode()
+            assert content[member.offset :][: member.size] == name
+    assert result.beside == (8, "img/.DS_Store", None)
+    assert result.damage is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "._a.jpg",
+        "img/._a.jpg",
+        "./.DS_Store",
+        "img/.DS_Store",
+        "__MACOSX/img/a.jpg",
+        "img/__MACOSX/a.jpg",
+        "img/Thumbs.db",
+        "desktop.ini",
+        "img/PaxHeader/a.jpg",
+        "./PaxHeaders.123/a.jpg",
+        "img/@eaDir/a.jpg",
+        ".thumbnails/a.jpg",
+        "img/.a.jpg",
+    ],
+)
+def test_what_a_system_leaves_behind_is_passed_over(tmp_path: Path, name: str) -> None:
+    path = make_tar(tmp_path / "a.tar", ["img/0.jpg", name, "img/0.cls", "img/1.jpg", name])
+    assert found_in(path) == {"img/0": ["jpg", "cls"], "img/1": ["jpg"]}
+    assert scan(path, "a.tar").beside.num_hidden == 2
+
+
+@pytest.mark.parametrize("name", ["./0.jpg", "../0.jpg", "a.b/0.jpg", "MACOSX/0.jpg", "db/0.jpg"])
+def test_other_names_are_not_hidden(tmp_path: Path, name: str) -> None:
+    path = make_tar(tmp_path / "a.tar", [name])
+    assert found_in(path) == {name.removesuffix(".jpg"): ["jpg"]}
+
+
+def test_a_hidden_link_is_passed_over_too(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "a.tar", ["0.jpg"])
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("img/.latest")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
+        tar.addfile(link)
+    assert scan(path, "a.tar").beside == (1, "img/.latest", None)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (
+            [f"{n:04d}.{e}" for n in range(8) for e in ("image.jpg", "cls")],
+            "holds 8 samples and no image: the members of 0000 end in .image.jpg, .cls; a key ends "
+            "at the first dot of a name, so names should have one, as in 0001.jpg",
+        ),
+        (
+            [f"2024.05.01_{n}.jpg" for n in range(12)],
+            "holds 1 sample and no image: the members of 2024 end in .05.01_0.jpg, .05.01_1.jpg, "
+            ".05.01_2.jpg and 9 more; a key ends at the first dot",
+        ),
+        (["0.txt", "0.cls"], "of 0 end in .txt, .cls; images end in bmp, "),
+    ],
+)
+def test_a_shard_without_images_says_what_is_there(
+    tmp_path: Path, names: list[str], text: str
+) -> None:
+    assert text in refusal(make_tar(tmp_path / "a.tar", names))
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (
+            ["a.jpg", "photo.jpg", "photo.1.jpg", "photo.2.jpg"],
+            "2 images are not used: photo.1.jpg belongs to the sample photo, which has an image; ",
+        ),
+        (
+            ["a.jpg", "b.jpg", "c.jpg", "c.holiday.JPG"],
+            "1 image is not used: c.holiday.jpg belongs to the sample c, which has an image; a key",
+        ),
+        (
+            ["a.jpg", "b.2.jpg", "b.3.jpg"],
+            "1 of its 2 samples has no image: the members of b end in .2.jpg, .3.jpg; a key ends",
+        ),
+        (["a.jpg", "b.txt"], "1 of its 2 samples has no image: the members of b end in .txt; ima"),
+        (["a.jpg", "a.seg.png", "b.jpg", "b.seg.png"], None),  # a field of each sample
+        (["a.jpg", "a.cls", "b.jpg", "b.meta.json"], None),
+    ],
+)
+def test_names_with_dots_are_noticed(tmp_path: Path, names: list[str], text: str | None) -> None:
+    doubtful = scan(make_tar(tmp_path / "a.tar", names), "a.tar").beside.doubtful
+    assert (doubtful is None) == (text is None)
+    assert (text or "") in (doubtful or "")

@@ -212,7 +212,9 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", *members, ("a.png", image), ("b.pkl", bomb))
     [batch] = take(make_stream(str(path), 2), 1)
     assert names([batch]) == ["a.tar/a"]
-    assert [entry[2:] for entry in batch.bad] == [("a.tar", "b", "no image among its members")]
+    assert [entry[2:] for entry in batch.bad] == [
+        ("a.tar", "b", "no image among its members (.pkl); a key ends at the first dot of a name")
+    ]
     assert not (tmp_path / "exploded").exists()
     pickle.loads(bomb)
     assert (tmp_path / "exploded").exists()
@@ -255,9 +257,8 @@ def test_a_cut_shard_is_named_and_the_next_one_is_whole(
     cut(Path(two[0]), offset)
     found, ledger = damaged_pass(two, 4 + left)
     assert found == [*(f"0.tar/{i}" for i in range(left)), *(f"1.tar/{i}" for i in range(4))]
-    reason = (
-        f"cut at offset {offset}; its last sample, {left}, was left out; {left} samples were read"
-    )
+    read = "1 sample was" if left == 1 else f"{left} samples were"
+    reason = f"cut at offset {offset}; its last sample, {left}, was left out; {read} read"
     assert ledger[0] == LedgerEntry(0, None, "0.tar", None, reason)
 
 
@@ -272,7 +273,21 @@ def test_samples_of_one_key_are_not_merged_over_a_damaged_end(two: list[str]) ->
     batches = take(make_stream(two, 1), 4)
     assert set(names(batches)) == {"1.tar/1"}
     assert {entry.key for entry in bad(batches)} == {None, "0"}
-    assert "no image among its members" in {entry.reason for entry in bad(batches)}
+    assert any("no image among its members (" in entry.reason for entry in bad(batches))
+
+
+def test_hidden_files_are_passed_over_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [(f"img/{n}.{e}", make_png(n)) for n in range(3) for e in ("png", "txt")]
+    hidden = [(name.replace("/", "/._"), b"attributes") for name, _ in files]
+    mixed = [member for pair in zip(hidden, files, strict=True) for member in pair]
+    path = str(write_tar(tmp_path / "mac.tar", ("img/.DS_Store", b"x"), *mixed))
+    batches = take(make_stream(path, 3), 2)
+    assert sorted(names(batches)) == sorted(2 * [f"mac.tar/img/{n}" for n in range(3)])
+    assert bad(batches) == []
+    said = "shard mac.tar: passed over 7 hidden files (first img/.DS_Store)"
+    assert caplog.messages.count(said) == 1
 
 
 def test_a_damaged_header_is_named(two: list[str]) -> None:
@@ -283,8 +298,7 @@ def test_a_damaged_header_is_named(two: list[str]) -> None:
     found, ledger = damaged_pass(two, 5)
     assert found == ["0.tar/0", *(f"1.tar/{i}" for i in range(4))]
     assert ledger[0].reason == (
-        f"unreadable header at offset {offset}; its last sample, 1, was left out; "
-        "1 samples were read"
+        f"unreadable header at offset {offset}; its last sample, 1, was left out; 1 sample was read"
     )
 
 
@@ -304,7 +318,7 @@ def test_something_else_than_a_tar_is_named(two: list[str]) -> None:
     assert ledger[0][2:] == (
         "0.tar",
         None,
-        "unreadable header at offset 0; 0 samples were read",
+        "not a tar file but a web page, perhaps a server's error message; 0 samples were read",
     )
 
 

@@ -117,7 +117,10 @@ def test_fp16_needs_a_gpu(tmp_path: Path, tiny: list[str], monkeypatch: pytest.M
 def test_a_file_that_is_no_tar(tmp_path: Path, tiny: list[str]) -> None:
     (tmp_path / "a.tar").write_bytes(b"these are words " * 100)
     text = refusal(pretrain.run.main, [*tiny, f"data.shards={tmp_path}", f"run.dir={tmp_path}/run"])
-    assert text == "shard a.tar is not a tar file; name only tar files"
+    assert text == (
+        "data.shards: shard a.tar is not a tar file but a text file; name only tar files, or make "
+        "shards of a folder of images with python scripts/make_shards.py FOLDER OUT"
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -69,9 +69,9 @@ def test_it_goes_on_and_names_everything(shards: Path, tmp_path: Path) -> None:
     assert "shard compressed.tar is compressed (gzip), so samples cannot be read by offset" in text
     assert "shard twice.tar: member 00.cls occurs twice (and 1 more), so samples would be" in text
     assert "shard cut.tar: cut at offset 4608, " in text
-    assert "shard unreadable.tar: 1 members cannot be used\n  bad.jpg: no image format" in text
+    assert "shard unreadable.tar: 1 member cannot be used\n  bad.jpg: no image format" in text
     assert "indexed: 4 shards, 12 samples, " in text
-    assert text.endswith("problems: 4 shards, 2 of them cannot be used\n")
+    assert text.endswith("4 shards have problems; 2 of them cannot be used at all\n")
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["shards"], report["samples"]) == (4, 12)
     problems = {problem["shard"]: problem for problem in report["problems"]}
@@ -108,12 +108,12 @@ def test_a_later_loss_is_named_member_by_member(shards: Path) -> None:
     content[3 * 512 + 5] ^= 1  # of the first image
     path.write_bytes(content)
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # as a disk that loses bits
-    assert "problems: 0 shards" in run(spec).stdout
+    assert "no problems" in run(spec).stdout
     done = run(spec, "--again", "--strict")
     assert done.returncode == 1
     assert (
-        "shard 1.tar: changed since it was indexed: 1 members have other bytes, the first is "
-        "00.png; 1 members cannot be used\n"
+        "shard 1.tar: changed since it was indexed: 1 member has other bytes, the first is "
+        "00.png; 1 member cannot be used\n"
         "  00.png: checksum differs from the index at offset 1536\n"
     ) in done.stdout
     assert open_manifest(spec, "k").fingerprint == before
@@ -154,7 +154,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not any(map(is_running, workers))
     done = run(tmp_path)
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0)
-    assert "indexed: 40 shards, 80000 samples" in done.stdout
+    assert "indexed: 40 shards, 80,000 samples" in done.stdout
     after = {row["file"]: row for row in rows(tmp_path)}
     assert len(after) == 40
     assert all(after[name] == row for name, row in kept.items())

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from data.index.manifest import Shard
 from data.index.offsets import Member
 from data.index.opening import load_index
-from data.index.scan import printable
 from data.reader import MAX_MEMBER_BYTES
 from data.shards import choose_image
 from data.storage import RangeFile, Storage, Version, open_file
+from data.text import printable
 
 _CHUNK = 8 << 20  # bytes read at once
 

@@ -23,12 +23,14 @@ import numpy as np
 from data.disks import explain
 from data.index.manifest import MANIFEST_NAME, Row, append_rows, split_location, tidy_rows
 from data.index.offsets import ShardIndex
-from data.index.scan import ScanResult, UnusableShard, printable, scan
+from data.index.scan import Beside, ScanResult, UnusableShard, scan
 from data.settings import RunStopped, UserError
 from data.shards import INDEX_SUFFIX
 from data.storage import Storage, Version, is_remote, open_file, probe
+from data.text import count, printable
 
 CHANGED = "changed since it was indexed"
+_NUM_DOUBTFUL = 3  # shards of which is said what is doubtful
 _WRITE_SECONDS = 2.0  # between two writes of rows: what a kill costs
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -83,6 +85,7 @@ class Done:
         is_new: The row is not the one that was known.
         note: What the user should hear beside the damage, if anything.
         error: Why the shard could not be indexed.
+        beside: What reading it found beside samples.
     """
 
     job: Job
@@ -91,6 +94,41 @@ class Done:
     is_new: bool = True
     note: str | None = None
     error: UserError | RunStopped | None = None
+    beside: Beside = Beside()
+
+
+class Remarks:
+    """What shards hold beside samples, said of many at once."""
+
+    def __init__(self) -> None:
+        self._num_hidden, self._first_hidden = 0, ""
+        self._num_doubtful, self._doubtful = 0, list[str]()
+
+    def add(self, done: Done) -> None:
+        """Take in what came of a job."""
+        beside, name = done.beside, done.job.name
+        if self._num_hidden == 0 and beside.num_hidden:
+            self._first_hidden = f"{beside.first_hidden} in shard {name}"
+        self._num_hidden += beside.num_hidden
+        if beside.doubtful is not None:
+            self._num_doubtful += 1
+            if self._num_doubtful <= _NUM_DOUBTFUL:
+                self._doubtful.append(f"shard {name}: {beside.doubtful}")
+
+    @property
+    def hidden(self) -> str | None:
+        """How many hidden files were passed over."""
+        if not self._num_hidden:
+            return None
+        number = count(self._num_hidden, "hidden file")
+        return f"passed over {number}, which are no part of the data (first {self._first_hidden})"
+
+    def lines(self) -> list[str]:
+        """Say it, in a few lines."""
+        lines = list(self._doubtful)
+        if (rest := self._num_doubtful - len(lines)) > 0:
+            lines.append(f"the same of {count(rest, 'more shard')}")
+        return lines if self.hidden is None else [*lines, self.hidden]
 
 
 class UnreadableShard(RunStopped):
@@ -232,7 +270,7 @@ def _index_shard(job: Job) -> Done:
     if known is not None and known.is_served:
         return _compare_served(job, known, result)
     if known is not None and (old := _load(known, job)) is not None:
-        return _judge(job, known, old, state, result)
+        return replace(_judge(job, known, old, state, result), beside=result.beside)
     return _indexed(job, state, result)
 
 
@@ -287,7 +325,7 @@ def _indexed(job: Job, state: _State, result: ScanResult, note: str | None = Non
         damage=result.damage,
         etag=state.etag,
     )
-    return Done(job, row, job.target, note=note)
+    return Done(job, row, job.target, note=note, beside=result.beside)
 
 
 def _save(index: ShardIndex, job: Job) -> None:
@@ -328,7 +366,7 @@ def _judge(job: Job, known: Known, old: ShardIndex, state: _State, result: ScanR
         lost = f"zeros from sample {len(new)} of {len(old)} on"
         return _damaged(job, known, old, state, lost)
     note = (
-        f"shard {job.name} was replaced since it was indexed ({len(old)} samples before, "
+        f"shard {job.name} was replaced since it was indexed ({count(len(old), 'sample')} before, "
         f"{len(new)} now); indexed again"
     )
     return _indexed(job, state, result, note)
@@ -342,5 +380,6 @@ def _judge_content(job: Job, known: Known, old: ShardIndex, state: _State, new: 
     first = int(np.searchsorted(old.member_ends, differ[0], side="right"))
     extension = old.extensions[old.extension_ids[differ[0]]]
     member = printable(f"{old.key(first)}.{extension}")
-    finding = f"{len(differ)} members have other bytes, the first is {member}"
+    verb = "has" if len(differ) == 1 else "have"
+    finding = f"{count(len(differ), 'member')} {verb} other bytes, the first is {member}"
     return _damaged(job, known, old, state, finding)

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
 
 from data.index.catalog import Catalog, fetch_index
-from data.index.making import Job, is_index_of, run_jobs
+from data.index.making import Job, Remarks, is_index_of, run_jobs
 from data.index.manifest import Manifest, Shard, thinned
 from data.index.offsets import ShardIndex
 from data.settings import RunStopped, UserError, require
 from data.storage import Storage, is_remote, keep_connections
+from data.text import count
 
 _MAX_THREADS = 8
 _DEFAULT = Storage()
@@ -33,7 +34,7 @@ def open_manifest(
     but then each of them indexes.
 
     Args:
-        spec: As for `data.shards.list_shards`.
+        spec: As for `data.listing.list_shards`.
         key: The configuration's key, for error texts.
         storage: How remote shards are read.
         fraction: Of the samples, to be used alone.
@@ -45,7 +46,7 @@ def open_manifest(
     catalog = Catalog(spec, key, storage)
     missing = catalog.missing()
     if missing:
-        _make(catalog, missing)
+        _raise_first(_make(catalog, missing), key)
     manifest = catalog.manifest()
     for shard in manifest.shards.damaged:
         _logger.warning("shard %s is damaged: %s", shard.name, shard.damage)
@@ -82,13 +83,25 @@ def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex:
     return index.thinned(shard.num_samples, int(shard.sha256[:15], 16))
 
 
-def _make(catalog: Catalog, missing: Sequence[int]) -> None:
+def _raise_first(errors: Sequence[UserError | RunStopped], key: str) -> None:
+    """Raise the first error; the user's name the key beside the shard."""
+    if errors and isinstance(errors[0], UserError):
+        raise UserError(f"{key}: {errors[0]}") from errors[0]
+    if errors:
+        raise errors[0]
+
+
+def _make(catalog: Catalog, missing: Sequence[int]) -> list[UserError | RunStopped]:
     """Index shards in threads: the hashes, most of the work for photographs, free the lock.
 
     After an error no more shards are begun; those that are done stay done.
+
+    Returns:
+        The errors.
     """
     _announce(catalog, missing)
     errors: list[UserError | RunStopped] = []
+    remarks = Remarks()
 
     def jobs() -> Iterator[Job]:
         for place in missing:
@@ -110,19 +123,22 @@ def _make(catalog: Catalog, missing: Sequence[int]) -> None:
                     catalog.put(done.job.place, done.row, done.folder)
                 if done.note is not None:
                     _logger.info("%s", done.note)
+                remarks.add(done)
     finally:
         pool.shutdown(cancel_futures=True)
-    if errors:
-        raise errors[0]
+    for line in remarks.lines():
+        _logger.warning("%s", line)
+    return errors
 
 
 def _announce(catalog: Catalog, missing: Sequence[int]) -> None:
     targets = ", ".join(sorted({str(catalog.target(place)) for place in missing}))
-    _logger.info("indexing %d shards; the index goes to %s", len(missing), targets)
+    _logger.info("indexing %s; the index goes to %s", count(len(missing), "shard"), targets)
     num_remote = sum(is_remote(catalog.locations[place]) for place in missing)
     if num_remote:
         _logger.warning(
-            "%d of them are remote, and each is read once from start to end before the first step; "
+            "%d of them %s remote, and each is read once from start to end before the first step; "
             "scripts/index_shards.py does this as a job of its own",
             num_remote,
+            "is" if num_remote == 1 else "are",
         )

@@ -10,14 +10,17 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from data.foreign import MAKE_SHARDS, kind_by_content
+from data.index.looks import Looks
 from data.index.offsets import Member, ShardIndex
 from data.settings import UserError
-from data.shards import compression_of, split_name
+from data.shards import compression_of, is_hidden, split_name
 from data.storage import RangeFile
+from data.text import count, printable
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 8 << 20  # bytes read at once: a request each where the shard is remote
@@ -51,6 +54,20 @@ class UnusableShard(UserError):  # noqa: N818 - a finding about the data
         return self._line
 
 
+class Beside(NamedTuple):
+    """What should be said of a shard beside its damage.
+
+    Attributes:
+        num_hidden: Hidden files that were passed over.
+        first_hidden: The first one's name.
+        doubtful: What of its samples is perhaps not meant so, in a line; None if nothing.
+    """
+
+    num_hidden: int = 0
+    first_hidden: str = ""
+    doubtful: str | None = None
+
+
 @dataclass(frozen=True)
 class ScanResult:
     """What one reading of a shard found.
@@ -60,12 +77,14 @@ class ScanResult:
         sha256: Of the whole file, in hex.
         num_bytes: The file's size.
         damage: What is wrong, at which offset, and how many samples came before; None if sound.
+        beside: What should be said of it beside the damage.
     """
 
     index: ShardIndex
     sha256: str
     num_bytes: int
     damage: str | None
+    beside: Beside
 
 
 def scan(file: RangeFile, name: str) -> ScanResult:
@@ -78,8 +97,9 @@ def scan(file: RangeFile, name: str) -> ScanResult:
         name: The shard's name in error texts.
 
     Raises:
-        UnusableShard: If the file is empty, compressed or no tar, or holds links, sparse members
-            or two samples of one key. For the latter two it is read to its end, to name them all.
+        UnusableShard: If the file is empty, compressed or no tar, holds links, sparse members or
+            two samples of one key, or is sound and no sample in it has an image. What is wrong with
+            members is found by reading to the end, to name them all.
     """
     stream = _ForwardReader(file)
     _refuse_other_formats(name, stream.peek())
@@ -90,13 +110,14 @@ def scan(file: RangeFile, name: str) -> ScanResult:
     damage = damage or rest
     index = builder.finish(stream.sha256.hexdigest(), is_damaged=damage is not None)
     if damage is not None:
-        damage = f"{damage}; {len(index)} samples before it"
-    return ScanResult(index, stream.sha256.hexdigest(), stream.num_bytes, damage)
-
-
-def printable(name: str) -> str:
-    """Return a member's name as it may stand in a line of text, whatever it holds."""
-    return name if name.isprintable() else ascii(name)[1:-1]
+        damage = f"{damage}; {count(len(index), 'sample')} before it"
+    doubtful = None
+    if damage is None:
+        if (finding := builder.looks.refusal()) is not None:
+            raise UnusableShard(name, *finding)
+        doubtful = builder.looks.doubt()
+    beside = Beside(builder.num_hidden, builder.first_hidden, doubtful)
+    return ScanResult(index, stream.sha256.hexdigest(), stream.num_bytes, damage, beside)
 
 
 def _refuse_other_formats(name: str, block: bytes) -> None:
@@ -108,7 +129,9 @@ def _refuse_other_formats(name: str, block: bytes) -> None:
         remedy = ", so samples cannot be read by offset; unpack it to a plain .tar"
         raise UnusableShard(name, f"is compressed ({kind or 'by its name'})", remedy)
     if not (_has_magic(block) or not any(block) or _has_checksum(block)):
-        raise UnusableShard(name, "is not a tar file", "; name only tar files")
+        kind = kind_by_content(block)
+        finding = "is not a tar file" + (f" but {kind}" if kind else "")
+        raise UnusableShard(name, finding, f"; name only tar files, or {MAKE_SHARDS}")
 
 
 def _has_magic(block: bytes) -> bool:
@@ -188,7 +211,7 @@ def _read_members(stream: _ForwardReader, builder: "_IndexBuilder", file: RangeF
     offset = 0
     for member, end in _members(stream):
         offset = end
-        if builder.refuses(member):
+        if builder.passes_over(member) or builder.refuses(member):
             stream.skip(end - stream.tell())
             continue
         if member.offset_data + member.size > num_bytes:
@@ -259,6 +282,16 @@ class _IndexBuilder:
         self._members = [array("q"), array("q"), array("q"), array("q")]
         self._member_ends, self._key_ends = array("q"), array("q")
         self._keys = bytearray()
+        self.num_hidden, self.first_hidden = 0, ""
+        self.looks = Looks()
+
+    def passes_over(self, member: tarfile.TarInfo) -> bool:
+        """Tell whether a member is a hidden file, whatever its kind, and count it."""
+        if member.isdir() or not is_hidden(member.name):
+            return False
+        self.num_hidden += 1
+        self.first_hidden = self.first_hidden or printable(member.name)
+        return True
 
     def refuses(self, member: tarfile.TarInfo) -> bool:
         """Tell whether a member's data is not one piece of this file, and note it."""
@@ -304,6 +337,7 @@ class _IndexBuilder:
             number = self._extension_ids.setdefault(extension, len(self._extension_ids))
             for values, value in zip(self._members, (*member, number), strict=True):
                 values.append(value)
+        self.looks.add(self._key, self._open)
         self._keys += self._key.encode("utf-8", "surrogateescape")
         self._key_ends.append(len(self._keys))
         self._member_ends.append(len(self._members[0]))
