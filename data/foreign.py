@@ -9,7 +9,7 @@ MAKE_SHARDS = "make shards of a folder of images with python scripts/make_shards
 _IMAGE = "an image"
 _TEXT = "a text file"
 _BY_ENDING = {
-    **dict.fromkeys(PICTURE_EXTENSIONS | {"heic", "heif", "avif", "jfif", "jp2", "pgm"}, _IMAGE),
+    **dict.fromkeys(PICTURE_EXTENSIONS, _IMAGE),
     **dict.fromkeys(("npy", "npz"), "a NumPy array"),
     **dict.fromkeys(("parquet", "pq"), "a parquet file"),
     **dict.fromkeys(("arrow", "feather"), "an Arrow file"),

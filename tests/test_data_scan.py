@@ -475,7 +475,7 @@ def test_a_hidden_link_is_passed_over_too(tmp_path: Path) -> None:
             "holds 1 sample and no image: the members of 2024 end in .05.01_0.jpg, .05.01_1.jpg, "
             ".05.01_2.jpg and 9 more; a key ends at the first dot",
         ),
-        (["0.txt", "0.cls"], "of 0 end in .txt, .cls; images end in bmp, "),
+        (["0.txt", "0.cls"], "of 0 end in .txt, .cls; images end in .jpg, .png and"),
     ],
 )
 def test_a_shard_without_images_says_what_is_there(

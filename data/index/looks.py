@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from data.shards import IMAGE_EXTENSIONS, has_image
+from data.shards import has_image
 from data.text import count, name_some, printable
 
 _FIRST_DOT = "a key ends at the first dot of a name, so names should have one, as in 0001.jpg"
@@ -50,7 +50,7 @@ class Looks:
         key, extensions = self._first_without
         endings = name_some([f".{extension}" for extension in extensions])
         has_dots = any("." in extension for extension in extensions)
-        remedy = _FIRST_DOT if has_dots else f"images end in {', '.join(sorted(IMAGE_EXTENSIONS))}"
+        remedy = _FIRST_DOT if has_dots else "images end in .jpg, .png and the like"
         return f"the members of {printable(key)} end in {endings}; {remedy}"
 
     def _merged(self) -> str | None:
