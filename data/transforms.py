@@ -6,17 +6,27 @@ memory, and integer resizing gives the same result on any number of threads.
 
 import io
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from data import jpeg
 from data.boxes import FLIP, Box, evaluation_box, training_box
+from data.containers import is_heif, reads_heif, turned, without_extras
+from data.levels import (
+    UnreadableImage,
+    check_depth,
+    check_dtype,
+    grey_values,
+    is_deep,
+    to_bytes,
+)
 from data.resize import resize
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
@@ -28,22 +38,22 @@ _TIFF = (b"II*\0", b"MM\0*")
 _SAMPLES_PER_PIXEL = 277  # TIFF's tag
 
 
-class UnreadableImage(Exception):  # noqa: N818 - a finding about the data, as BadSample is
-    """The bytes are no image that can be used; the message says why."""
-
-
 def decode(
     content: bytes, channels: int = 3, choose: Callable[[int, int], Box] | None = None
 ) -> Tensor:
     """Decode an image to uint8 (C, height, width), EXIF orientation applied, or a part of it.
 
     As RGB (3) or grey (1): any common image. Grey, palettes and CMYK are converted, transparency is
-    laid over white, 16 bits become 8 by a shift. Plain JPEGs take torchvision's decoder, 1.4 times
+    laid over white, 16 bits become 8 by a shift, and what else holds other values than 8 bits is
+    read where its range is known (`data.levels`). Plain JPEGs take torchvision's decoder, 1.4 times
     as fast as Pillow on photographs of 500x375.
 
-    As any other number: what holds so many. That is a NumPy file (.npy) of uint8 or uint16,
-    (height, width, C) or (height, width); a TIFF of C grey pages; or one of C samples a pixel, as
-    far as Pillow reads it. NumPy files of 1 and 3 channels are grey and RGB.
+    As any other number: what holds so many. That is a NumPy file (.npy) of such values, (height,
+    width, C) or (height, width); a TIFF of C grey pages; or one of C samples a pixel, as far as
+    Pillow reads it. NumPy files of 1 and 3 channels are grey and RGB.
+
+    An image is sound where its pixels are whole: of EXIF that is spoilt the orientation is applied
+    if it can be read, and other text that is spoilt is passed over.
 
     Args:
         content: The file's bytes.
@@ -94,21 +104,40 @@ def _is_common_jpeg(content: bytes) -> bool:
 
 def _decode_whole(content: bytes, channels: int) -> Tensor:
     try:
+        return _decode_plainly(content, channels)
+    except UnreadableImage:
+        plain = without_extras(content)
+        if plain is None:
+            raise
+        return _decode_plainly(plain, channels)
+
+
+def _decode_plainly(content: bytes, channels: int) -> Tensor:
+    try:
         if content.startswith(_NPY):
             return _decode_array(content, channels)
-        image = Image.open(io.BytesIO(content))  # reads the header only: 25 us
+        image = _open(content)  # reads the header only: 25 us
         _check_size(image.width, image.height, channels)
         if channels not in MODES:
             return _to_tensor(_read_channels(image, channels))
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             return _decode_jpeg(content, channels)
-        return _decode_with_pillow(image, channels)
+        return _decode_with_pillow(image, channels, content)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImage(_unidentified(content, channels)) from error
     except Exception as error:  # on damaged bytes Pillow raises nearly anything, MemoryError too
         raise UnreadableImage(f"cannot be decoded: {_one_line(error)}") from error
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        if is_heif(content) and reads_heif():
+            return Image.open(io.BytesIO(content))
+        raise
 
 
 def _check_size(width: int, height: int, channels: int) -> None:
@@ -121,41 +150,60 @@ def _check_size(width: int, height: int, channels: int) -> None:
 
 
 def _unidentified(content: bytes, channels: int) -> str:
-    if content.startswith(_TIFF) and channels not in MODES:
-        return "a TIFF of a kind that Pillow does not read; give a page a channel, or .npy"
+    if is_heif(content):
+        extra = "HEIC needs the extra `heic`: pip install -e '.[heic]'"
+        return "the HEIC data is cut or damaged" if reads_heif() else extra
+    if content.startswith(_TIFF):
+        rule = "give RGB or grey of 8 or 16 bits" if channels in MODES else "give a page a channel"
+        return f"a TIFF of a kind that Pillow does not read; {rule}, or .npy"
     return "no image format that Pillow knows"
 
 
 def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return what an error says, without what differs from process to process."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?", r"\1", line)
 
 
 def _decode_jpeg(content: bytes, channels: int) -> Tensor:
     encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    image = decode_jpeg(encoded, mode=_JPEG_MODES[channels], apply_exif_orientation=True)
+    try:
+        image = decode_jpeg(encoded, mode=_JPEG_MODES[channels], apply_exif_orientation=True)
+    except RuntimeError as error:  # it begins with the place in torchvision's source
+        reason = re.sub(r"^.*\.(cpp|h):\d+[,:]?\s*", "", _one_line(error))
+        raise UnreadableImage(f"the JPEG data is cut or damaged ({reason})") from error
     assert isinstance(image, Tensor)
     return image
 
 
-def _decode_with_pillow(image: Image.Image, channels: int) -> Tensor:
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright)
-    elif upright.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-        upright = Image.fromarray(_to_bytes(np.asarray(upright)))
-    return _to_tensor(np.array(upright.convert(MODES[channels])))
+def _decode_with_pillow(image: Image.Image, channels: int, content: bytes) -> Tensor:
+    image.load()
+    if is_deep(image):
+        plain = Image.fromarray(_over_white(image, grey_values(image)))
+    else:
+        check_depth(image, content)
+        plain = image
+    if plain.has_transparency_data:
+        if plain.mode == "La":
+            plain = plain.convert("LA")
+        plain = plain.convert("RGBA")
+        white = Image.new("RGBA", plain.size, "white")
+        plain = Image.alpha_composite(white, plain)
+    if plain.mode == "LAB":  # Pillow converts it to nothing else
+        plain = plain.convert("RGB")
+    return _to_tensor(turned(image, np.array(plain.convert(MODES[channels]))))
 
 
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    """Take the upper 8 of 16 bits; 8 stay as they are."""
-    return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+def _over_white(image: Image.Image, values: np.ndarray) -> np.ndarray:
+    """Return uint8 (h, w) of a grey image's values, of which a PNG may name one as transparent."""
+    transparent = image.info.get("transparency")
+    pixels = to_bytes(values)
+    return pixels if transparent is None else np.where(values == transparent, np.uint8(255), pixels)
 
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:
     """Turn uint8 (h, w) or (h, w, C), which can be written to, into (C, h, w)."""
-    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels))).permute(2, 0, 1)
 
 
 # ---------------------------------------------------------------- other channels than RGB's
@@ -180,7 +228,7 @@ def _read_channels(image: Image.Image, channels: int) -> np.ndarray:
         if held == 1:
             return _read_pages(image, channels)
     _check_channels(held, channels)
-    return np.array(ImageOps.exif_transpose(image))
+    return turned(image, np.array(image))
 
 
 def _read_pages(image: TiffImageFile, channels: int) -> np.ndarray:
@@ -189,15 +237,18 @@ def _read_pages(image: TiffImageFile, channels: int) -> np.ndarray:
     while len(pages) < channels and _has_page(image, len(pages)):
         _check_size(image.width, image.height, channels)
         name = f"page {len(pages) + 1}"
-        if image.mode != "L" and not image.mode.startswith("I;16"):
+        if image.mode != "L" and not is_deep(image):
             raise UnreadableImage(f"{name} is {image.mode}, and not grey of 8 or 16 bits")
-        pages.append(_to_bytes(np.asarray(ImageOps.exif_transpose(image))))
+        pages.append(turned(image, grey_values(image)))
         if pages[-1].shape != pages[0].shape:
             raise UnreadableImage(f"{name} has another size than page 1")
     _check_channels(len(pages), channels)
     if _has_page(image, channels):
         _check_channels(f"over {channels}", channels)
-    return np.stack(pages, axis=2)
+    is_alike = len({page.dtype for page in pages}) == 1
+    return (
+        to_bytes(np.stack(pages, axis=2)) if is_alike else np.stack([*map(to_bytes, pages)], axis=2)
+    )
 
 
 def _has_page(image: TiffImageFile, number: int) -> bool:
@@ -231,8 +282,7 @@ def _read_array(content: bytes) -> np.ndarray:
     if version not in _READ_HEADER:
         raise UnreadableImage(f"NumPy's format {version[0]}.{version[1]} is not read")
     shape, is_fortran, dtype = _READ_HEADER[version](file)
-    if dtype.kind != "u" or dtype.itemsize > 2:
-        raise UnreadableImage(f"values are {dtype}; give uint8 or uint16")
+    check_dtype(dtype)
     if len(shape) not in (2, 3) or min(shape) <= 0:
         raise UnreadableImage(f"shape {shape}; give (height, width, channels) or (height, width)")
     height, width, channels = (*shape, 1)[:3]
@@ -243,7 +293,7 @@ def _read_array(content: bytes) -> np.ndarray:
         raise UnreadableImage(f"{num_held} of {num_bytes} bytes of values")
     values = np.frombuffer(content, dtype, num_values, file.tell())
     values = values.reshape(shape, order="F" if is_fortran else "C")
-    return _to_bytes(values.reshape(height, width, channels))
+    return to_bytes(values.reshape(height, width, channels))
 
 
 _READ_HEADER = {

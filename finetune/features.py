@@ -23,7 +23,7 @@ from pretrain.ranks import on_main
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # of the files, and of how images are decoded and cropped
+_FORMAT = 2  # of the files, and of how images are decoded and cropped
 _SCALARS = (bool, int, float, str, tuple)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.loader import Batch, LedgerEntry
 from data.settings import RunStopped
+from data.text import name_some
 from pretrain.ledger import Unusable
 from pretrain.model import Objective, Output
 from pretrain.totals import Totals
@@ -95,9 +96,8 @@ def require_finite(figures: Mapping[str, float], what: str, kept: str = "") -> N
     """
     odd = [name for name, value in figures.items() if not math.isfinite(value)]
     if odd:
-        names = ", ".join(odd)
         raise RunStopped(
-            f"{what} is no finite number ({names}){kept}; try a lower optim.lr, a longer "
+            f"{what} is no finite number ({name_some(odd)}){kept}; try a lower optim.lr, a longer "
             "optim.warmup_steps, or run.precision=fp32",
             is_agreed=True,
         )

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -196,11 +197,12 @@ def no_pixels(content: bytes) -> bytes:
 def test_cut_files_are_unreadable(kind: str, cut: Callable[[bytes], bytes]) -> None:
     with pytest.raises(UnreadableImage) as caught:
         decode(cut(encode(picture(), kind)))
-    assert "\n" not in str(caught.value)
+    assert not re.search(r"\n|0x|\.cpp|[/\\]", str(caught.value)), "the same in each process"
 
 
 def test_a_cut_progressive_jpeg_is_unreadable() -> None:
-    with pytest.raises(UnreadableImage, match="cannot be decoded"):
+    text = r"^the JPEG data is cut or damaged \(Image is incomplete or truncated\)$"
+    with pytest.raises(UnreadableImage, match=text):
         decode(half(encode(picture(), "JPEG", progressive=True)))
 
 

@@ -18,7 +18,7 @@ from wandb.proto import wandb_internal_pb2 as _untyped
 import pretrain.run
 import pretrain.trackers
 from data.loader import Batch
-from data.settings import UserError
+from data.settings import RunStopped, UserError
 from pretrain.config import PretrainConfig, load
 from pretrain.loop import Trainer
 from pretrain.metrics import read_records
@@ -303,11 +303,12 @@ def test_what_is_not_finite_is_left_out(
     tmp_path: Path, tiny: list[str], listener: type[Listener]
 ) -> None:
     arguments = [*tiny, "run.trackers=[listener]", "optim.lr=1e30", "optim.grad_clip=0"]
-    more = ["run.max_bad_steps=0", "optim.steps=7", "run.eval_every=0"]
-    pretrain.run.main([*arguments, *more, f"run.dir={tmp_path}/run"])
+    more = ["run.max_bad_steps=0", "optim.steps=8", "run.eval_every=0"]
+    with pytest.raises(RunStopped, match="the last step's result is no finite number"):
+        pretrain.run.main([*arguments, *more, f"run.dir={tmp_path}/run"])
     records = read_records(tmp_path / "run/metrics.jsonl")
     assert any(record["train/loss"] is None for record in records)
-    for record, (step, values) in zip(records, listener.heard[1:-1], strict=True):
+    for record, (step, values) in zip(records[:7], listener.heard[1:-1], strict=True):
         assert step == record["step"]
         assert ("train/loss" in values) == (record["train/loss"] is not None)
 
