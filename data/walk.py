@@ -15,7 +15,7 @@ _DROPPINGS = frozenset({".ds_store", ".trashes", ".fseventsd", "icon\r", "__maco
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
     ("@eadir", "lost+found"),
 )
-_Identity = tuple[int, int]  # device and inode
+_Identity = tuple[int, int] | str  # device and inode; the path where a disk has no inodes
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,20 @@ def walk(top: Path) -> Found:
 
 def _above(top: Path) -> Iterator[_Identity]:
     """Identify a folder and all that it lies in."""
-    status = top.stat()
-    yield status.st_dev, status.st_ino
+    yield _identify(top)
     for folder in top.resolve().parents:
         with contextlib.suppress(OSError):  # a link that leads there is closed, too
-            status = folder.stat()
-            yield status.st_dev, status.st_ino
+            yield _identify(folder)
+
+
+def _identify(folder: Path) -> _Identity:
+    status = folder.stat()
+    return (status.st_dev, status.st_ino) if status.st_ino else str(folder.resolve())
 
 
 def _is_new(top: Path, path: str, seen: dict[_Identity, str], found: Found) -> bool:
     """Tell whether a folder is reached for the first time; note it either way."""
-    status = (top / path).stat()
-    identity = status.st_dev, status.st_ino
+    identity = _identify(top / path)
     if identity in seen:
         found.repeated[path] = seen[identity]
         return False
