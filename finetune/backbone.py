@@ -1,6 +1,8 @@
 """What is fine-tuned: our encoder or, as a baseline, any image model of timm."""
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,29 @@ from pretrain.encoder import (
 from pretrain.hf_vit import is_hf_folder
 from pretrain.operations import count_flops
 from pretrain.pretrained import encoder_folder
-from pretrain.timm_model import DEFAULT_NAME, check_name, create_model
+from pretrain.timm_model import DEFAULT_NAME, check_name, create_model, transformer_names
 from pretrain.tokens import Normalise
 
-_FAMILIES = ("vision_transformer", "vision_transformer_hybrid")  # timm's modules of our encoders
+logger = logging.getLogger(__name__)
+
+
+def check_start(config: EncoderConfig) -> EncoderConfig:
+    """Return an encoder's keys with what it starts from filled in.
+
+    A name alone means random weights, which is said.
+
+    Raises:
+        UserError: None of `encoder.init`, `encoder.like` and `encoder.name` is given.
+    """
+    require(
+        config.init is not None or config.like is not None or config.name is not None,
+        "encoder.init is missing; give encoder.init=RUN to start from its weights, "
+        "encoder.like=RUN for random weights in the same encoder, or encoder.init=none with "
+        f"encoder.name for random weights in any other ({DEFAULT_NAME} without a name)",
+    )
+    if config.init is None and config.like is None:
+        logger.info("encoder.name=%s without encoder.init: random weights", config.name)
+    return replace(config, init=config.init or "none")
 
 
 def make_backbone(
@@ -38,7 +59,7 @@ def make_backbone(
     """Build a timm model without a head, for images of one size.
 
     Args:
-        config: `init=none` with the name of any timm model is a baseline; the rest is an encoder.
+        config: The name alone of any timm model is a baseline; the rest is an encoder.
         size: (H, W); None keeps the model's own.
         mean: Channel means of pixels in 0..1; None keeps the model's own.
         std: Channel deviations, likewise.
@@ -49,7 +70,7 @@ def make_backbone(
     """
     refuse_masking(config)
     name = config.name or DEFAULT_NAME
-    if config.init != "none" or _is_encoder(name):
+    if config.source is not None or _is_encoder(name):
         return make_encoder(config, size, mean, std, channels)
     check_name(name, timm.list_models(), "model")
     _refuse_additions(config, name)
@@ -85,7 +106,7 @@ def _refuse_additions(config: EncoderConfig, name: str) -> None:
 
 
 def _is_encoder(name: str) -> bool:
-    return any(name.split(".")[0] in timm.list_models(module=family) for family in _FAMILIES)
+    return name.split(".")[0] in transformer_names()
 
 
 def _check_size(model: Any, name: str) -> None:

@@ -32,7 +32,9 @@ class FinetuneConfig:
         lambda: RunConfig(dir="runs/finetune"), "where, how long between saves, on what"
     )
     data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
-    encoder: EncoderConfig = setting(EncoderConfig, "the network, and where it comes from")
+    encoder: EncoderConfig = setting(
+        lambda: EncoderConfig(init=None), "the network, and where it comes from"
+    )
     head: HeadConfig = setting(HeadConfig, "the classifier")
     mix: MixConfig = setting(MixConfig, "mixing of training images")
     optim: OptimConfig = setting(_paper_optim, "the steps")

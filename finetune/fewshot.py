@@ -2,7 +2,7 @@
 
     python finetune/fewshot.py [CONFIG.yaml ...] encoder.init=RUN data.train=... data.val=...
 
-`encoder.init=none` measures an untrained encoder. Nothing is trained or tuned. The images are read
+`encoder.like=RUN` measures it untrained. Nothing is trained or tuned. The images are read
 once, on all processes of `accelerate launch`, for all of `fewshot.layers` and `fewshot.poolings`;
 `fewshot.dir` holds the table, `result.json` and the features.
 """

@@ -20,7 +20,7 @@ from data.labelled import LabelledDataConfig
 from data.loader import Samples
 from data.settings import require, setting
 from data.text import count
-from finetune.backbone import refuse_masking
+from finetune.backbone import check_start, refuse_masking
 from finetune.features import cached_features
 from finetune.results import (
     describe_encoder,
@@ -147,7 +147,9 @@ class FewshotConfig:
     """Everything that the few-shot measure is told."""
 
     data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
-    encoder: EncoderConfig = setting(EncoderConfig, "the network, and where it comes from")
+    encoder: EncoderConfig = setting(
+        lambda: EncoderConfig(init=None), "the network, and where it comes from"
+    )
     fewshot: ShotsConfig = setting(ShotsConfig, "the measure")
 
     def __post_init__(self) -> None:
@@ -164,7 +166,9 @@ class LinearConfig:
     """Everything that k-NN and the linear probe are told."""
 
     data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
-    encoder: EncoderConfig = setting(EncoderConfig, "the network, and where it comes from")
+    encoder: EncoderConfig = setting(
+        lambda: EncoderConfig(init=None), "the network, and where it comes from"
+    )
     probe: ClassifiersConfig = setting(ClassifiersConfig, "the measure")
 
     def __post_init__(self) -> None:
@@ -225,7 +229,8 @@ def measure(
     begin, frozen, data = time.monotonic(), config.frozen, config.data
     accelerator = start(_run_config(frozen), frozen.group)
     refuse_masking(config.encoder)
-    encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
+    start_of = check_start(config.encoder)
+    encoder = make_encoder(start_of, data.size, data.mean, data.std, data.channels)
     keys = (f"{frozen.group}.layers", f"{frozen.group}.poolings")
     views = make_views(encoder, frozen.numbers(len(encoder.blocks)), frozen.poolings, keys)
     folder = result_folder(frozen.dir, frozen.group, config.encoder)

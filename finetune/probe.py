@@ -2,7 +2,7 @@
 
     accelerate launch finetune/probe.py [CONFIG.yaml ...] encoder.init=RUN data.train=... ...
 
-`encoder.init=none` measures an untrained encoder. The probe is a logistic regression whose penalty
+`encoder.like=RUN` measures it untrained. The probe is a logistic regression whose penalty
 a tenth of `data.train` chooses; `data.val` chooses nothing. The images are read once, on all
 processes, for all of `probe.layers` and `probe.poolings`; `probe.dir` holds the table,
 `result.json` and the features.

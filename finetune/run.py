@@ -2,13 +2,15 @@
 
     accelerate launch finetune/run.py [CONFIG.yaml ...] encoder.init=RUN data.train=... data.val=...
 
-`encoder.init=none` trains the same thing from scratch, and with `encoder.name` any timm model. The
-same command again resumes. The last validation's figures are written to `result.json`; a finished
-run that is started with another `data.val` is validated on that.
+`encoder.like=RUN` in place of `encoder.init` trains the same encoder from scratch, and
+`encoder.init=none encoder.name=NAME` any timm model. The same command again resumes. The last
+validation's figures are written to `result.json`; a finished run that is started with another
+`data.val` is validated on that.
 """
 
 import json
 import sys
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from data.labelled import Labels, check_names, label_splits
 from data.loader import Samples
 from data.settings import memory_errors, require, run_entry_point
 from data.stream import TrainingStream
-from finetune.backbone import flops_per_image, is_transformer, make_backbone
+from finetune.backbone import check_start, flops_per_image, is_transformer, make_backbone
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
 from finetune.load import saved_names
@@ -61,6 +63,7 @@ def main(arguments: list[str]) -> None:
     names = labels.names
 
     # ---- the model
+    config = replace(config, encoder=check_start(config.encoder))
     encoder = make_backbone(config.encoder, data.size, data.mean, data.std, data.channels)
     flops = flops_per_image(encoder)
     model = Classifier(encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix)
@@ -99,6 +102,7 @@ def main(arguments: list[str]) -> None:
     if accelerator.is_main_process and validation.figures is not None:
         facts = {
             "encoder.init": config.encoder.init,
+            "encoder.like": config.encoder.like,
             "steps": config.optim.steps,
             "epochs": config.optim.steps / stream.steps_per_epoch,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),

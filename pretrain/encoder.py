@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from timm.models.vision_transformer import VisionTransformer
@@ -22,9 +21,8 @@ from pretrain import positions
 from pretrain.additions import Additions, additions_of, build, describe_additions
 from pretrain.pretrained import begin_like, load_pretrained, make_bare
 from pretrain.stems import flatten_patches
-from pretrain.timm_model import BARE, DEFAULT_NAME, check_name
+from pretrain.timm_model import BARE, DEFAULT_NAME, HYBRIDS, check_name, transformer_names
 
-_FAMILIES = ("vision_transformer", "vision_transformer_hybrid")  # timm's modules
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 _PATCHES = ("conv", "linear")
 _FIXED_ARGS = {
@@ -214,9 +212,8 @@ def _create(
     config: EncoderConfig, size: tuple[int, int] | None, channels: int | None
 ) -> VisionTransformer:
     name = config.name or DEFAULT_NAME
-    known = [model for family in _FAMILIES for model in timm.list_models(module=family)]
-    check_name(name, known, "VisionTransformer")
-    is_hybrid = name.split(".")[0] in timm.list_models(module=_FAMILIES[1])
+    check_name(name, transformer_names(), "VisionTransformer")
+    is_hybrid = name.split(".")[0] in transformer_names(HYBRIDS)
     require(
         not (is_hybrid and (config.patch_size or config.stem)),
         f"encoder.name={name} has a CNN stem and patches of its own; leave encoder.patch_size and "

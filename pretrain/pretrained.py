@@ -18,9 +18,18 @@ from data.settings import UserError, require
 from pretrain.additions import has_additions, rebuild
 from pretrain.hf_vit import Renamed, from_hf, is_hf_folder, read_hf_settings, read_json
 from pretrain.positions import unbaked_state
-from pretrain.timm_model import BARE, DEFAULT_NAME, create_model, plain
+from pretrain.timm_model import (
+    BARE,
+    DEFAULT_NAME,
+    check_name,
+    create_model,
+    plain,
+    transformer_names,
+)
 
 logger = logging.getLogger(__name__)
+
+_HUB = "hf-hub:"  # before a name there, whose kind is in its files
 
 
 def load_pretrained(
@@ -62,6 +71,8 @@ def begin_like(like: str, args: dict[str, Any], channels: int | None = None) -> 
     folder = _find_folder(like, said)
     _check_alike(args, folder, said)
     if folder is None:
+        if not like.startswith(_HUB):
+            check_name(like, transformer_names(), "VisionTransformer", said)
         return _create_named(like, args | BARE, channels, said)
     return _create_described(folder, args | BARE, said)
 
@@ -71,7 +82,7 @@ def _check_alike(args: dict[str, Any], folder: Path | None, said: str) -> None:
     saved = {} if folder is None else read_json(folder / "config.json").get("model_args", {})
     for key, value in args.items():
         require(
-            key.endswith("drop_rate") or (key in saved and saved[key] == value),
+            "drop" in key or (key in saved and saved[key] == value),
             f"encoder.args.{key}={value} with {said}, which says what the encoder is; leave the "
             "argument out, or give encoder.name and all sizes in place of encoder.like",
         )
@@ -104,7 +115,7 @@ def _find_folder(path: str, said: str) -> Path | None:
     folder = encoder_folder(path)
     if folder is not None:
         return folder
-    is_name = timm.is_model(path.split(".")[0]) or path.startswith("hf-hub:")
+    is_name = timm.is_model(path.split(".")[0]) or path.startswith(_HUB)
     require(
         is_name and not Path(path).exists(),
         f"{said} is no run or folder with an encoder, and no timm name; "

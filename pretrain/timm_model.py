@@ -11,16 +11,36 @@ from timm.models.vision_transformer import VisionTransformer
 from data.disks import one_line
 from data.settings import UserError, require
 
+HYBRIDS = "vision_transformer_hybrid"  # timm's modules
+FAMILIES = ("vision_transformer", HYBRIDS)
 DEFAULT_NAME = "vit_base_patch16_224"
 BARE: dict[str, Any] = {"num_classes": 0, "global_pool": "avg", "fc_norm": False}
 
 
-def check_name(name: str, known: Sequence[str], kind: str) -> None:
-    """Raise `UserError`, with the nearest right name, unless timm knows a model."""
+def transformer_names(family: str | None = None) -> list[str]:
+    """List timm's VisionTransformers, those with a CNN stem of their own too; or one family's."""
+    return [
+        name
+        for kind in FAMILIES
+        if family in (None, kind)
+        for name in timm.list_models(module=kind)
+    ]
+
+
+def check_name(name: str, known: Sequence[str], kind: str, said: str | None = None) -> None:
+    """Raise `UserError`, with the nearest right name, unless timm knows a model.
+
+    Args:
+        name: With or without a tag.
+        known: The names that fit.
+        kind: What they are, for the message.
+        said: What the user typed for it; default: `encoder.name`.
+    """
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else "see timm.list_models()"
     require(
-        name.split(".")[0] in known, f"encoder.name={name} is no {kind} that timm knows; {hint}"
+        name.split(".")[0] in known,
+        f"{said or f'encoder.name={name}'} is no {kind} that timm knows; {hint}",
     )
 
 

@@ -33,10 +33,10 @@ STEPS = (
     ),
     (
         "Few-shot accuracy of an untrained encoder",
-        f"{FEWSHOT} encoder.init=none fewshot.dir={RUN}/fewshot-untrained",
+        f"{FEWSHOT} encoder.like={RUN} fewshot.dir={RUN}/fewshot-untrained",
     ),
     ("Fine-tune the pretrained encoder", f"{FINETUNE} encoder.init={RUN} run.dir={RUN}/finetune"),
-    ("Train the same from scratch", f"{FINETUNE} encoder.init=none run.dir={RUN}/scratch"),
+    ("Train the same from scratch", f"{FINETUNE} encoder.like={RUN} run.dir={RUN}/scratch"),
     ("Export in timm's format", f"python scripts/export.py {RUN} {RUN}/export"),
     ("Write the report", f"python scripts/report.py {RUN}"),
 )

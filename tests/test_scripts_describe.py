@@ -195,7 +195,7 @@ def test_a_table_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [
-        ([str(ROOT / "configs/finetune/cifar10.yaml")], "Classifier"),
+        ([str(ROOT / "configs/finetune/cifar10.yaml"), "encoder.like=test_vit"], "Classifier"),
         ([preset("ti16"), "head.kind=mlp"], "Classifier"),
         ([preset("ti16"), "data.train=a.tar"], "Classifier"),
         ([DEMO], "MaskedPatchModel"),

@@ -18,7 +18,8 @@ rows:
     paper: 0.64                           # a published value, shown beside it
     measures: {fewshot: {fewshot.poolings: [class]}}  # its own overrides of a measure
   third: {encoder_of: first}              # measures first's encoder, by its own overrides
-  fourth: {untrained: true}               # one step at learning rate 0
+  fourth: {untrained: true}               # one step at learning rate 0: as the other rows begin
+                                          # (set: encoder.position here, where they change it)
   fifth:                                  # another project's objective: pretrain_alternative.py
     script: alternative
     config: configs/pretrain/cifar10-mask-tokens.yaml  # in place of the above

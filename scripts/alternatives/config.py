@@ -60,7 +60,7 @@ class AlternativePretrainConfig:
                 )
         refused = {
             "encoder.sees_masked": (self.encoder.sees_masked, True),
-            "encoder.init": (self.encoder.init, "none"),
+            "encoder.init": (self.encoder.init or "none", "none"),
             "run.parallel": (self.run.parallel, "ddp"),
         }
         for key, (value, only) in refused.items():

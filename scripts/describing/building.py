@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from finetune.backbone import make_backbone
+from finetune.backbone import check_start, make_backbone
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
 from pretrain.config import PretrainConfig, load, read_layers
@@ -76,8 +76,9 @@ def _build_pretraining(config: PretrainConfig) -> Built:
 
 def _build_finetuning(config: FinetuneConfig, num_classes: int) -> Built:
     data, names = config.data, [str(label) for label in range(num_classes)]
-    with _weights_of(config.encoder):
-        encoder = make_backbone(config.encoder, data.size, data.mean, data.std, data.channels)
+    asked = check_start(config.encoder)
+    with _weights_of(asked):
+        encoder = make_backbone(asked, data.size, data.mean, data.std, data.channels)
         model: nn.Module = Classifier(
             encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix
         )
@@ -90,4 +91,4 @@ def _build_finetuning(config: FinetuneConfig, num_classes: int) -> Built:
 
 def _weights_of(encoder: EncoderConfig) -> torch.device:
     """Return where weights are made: nowhere, unless some are loaded."""
-    return torch.device("meta" if encoder.init == "none" else "cpu")
+    return torch.device("cpu" if encoder.has_weights else "meta")

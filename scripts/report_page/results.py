@@ -154,7 +154,7 @@ def fine_tuning(folder: Path) -> Section:
     }
     rows = [_row(name, result, list(held)) for name, result in results.items()]
     header = ["Run", "Started from", *held.values(), "Steps"]
-    note = "Validation accuracy at the last step; a run started from 'none' is from scratch."
+    note = "Validation accuracy at the last step; random weights are from scratch."
     return Section("Fine-tuning", table(header, rows), notes=(note,))
 
 
@@ -166,4 +166,11 @@ def read_fine_tuning(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _row(name: str, result: dict[str, Any], keys: list[str]) -> list[str]:
     accuracies = (percent(result[key]) if key in result else "" for key in keys)
-    return [name, str(result.get("encoder.init", "")), *accuracies, str(result.get("steps", ""))]
+    return [name, _origin(result), *accuracies, str(result.get("steps", ""))]
+
+
+def _origin(result: dict[str, Any]) -> str:
+    if result.get("encoder.like") is not None:
+        return f"random weights, like {result['encoder.like']}"
+    init = str(result.get("encoder.init", ""))
+    return "random weights" if init == "none" else init
