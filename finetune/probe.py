@@ -1,6 +1,6 @@
 """Measure a frozen encoder: k-NN, and a linear probe on all labelled images.
 
-    accelerate launch finetune/probe.py [CONFIG.yaml ...] encoder.init=RUN data.train=... ...
+    python finetune/probe.py [CONFIG.yaml ...] encoder.init=RUN data.train=... ...
 
 `encoder.like=RUN` measures it untrained. The probe is a logistic regression whose penalty
 a tenth of `data.train` chooses; `data.val` chooses nothing. The images are read once, on all
@@ -31,7 +31,7 @@ from pretrain.probe import check_neighbours
 def main(arguments: list[str]) -> None:
     """Run `python finetune/probe.py ARGUMENTS`."""
     if {"-h", "--help"} & set(arguments):
-        print(usage(LinearConfig, "accelerate launch finetune/probe.py"))
+        print(usage(LinearConfig, "python finetune/probe.py"))
         return
     config = load(LinearConfig, arguments)
     asked = config.probe

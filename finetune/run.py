@@ -1,7 +1,8 @@
 """Fine-tune an encoder on labelled shards. The same loop as pretraining, another objective.
 
-    accelerate launch finetune/run.py [CONFIG.yaml ...] encoder.init=RUN data.train=... data.val=...
+    python finetune/run.py [CONFIG.yaml ...] encoder.init=RUN data.train=... data.val=...
 
+On many GPUs it is `accelerate launch -q finetune/run.py ...`.
 `encoder.like=RUN` in place of `encoder.init` trains the same encoder from scratch, and
 `encoder.init=none encoder.name=NAME` any timm model. The same command again resumes. The last
 validation's figures are written to `result.json`; a finished run that is started with another
@@ -47,7 +48,7 @@ from pretrain.ranks import on_main
 def main(arguments: list[str]) -> None:
     """Run `python finetune/run.py ARGUMENTS`."""
     if {"-h", "--help"} & set(arguments):
-        print(usage(FinetuneConfig, "accelerate launch finetune/run.py"))
+        print(usage(FinetuneConfig, "python finetune/run.py"))
         return
 
     # ---- what is asked for

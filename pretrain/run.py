@@ -1,10 +1,10 @@
 """Pretrain an encoder by masked patch prediction. The story of a run, from top to bottom.
 
 Four ways to start the same run:
-    accelerate launch pretrain/run.py configs/pretrain/cifar10.yaml run.dir=runs/mine
-    torchrun --nproc-per-node 8 pretrain/run.py CONFIG.yaml key.sub=value
-    python pretrain/run.py CONFIG.yaml key.sub=value
+    python pretrain/run.py configs/pretrain/cifar10.yaml run.dir=runs/mine
     python pretrain/run.py        (no argument at all: the demo)
+    accelerate launch -q pretrain/run.py CONFIG.yaml key.sub=value        (many processes)
+    torchrun --nproc-per-node 8 pretrain/run.py CONFIG.yaml key.sub=value
 The same command again resumes.
 """
 
@@ -36,7 +36,7 @@ DEMO = Path(__file__).resolve().parents[1] / "configs/pretrain/demo.yaml"
 def main(arguments: list[str]) -> None:
     """Run `python pretrain/run.py ARGUMENTS`."""
     if {"-h", "--help"} & set(arguments):
-        print(usage(PretrainConfig, "accelerate launch pretrain/run.py"))
+        print(usage(PretrainConfig, "python pretrain/run.py"))
         return
 
     # ---- what is asked for

@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 RUN = Path("runs/demo")
-LAUNCH = (
-    "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
-)
 PROBE = "probe.train=shards/demo/train-*.tar probe.val=shards/demo/val-000000.tar probe.every=100"
 FEWSHOT = "python finetune/fewshot.py configs/finetune/demo-fewshot.yaml"
-FINETUNE = f"{LAUNCH} finetune/run.py configs/finetune/demo.yaml"
+FINETUNE = "python finetune/run.py configs/finetune/demo.yaml"
 
 STEPS = (
     (
         "Make the shards if they are missing, and pretrain",
-        f"{LAUNCH} pretrain/run.py configs/pretrain/demo.yaml {PROBE}",
+        f"python pretrain/run.py configs/pretrain/demo.yaml {PROBE}",
     ),
     (
         "Few-shot accuracy of the pretrained encoder",
