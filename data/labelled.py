@@ -52,6 +52,11 @@ class LabelledDataConfig(ImageConfig):
         changes_result=False,
     )
 
+    @property
+    def used(self) -> str:
+        """How messages name the training images that are used."""
+        return "data.train" if self.fraction == 1 else f"data.train (data.fraction={self.fraction})"
+
     def require_splits(self) -> None:
         """Raise `UserError` unless both splits are named."""
         for key in ("train", "val"):
@@ -298,7 +303,7 @@ def k_shot(
         labels: Of the training images.
         num_shots: k.
         seed: Of the choice.
-        keys: The configuration keys of the shots and of the images, for messages.
+        keys: What messages call the key of the shots, and the images.
 
     Raises:
         UserError: A class has fewer.
@@ -310,7 +315,7 @@ def k_shot(
         require(
             places.size >= num_shots,
             f"{keys[0]} has {num_shots}, but class {label} of {keys[1]} has only "
-            f"{places.size} images",
+            f"{count(places.size, 'image')}; lower it",
         )
         chosen.append(generator.permutation(places)[:num_shots])
     return np.concatenate(chosen)

@@ -61,6 +61,7 @@ def cached_features(
             missing = samples.manifest.num_samples - len(features.labels)
             logger.info("%s has data.%s but for %d unusable images", path, key, missing)
         return found
+    logger.info("reading the features of data.%s", key)
     made = extract(accelerator, encoder, samples, views, batch_size, workers, f"data.{key}")
     say_unusable(made.unusable)
     if accelerator.is_main_process:

@@ -22,7 +22,7 @@ import numpy as np
 
 from data.settings import memory_errors, run_entry_point
 from finetune.frozen import FewshotConfig, Figures, ShotsConfig, measure
-from pretrain.classifiers import Choices, choose_shots, few_shot
+from pretrain.classifiers import Choices, Report, choose_shots, few_shot
 from pretrain.config import load, usage
 from pretrain.evaluate import Features
 
@@ -35,20 +35,24 @@ def main(arguments: list[str]) -> None:
     config = load(FewshotConfig, arguments)
     asked = config.fewshot
     about = {"penalty": asked.penalty, "num_seeds": asked.num_seeds, "shots": list(asked.shots)}
+    num_fits = len(asked.shots) * asked.num_seeds
+    prepare = partial(_choose, asked, config.data.used)
     with memory_errors("a smaller fewshot.batch_size"):
-        table = measure(config, partial(_choose, asked), partial(_judge, asked), about)
+        table = measure(config, prepare, partial(_judge, asked), num_fits, about)
     if table is not None:
         print(table, end="")
 
 
-def _choose(asked: ShotsConfig, labels: np.ndarray) -> Choices:
-    return choose_shots(labels, asked.shots, asked.num_seeds, ("fewshot.shots", "data.train"))
+def _choose(asked: ShotsConfig, images: str, labels: np.ndarray) -> Choices:
+    return choose_shots(labels, asked.shots, asked.num_seeds, ("fewshot.shots", images))
 
 
-def _judge(asked: ShotsConfig, choices: Choices, train: Features, val: Features) -> Figures:
+def _judge(
+    asked: ShotsConfig, choices: Choices, train: Features, val: Features, report: Report
+) -> Figures:
     """Return the mean and the deviation over choices of the labelled images."""
     figures: Figures = {}
-    for shots, accuracies in few_shot(train, val, choices, asked.penalty).items():
+    for shots, accuracies in few_shot(train, val, choices, asked.penalty, report).items():
         figures[f"accuracy/{shots}shot"] = statistics.fmean(accuracies)
         figures[f"deviation/{shots}shot"] = statistics.pstdev(accuracies)
     return figures

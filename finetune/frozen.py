@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
+from tqdm import tqdm
 
 from data.devices import exact_device
 from data.labelled import LabelledDataConfig
@@ -30,7 +31,7 @@ from finetune.results import (
     result_folder,
     write_result,
 )
-from pretrain.classifiers import NEIGHBOURS, PENALTY
+from pretrain.classifiers import NEIGHBOURS, PENALTY, Report
 from pretrain.encoder import EncoderConfig, image_size, make_encoder, num_channels
 from pretrain.evaluate import Features, View, make_views
 from pretrain.launch import RunConfig, count_parameters, describe_start, start
@@ -207,7 +208,8 @@ class Measured(NamedTuple):
 def measure(
     config: FewshotConfig | LinearConfig,
     prepare: Callable[[np.ndarray], Any],
-    judge: Callable[[Any, Features, Features], Figures],
+    judge: Callable[[Any, Features, Features, Report], Figures],
+    num_fits: int,
     about: dict[str, Any],
 ) -> str | None:
     """Read the features on all ranks, judge each view on the main process, and write the result.
@@ -216,7 +218,8 @@ def measure(
         config: What is asked for.
         prepare: The labels of all training images -> what `judge` needs; refuses what cannot be
             done before any image is read.
-        judge: That, and the features of both splits -> figures of a view.
+        judge: That, the features of both splits, and whom to tell of progress -> figures of a view.
+        num_fits: How many fits `judge` tells of.
         about: What else `result.json` says of the measure.
 
     Returns:
@@ -263,9 +266,11 @@ def measure(
     if not accelerator.is_main_process:
         return None
     counts = _count(found, splits, data.max_bad_ratio)
-    cells = [
-        {**view._asdict(), **judge(prepared, *_on(accelerator, found, view))} for view in views
-    ]
+    with _progress(num_fits * len(views)) as progress:
+        cells = [
+            {**view._asdict(), **judge(prepared, *_on(accelerator, found, view), progress.update)}
+            for view in views
+        ]
     result = {
         **about,
         "precision": frozen.precision,
@@ -277,6 +282,12 @@ def measure(
     table = make_table(cells)
     write_result(folder, result, table)
     return f"{name_encoder(config.encoder)}: {counts['num_val']} images\n\n{table}"
+
+
+def _progress(num_fits: int) -> "tqdm[Any]":
+    """Return a bar of the fits; where there is no terminal, one line says that they begin."""
+    logger.info("fitting %s on these features", count(num_fits, "classifier"))
+    return tqdm(desc="fits", total=num_fits, unit="fit", miniters=0, leave=False, disable=None)
 
 
 def _run_config(frozen: FrozenConfig) -> RunConfig:

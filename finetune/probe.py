@@ -22,7 +22,7 @@ import numpy as np
 
 from data.settings import memory_errors, run_entry_point
 from finetune.frozen import ClassifiersConfig, Figures, LinearConfig, measure
-from pretrain.classifiers import check_penalties, knn, linear_probe
+from pretrain.classifiers import Report, check_penalties, knn, linear_probe, num_linear_fits
 from pretrain.config import load, usage
 from pretrain.evaluate import Features
 from pretrain.probe import check_neighbours
@@ -36,20 +36,25 @@ def main(arguments: list[str]) -> None:
     config = load(LinearConfig, arguments)
     asked = config.probe
     about = {"neighbours": asked.neighbours, "penalties": list(asked.penalties)}
+    num_fits = 1 + num_linear_fits(asked.penalties)
+    prepare = partial(_check, asked, config.data.used)
     with memory_errors("a smaller probe.batch_size"):
-        table = measure(config, partial(_check, asked), partial(_judge, asked), about)
+        table = measure(config, prepare, partial(_judge, asked), num_fits, about)
     if table is not None:
         print(table, end="")
 
 
-def _check(asked: ClassifiersConfig, labels: np.ndarray) -> None:
-    check_neighbours(asked.neighbours, labels, ("probe.neighbours", "data.train"))
-    check_penalties(asked.penalties, labels, ("probe.penalties", "data.train"))
+def _check(asked: ClassifiersConfig, images: str, labels: np.ndarray) -> None:
+    check_neighbours(asked.neighbours, labels, ("probe.neighbours", images))
+    check_penalties(asked.penalties, labels, ("probe.penalties", images))
 
 
-def _judge(asked: ClassifiersConfig, _: None, train: Features, val: Features) -> Figures:
+def _judge(
+    asked: ClassifiersConfig, _: None, train: Features, val: Features, report: Report
+) -> Figures:
     nearest = knn(train, val, asked.neighbours)
-    linear = linear_probe(train, val, asked.penalties)
+    report(1)
+    linear = linear_probe(train, val, asked.penalties, report)
     return {
         "accuracy/knn_top1": nearest.top1,
         "accuracy/knn_top5": nearest.top5,

@@ -3,7 +3,7 @@
 All of them work where the features are, and draw nothing from any generator but k-shot's own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,12 @@ PENALTY = 10.0  # of the ridge, on standardised features
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 _NUM_SCORES = 1 << 26  # numbers that a chunk of scores holds at most: 256 MiB in float32
+Report = Callable[[int], object]  # is told of so many fits that are done; 0: one goes on
 _HELD_OUT = 10  # a tenth of the training images chooses the logistic regression's penalty
+
+
+def silent(_: int) -> None:
+    """Report no progress."""
 
 
 class Accuracy(NamedTuple):
@@ -123,13 +128,20 @@ def choose_shots(
 
 
 def few_shot(
-    train: Features, val: Features, choices: Choices, penalty: float = PENALTY
+    train: Features,
+    val: Features,
+    choices: Choices,
+    penalty: float = PENALTY,
+    report: Report = silent,
 ) -> dict[int, list[float]]:
     """Return the ridge's accuracy for each number of shots and each choice of them."""
-    return {
-        num: [ridge_accuracy(train.at(places), val, penalty) for places in chosen]
-        for num, chosen in choices.items()
-    }
+
+    def accuracy(places: Tensor) -> float:
+        found = ridge_accuracy(train.at(places), val, penalty)
+        report(1)
+        return found
+
+    return {num: [accuracy(places) for places in chosen] for num, chosen in choices.items()}
 
 
 # ---------------------------------------------------------------- nearest neighbours
@@ -163,7 +175,9 @@ def knn(
 # ---------------------------------------------------------------- logistic regression
 
 
-def logistic(features: Tensor, labels: Tensor, num_classes: int, penalty: float) -> Tensor:
+def logistic(
+    features: Tensor, labels: Tensor, num_classes: int, penalty: float, report: Report = silent
+) -> Tensor:
     """Fit min_W mean cross-entropy([X, 1] W, labels) + penalty / 2 |W without its bias|^2.
 
     It is scikit-learn's `LogisticRegression(C=1 / (n penalty))`, by full-batch L-BFGS in float64.
@@ -174,6 +188,7 @@ def logistic(features: Tensor, labels: Tensor, num_classes: int, penalty: float)
         labels: int64 (n,).
         num_classes: K.
         penalty: Above 0.
+        report: Is told of each pass over the features.
 
     Returns:
         W: float64 (D + 1, K).
@@ -199,6 +214,7 @@ def logistic(features: Tensor, labels: Tensor, num_classes: int, penalty: float)
             part = F.cross_entropy(x @ weights, y, reduction="sum")
             (part / len(labels)).backward()
             value += float(part.detach()) / len(labels)
+        report(0)
         return value
 
     solver.step(closure)
@@ -212,10 +228,12 @@ class Linear(NamedTuple):
     weights: Tensor
 
     @classmethod
-    def fit(cls, train: Features, penalty: float) -> "Linear":
+    def fit(cls, train: Features, penalty: float, report: Report = silent) -> "Linear":
         """Fit it on features as they are."""
         scale = Scale.of(train.values)
-        weights = logistic(scale(train.values), train.labels, _num_classes(train), penalty)
+        num_classes = _num_classes(train)
+        weights = logistic(scale(train.values), train.labels, num_classes, penalty, report)
+        report(1)
         return cls(scale, weights)
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -244,16 +262,23 @@ def check_penalties(penalties: Sequence[float], labels: np.ndarray, keys: tuple[
     )
 
 
-def linear_probe(train: Features, val: Features, penalties: Sequence[float]) -> Probed:
+def num_linear_fits(penalties: Sequence[float]) -> int:
+    """Return of how many fits `linear_probe` reports."""
+    return 1 + (len(penalties) if len(penalties) > 1 else 0)
+
+
+def linear_probe(
+    train: Features, val: Features, penalties: Sequence[float], report: Report = silent
+) -> Probed:
     """Fit a logistic regression on all training images; return its accuracy on `val`.
 
     `val` chooses nothing: see `choose_penalty`.
     """
-    penalty = choose_penalty(train, penalties) if len(penalties) > 1 else penalties[0]
-    return Probed(Linear.fit(train, penalty).accuracy(val), penalty)
+    penalty = choose_penalty(train, penalties, report) if len(penalties) > 1 else penalties[0]
+    return Probed(Linear.fit(train, penalty, report).accuracy(val), penalty)
 
 
-def choose_penalty(train: Features, penalties: Sequence[float]) -> float:
+def choose_penalty(train: Features, penalties: Sequence[float], report: Report = silent) -> float:
     """Return the penalty of the least cross-entropy on a tenth that the others are fitted without.
 
     Accuracy has ties where a tenth is a few dozen images, and then says nothing. From the strongest
@@ -265,10 +290,11 @@ def choose_penalty(train: Features, penalties: Sequence[float]) -> float:
     judged = held_out.where(is_known)
 
     best, least = max(penalties), float("inf")
-    for penalty in sorted(penalties, reverse=True):
-        logits = Linear.fit(fitted, penalty)(judged.values)
+    for place, penalty in enumerate(sorted(penalties, reverse=True), start=1):
+        logits = Linear.fit(fitted, penalty, report)(judged.values)
         loss = float(F.cross_entropy(logits, judged.labels))
         if loss > least:
+            report(len(penalties) - place)  # those are not needed
             break
         best, least = penalty, loss
     return best

@@ -1,5 +1,6 @@
 """What a frozen encoder says of images: features by layer and pooling, in one pass over them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
@@ -140,9 +141,14 @@ def extract(
     parts: list[list[Tensor]] = []
     bad: list[LedgerEntry] = []
     batches = evaluation_batches(samples, share, workers)
-    is_quiet = None if accelerator.is_main_process else True  # None: where there is no terminal
     progress = tqdm(
-        batches, f"features of {name}", unit="batch", delay=2, leave=False, disable=is_quiet
+        batches,
+        f"features of {name}",
+        math.ceil(samples.manifest.num_samples / (batch_size * share.world_size)),
+        unit="batch",
+        delay=2,
+        leave=False,
+        disable=None if accelerator.is_main_process else True,  # None: where there is no terminal
     )
     for batch in progress:
         images = normalise(batch.tensors["image"].to(accelerator.device))

@@ -137,5 +137,5 @@ def test_k_shot_takes_k_of_each_class_by_seed() -> None:
 
 
 def test_too_few_images_of_a_class_are_refused() -> None:
-    with pytest.raises(UserError, match=r"class 1 of data.train has only 1 images"):
+    with pytest.raises(UserError, match=r"class 1 of data.train has only 1 image; lower it"):
         k_shot(np.array([0, 0, 1]), 2, seed=0)

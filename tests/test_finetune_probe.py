@@ -1,5 +1,6 @@
 """The script of k-NN and the linear probe."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,10 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
 
+import finetune.frozen
 import finetune.probe
+import pretrain.evaluate
 from data.settings import UserError
 from tests.launching import run_ranks
 
@@ -66,6 +71,35 @@ def test_the_figures_are_those_of_the_kept_features(
     assert shown["knn_top1"] == f"{read['accuracy/knn_top1']:.2%}"
 
 
+class Terminal(io.StringIO):
+    """A stream that says that it is one."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_a_terminal_shows_how_far_it_is(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(*values: Any, **options: Any) -> Any:
+        return tqdm(*values, **options | {"delay": 0, "mininterval": 0})
+
+    for module in (pretrain.evaluate, finetune.frozen):
+        monkeypatch.setattr(module, "tqdm", at_once)
+    for is_terminal in (True, False):
+        stream = Terminal() if is_terminal else io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        finetune.probe.main(
+            [*arguments, "probe.layers=all", f"probe.features={tmp_path}/{is_terminal}"]
+        )
+        said = stream.getvalue()
+        assert ("features of data.train: 100%|##########| 9/9 [" in said) == is_terminal
+        # k-NN, four penalties and the last fit, of two layers; what is not needed is counted
+        assert ("fits: 100%|##########| 12/12 [" in said) == is_terminal
+
+
 def test_several_ranks_give_the_same_figures(tmp_path: Path, arguments: list[str]) -> None:
     arguments = [*arguments, "probe.layers=all", "probe.penalties=[0.01,0.1]"]
     finetune.probe.main(arguments)
@@ -99,6 +133,10 @@ def test_accelerate_launches_it_from_any_folder(tmp_path: Path, arguments: list[
         ("probe.neighbours=0", "probe.neighbours=0 must be above 0"),
         ("probe.penalties=[]", "probe.penalties=[] must be numbers above 0; try [1e-3, 1e-2]"),
         ("probe.penalties=[0]", "probe.penalties=[0.0] must be numbers above 0; try [1e-3, 1e-2]"),
+        (
+            "data.fraction=0.5",
+            "probe.neighbours=20 is more than the 18 images of data.train (data.fr",
+        ),
         ("probe.layers=[9]", "probe.layers=9 is not in 1..2, the encoder's blocks"),
     ],
 )
