@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,8 +129,7 @@ class Trackers:
                 options["wandb"] = _wandb_options(folder)
             accelerator.init_trackers(project, init_kwargs=options)
             for tracker in accelerator.trackers:
-                if tracker.name != "tensorboard" or not any(folder.glob("*/*/hparams.yml")):
-                    tracker.store_init_configuration(_plain_configuration(folder))
+                _tell_configuration(tracker, _plain_configuration(folder))
         except Exception as error:  # they raise nearly anything: no key, no network, no disk
             raise UserError(
                 f"run.trackers={','.join(names)} cannot be started: {one_line(error)}; "
@@ -187,6 +187,21 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
         for name, value in record.items()
         if name != "step" and isinstance(value, (int, float)) and math.isfinite(value)
     }
+
+
+def _tell_configuration(tracker: Any, values: dict[str, bool | int | float | str]) -> None:
+    """Tell a run's configuration; TensorBoard gets it as the hyper-parameters of the same run.
+
+    Accelerate calls TensorBoard's `add_hparams`, which writes a second run beside the first.
+    """
+    if not isinstance(tracker, TensorBoardTracker):
+        tracker.store_init_configuration(values)
+        return
+    writer: Any = tracker.writer
+    hparams = sys.modules[type(writer).__module__].hparams  # torch's, or tensorboardX's
+    for summary in hparams(values, {}):
+        writer.file_writer.add_summary(summary)
+    writer.flush()
 
 
 def _plain_configuration(folder: Path) -> dict[str, bool | int | float | str]:

@@ -13,6 +13,7 @@ from accelerate.tracking import GeneralTracker
 from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore[reportMissingTypeStubs]
     EventAccumulator,
 )
+from tensorboard.plugins.hparams import plugin_data_pb2 as _hparams
 from wandb.proto import wandb_internal_pb2 as _untyped
 
 import pretrain.run
@@ -26,6 +27,7 @@ from pretrain.trackers import PROJECT, Trackers
 from tests.launching import Ranks, run_ranks
 from tests.test_faults_ranks import figures, stop_after, terminate, weights_hash
 
+HParamsPluginData: Any = _hparams.HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 Record: Any = _untyped.Record  # pyright: ignore[reportAttributeAccessIssue]
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 BOTH = "run.trackers=[tensorboard,wandb]"
@@ -54,6 +56,14 @@ def tensorboard(run: Path) -> Points:
         name: [(event.step, event.value) for event in events.Scalars(name)]
         for name in events.Tags()["scalars"]
     }
+
+
+def hyper_parameters(run: Path) -> dict[str, Any]:
+    """Read what TensorBoard shows as the hyper-parameters of a run."""
+    events: Any = EventAccumulator(str(run / PROJECT)).Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    told = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in told.items()}
 
 
 def wandb(run: Path) -> Points:
@@ -157,7 +167,8 @@ def test_a_killed_run_that_goes_on_gives_each_step_once(
             assert [step for step, _, _ in pictures] == [4, 8, 12, 16, 20]
     assert len(list(run.glob("wandb/offline-run-*"))) == 3
     assert len({path.name for path in run.glob("wandb/offline-run-*/*.wandb")}) == 1  # one id
-    assert len(list(run.glob(f"{PROJECT}/*/hparams.yml"))) == 1
+    assert {path.parent for path in run.rglob("events.out.*")} == {run / PROJECT}  # one run
+    assert hyper_parameters(run)["optim.lr"] == 2e-3
 
 
 def _pause() -> None:
@@ -204,10 +215,10 @@ def test_a_run_that_is_asked_to_leave_tells_all(tmp_path: Path, tiny: list[str])
 def test_the_configuration_is_told(tmp_path: Path, tiny: list[str]) -> None:
     arguments = [*tiny, BOTH, "optim.steps=4", f"run.dir={tmp_path}/run"]
     run_ranks(arguments, 1, tmp_path / "logs", environment=OFFLINE)
-    (written,) = (tmp_path / "run").glob(f"{PROJECT}/*/hparams.yml")
-    text = written.read_text()
-    for line in ("optim.lr: 0.002", "data.image_size: '[16, 16]'", "encoder.init: none"):
-        assert line in text
+    found = hyper_parameters(tmp_path / "run")
+    assert found["optim.lr"] == 2e-3
+    assert found["data.image_size"] == "[16, 16]"
+    assert (found["encoder.init"], found["data.trace"]) == ("none", True)
     (path,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
     told = {
         item.key or item.nested_key[0]: item.value_json

@@ -10,8 +10,8 @@ import pytest
 from scripts.report_page import findings
 from scripts.report_page.charts import plots_of
 from scripts.report_page.distances import by_distance
-from scripts.report_page.drawing import chart
-from scripts.report_page.figures import PALETTE
+from scripts.report_page.drawing import chart, draw
+from scripts.report_page.figures import PALETTE, Line, Plot
 from scripts.report_page.history import Run
 from scripts.report_page.overlays import MOST, overlays
 from scripts.report_page.results import best, view_name
@@ -207,3 +207,13 @@ def test_runs_side_by_side_are_compared_by_their_best_layers(tmp_path: Path) -> 
         ["Few-shot accuracy: best of", "layer 1, average", "layer 2, average"],
         ["Few-shot accuracy, 5 a class", "60.0 ± 0.0 %", "60.0 ± 0.0 %"],
     ]
+
+
+@pytest.mark.parametrize("steps", [[250.0], [250.0, 251.0, 252.0]])
+def test_an_axis_shows_no_step_that_never_was(steps: list[float]):
+    line = Line("training", "blue", "raw", tuple((step, 6.1) for step in steps))
+    [axes] = draw(Plot("Loss", "loss", (line,), "Lower is better.")).axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == steps
+    [drawn] = axes.lines
+    assert drawn.get_marker() == ("o" if len(steps) == 1 else "")  # one point has to be seen

@@ -165,7 +165,10 @@ def _finish(axes: "Axes", plot: Plot) -> None:
     axes.grid(linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    places = {x for line in plot.lines for x, _ in line.points}
     axes.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS, integer=True))
+    if len(places) == 1:  # matplotlib's own axis would show steps that never were
+        axes.set_xticks([*places])
     if plot.start_at_zero:
         axes.set_ylim(bottom=0)
     if plot.least_top is not None:
