@@ -31,12 +31,14 @@ class LabelledDataConfig(ImageConfig):
         "labelled training shards: brace pattern, glob, folder, or a list of them",
         changes_result=False,
         type_name=SHARDS_TYPE,
+        is_path=True,
     )
     val: Any = setting(
         None,
         "labelled validation shards, in the same forms",
         changes_result=False,
         type_name=SHARDS_TYPE,
+        is_path=True,
     )
 
     augment: str | None = setting(
@@ -50,6 +52,7 @@ class LabelledDataConfig(ImageConfig):
         None,
         "file with a class name a line; default: classes.txt beside local shards, if it is there",
         changes_result=False,
+        is_path=True,
     )
 
     @property

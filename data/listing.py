@@ -23,6 +23,7 @@ from data.splits import choose_split
 from data.storage import (
     Storage,
     check_location,
+    expand_home,
     is_remote,
     list_remote,
     protocol_of,
@@ -92,7 +93,20 @@ def _patterns(spec: object, key: str) -> list[str]:
         _refuse_streams(str(item), key)
     require(len(items) > 0, f"{key}={spec!r} names no shards; {remedy}")
     names = [str(item) for item in items]
-    return [name if is_remote(name) else str(Path(name).expanduser()) for name in names]
+    return [name if is_remote(name) else str(Path(expand_home(name))) for name in names]
+
+
+def absolute(item: str) -> str:
+    """Name what an item of a specification names from any working folder, as far as it can be."""
+    is_elsewhere = is_remote(item) or item == "-" or item.startswith("pipe:")
+    if is_elsewhere or Path(item).is_absolute():
+        return item
+    here = str(Path.cwd())
+    if not Path(item).exists():  # a pattern: what is here must not become one
+        here = glob.escape(here)
+        if "{" in here or "\\" in here:
+            return item
+    return str(Path(here, item))
 
 
 def _refuse_streams(item: str, key: str) -> None:

@@ -75,6 +75,7 @@ class ImageConfig:
         None,
         "folder for remote shards read ahead; default: ~/.cache/masked-patch-pretraining/shards",
         changes_result=False,
+        is_path=True,
     )
     cache_gb: float = setting(
         20.0,
@@ -131,7 +132,7 @@ class ImageConfig:
     @property
     def storage(self) -> Storage:
         """How remote shards are read."""
-        cache_dir = Path(self.cache_dir or user_cache("shards")).expanduser()
+        cache_dir = Path(self.cache_dir or user_cache("shards"))
         return Storage(
             timeout_seconds=self.timeout_seconds,
             retry_seconds=60 * self.retry_minutes,
@@ -182,12 +183,14 @@ class DataConfig(ImageConfig):
         "training shards: brace pattern, glob, folder, or a list of them",
         changes_result=False,
         type_name=SHARDS_TYPE,
+        is_path=True,
     )
     val_shards: Any = setting(
         None,
         "validation shards, in the same forms; default: none",
         changes_result=False,
         type_name=SHARDS_TYPE,
+        is_path=True,
     )
 
     def __post_init__(self) -> None:

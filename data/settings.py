@@ -54,6 +54,8 @@ class RunStopped(Exception):  # noqa: N818 - not always an error of the program
 class UserError(ValueError):
     """A mistake in the user's input: one line that names the key, the value, the rule, the remedy.
 
+    Where several are found at once, a line for each.
+
     Entry points print it without a traceback and leave with status 2.
     """
 
@@ -71,7 +73,13 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def setting(
-    default: Any, meaning: str, *, changes_result: bool = True, type_name: str | None = None
+    default: Any,
+    meaning: str,
+    *,
+    changes_result: bool = True,
+    type_name: str | None = None,
+    is_path: bool = False,
+    knows_none: bool = False,
 ) -> Any:
     """Declare one key of a configuration dataclass.
 
@@ -81,8 +89,16 @@ def setting(
         changes_result: False for keys such as worker counts or logging, which may change when a
             run resumes. Every other key is refused by name if it differs.
         type_name: What `--help` says of a value that Python's types cannot state.
+        is_path: Whether `~` in front of it means the home folder.
+        knows_none: Whether `none` is one of its words, and not the same as null.
     """
-    metadata = {"meaning": meaning, "changes_result": changes_result, "type_name": type_name}
+    metadata = {
+        "meaning": meaning,
+        "changes_result": changes_result,
+        "type_name": type_name,
+        "is_path": is_path,
+        "knows_none": knows_none,
+    }
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -129,7 +145,8 @@ def run_entry_point(main: Callable[[list[str]], None]) -> None:
         with interruptible():
             _run(main)
     except UserError as error:
-        _leave(f"error: {error}", 2, is_agreed=True)
+        lines = [f"error: {line}" for line in str(error).splitlines()]
+        _leave("\n".join(lines), 2, is_agreed=True)
     except RunStopped as error:
         _leave(f"stopped: {error}", error.status, error.is_agreed)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ A location is an absolute path or a URL. What reads shards sees only `RangeFile`
 URL by `public_name` alone: what could be a password or a signature appears in no log.
 """
 
+import argparse
 import fcntl
 import os
 import re
@@ -125,8 +126,38 @@ def take_lock(path: Path) -> int:
 
 def user_cache(kind: str) -> Path:
     """Return the folder in which this project keeps one kind of thing for the user."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache", missing="/nonexistent")
     return Path(base, "masked-patch-pretraining", kind)
+
+
+def user_path(text: str) -> Path:
+    """Read a path among a script's arguments, with `~` for the home folder."""
+    try:
+        return Path(expand_home(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def expand_home(path: str, missing: str | None = None) -> str:
+    """Replace a `~` in front of a path by the home folder.
+
+    Args:
+        path: As a user typed it.
+        missing: What stands for the home folder of a user that has none, as in some containers;
+            None refuses.
+
+    Raises:
+        UserError: There is no such home folder.
+    """
+    found = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises where there is none
+    if found.startswith("~") and missing is not None:
+        return missing + path.removeprefix("~")
+    name = path.split("/")[0]
+    require(
+        not (found.startswith("~") and (name == "~" or "/" in path)),
+        f"{path}: {name} has no home folder here; write the whole path, or ./{path}",
+    )
+    return found
 
 
 # ---------------------------------------------------------------- locations

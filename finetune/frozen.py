@@ -69,8 +69,11 @@ class FrozenConfig:
     dir: str | None = setting(
         None,
         "folder for result.json and table.md; default: one in the encoder's run, else runs/ has it",
+        is_path=True,
     )
-    features: str | None = setting(None, "folder where features are kept; default: DIR/features")
+    features: str | None = setting(
+        None, "folder where features are kept; default: DIR/features", is_path=True
+    )
 
     def __post_init__(self) -> None:
         for key in ("poolings", "dir"):

@@ -10,8 +10,9 @@ from finetune.backbone import is_transformer, load_as_saved
 from finetune.config import FinetuneConfig
 from finetune.head import MULTI_LABEL, TIMM_POOLINGS, Classifier, HeadConfig
 from pretrain.checkpoint import latest, load_weights
-from pretrain.config import load, read_yaml
+from pretrain.config import load
 from pretrain.encoder import image_data
+from pretrain.layers import read_yaml
 from pretrain.pretrained import encoder_folder
 
 _POOLINGS = {timm: ours for ours, timm in TIMM_POOLINGS.items()}

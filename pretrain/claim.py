@@ -8,16 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from omegaconf import OmegaConf
 
 from data.disks import explain
+from data.listing import absolute
+from data.loader import SHARDS_TYPE
 from data.settings import UserError, require
+from data.shards import atomic_write
 from data.storage import take_lock
-from pretrain.config import keys, plain_value, read_yaml
+from pretrain.config import keys, plain_value, to_yaml
 from pretrain.launch import RunConfig
+from pretrain.layers import read_yaml
 from pretrain.ranks import on_main
+from pretrain.values import Key, as_held
 
 _LOCK = ".lock"
+
+
+_MARK = "# Written by a run: what it was told. It is a CONFIG.yaml, too.\n"
+_OWN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "bad_samples.jsonl",
+    "trace",
+    "checkpoints",
+    "encoder",
+    "result.json",
+)
 
 
 @contextmanager
@@ -27,8 +43,8 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
     The lock is the main process's own, and ends with it however it ends.
 
     Raises:
-        UserError: The folder is in use, holds a run of another configuration, cannot be made, or
-            does not hold what `run.resume` asks for.
+        UserError: The folder is in use, holds a run of another configuration or files that no run
+            wrote, cannot be made, or does not hold what `run.resume` asks for.
     """
     descriptor: int | None = None
 
@@ -36,14 +52,15 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
         nonlocal descriptor
         folder = Path(config.run.dir)
         path = folder / "config.yaml"
+        _check_own(folder)
         if path.is_file() and (folder / "checkpoints").is_dir():
             _check_unchanged(config, path)
         _check_resume(config.run)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = _lock(folder)
-            OmegaConf.save(OmegaConf.structured(config), path.with_suffix(".new"))
-            path.with_suffix(".new").replace(path)
+            with atomic_write(path) as file:
+                file.write((_MARK + to_yaml(config, _absolute)).encode())
         except OSError as error:
             raise UserError(f"run.dir={folder} cannot be written: {explain(error)}") from error
 
@@ -53,6 +70,27 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _absolute(key: Key, value: Any) -> Any:
+    """Name shards so that they are found from any folder."""
+    if key.type != SHARDS_TYPE or value is None:
+        return value
+    return [absolute(item) for item in value] if isinstance(value, list) else absolute(value)
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse to write over files that no run has written."""
+    config = folder / "config.yaml"
+    is_marked = config.is_file() and config.read_bytes().startswith(_MARK.encode())
+    if is_marked or (folder / _LOCK).exists() or any(folder.glob("checkpoints/step-*")):
+        return
+    for name in _OWN:
+        require(
+            not os.path.lexists(folder / name),
+            f"run.dir={folder} holds {name}, which no run has written and this one would replace; "
+            "move it elsewhere, or name another run.dir",
+        )
 
 
 def _lock(folder: Path) -> int:
@@ -72,23 +110,18 @@ def _lock(folder: Path) -> int:
 
 def _check_unchanged(config: Any, path: Path) -> None:
     """Refuse to resume a run with keys that would change its result."""
-    saved = read_yaml(str(path))
-    asked = OmegaConf.structured(config)
-    different = [
-        f"{key.name} is {now}, not {before}"
-        for key in keys(type(config))
-        if key.changes_result
-        and OmegaConf.select(saved, key.name, default=_ABSENT) is not _ABSENT
-        and (now := plain_value(asked, key.name)) != (before := plain_value(saved, key.name))
-    ]
+    saved, different = read_yaml(str(path)), list[str]()
+    for key in keys(type(config)):
+        group, name = key.name.split(".")
+        now = plain_value(config, key.name)
+        before = (saved.get(group) or {}).get(name, now)  # now, of a key that was not known yet
+        if key.changes_result and now not in (before, as_held(key, before)):
+            different.append(f"{key.name} is {now}, not {before}")
     require(
         not different,
         f"run.dir={path.parent} holds a run of another configuration: {'; '.join(different)}; "
         "give the same keys to resume it, or another run.dir",
     )
-
-
-_ABSENT = object()  # a key that was not known yet when the run began
 
 
 def _check_resume(run: RunConfig) -> None:

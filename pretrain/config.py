@@ -1,28 +1,24 @@
 """Configurations: dataclasses <- YAML <- command line, checked before anything runs."""
 
-import copy
-import difflib
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from functools import cache, reduce
+from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from timm.models.vision_transformer import VisionTransformer
-from yaml import YAMLError
 
-from data.disks import one_line
 from data.loader import DataConfig
 from data.settings import UserError, require, setting
 from pretrain.corruption import CorruptionConfig
 from pretrain.decoder import DecoderConfig
 from pretrain.encoder import EncoderConfig, image_data, image_size, num_channels
 from pretrain.launch import RunConfig
+from pretrain.layers import dump, read_entries
 from pretrain.optim import OptimConfig
 from pretrain.probe import ProbeConfig
 from pretrain.targets import TargetConfig
+from pretrain.values import Key, merge, plain
 
 Config = TypeVar("Config")
 
@@ -63,41 +59,38 @@ class PretrainConfig:
         return None if self.encoder.sees_masked else self.decoder
 
 
-class Key(NamedTuple):
-    """One key of a configuration, as `--help` shows it."""
-
-    name: str
-    type: str
-    default: Any
-    meaning: str
-    changes_result: bool
-
-
+@cache
 def keys(config: type[Any]) -> list[Key]:
     """List all keys of a configuration class, by their dotted names."""
-    schema = OmegaConf.structured(config)
-    return [
-        key
-        for part in fields(config)
-        for key in _keys_of(typing.get_type_hints(config)[part.name], part.name, schema[part.name])
-    ]
+    return [key for name, part in _defaults(config).items() for key in _keys_of(part, name)]
 
 
-def _keys_of(part: type[Any], prefix: str, defaults: Any) -> Iterator[Key]:
-    types = typing.get_type_hints(part)
+def _defaults(config: type[Any]) -> dict[str, Any]:
+    """Make each group of keys as it is when nothing is set."""
+    factories = {part.name: part.default_factory for part in fields(config)}
+    return {name: make() for name, make in factories.items() if callable(make)}
+
+
+def _keys_of(part: Any, prefix: str) -> Iterator[Key]:
+    types = typing.get_type_hints(type(part))
     for field in fields(part):
-        kind = types[field.name]
+        kind, meta = types[field.name], field.metadata
         type_name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-        meta = field.metadata
-        type_name = meta["type_name"] or type_name
-        default = plain_value(defaults, field.name)
-        name = f"{prefix}.{field.name}"
-        yield Key(name, type_name, default, meta["meaning"], meta["changes_result"])
+        yield Key(
+            name=f"{prefix}.{field.name}",
+            type=meta["type_name"] or type_name,
+            default=plain(getattr(part, field.name)),
+            meaning=meta["meaning"],
+            changes_result=meta["changes_result"],
+            kind=kind,
+            is_path=meta["is_path"],
+            knows_none=meta["knows_none"],
+        )
 
 
 def usage(config: type[Any], command: str) -> str:
     """Return the text of `--help`: every key with its type, default and one line of meaning."""
-    lines = [f"usage: {command} [CONFIG.yaml ...] [key.sub=value ...]", ""]
+    lines = [f"usage: {command} [CONFIG.yaml ...] [key.sub=value ...]", "", *_RULES, ""]
     for key in keys(config):
         default = "null" if key.default is None else key.default
         lines.append(f"  {key.name}  ({key.type}, default {default})")
@@ -106,29 +99,41 @@ def usage(config: type[Any], command: str) -> str:
     return "\n".join(lines)
 
 
+_RULES = (
+    "Text is taken as it is written; ~/ in front of a path is the home folder. null and none both",
+    "mean nothing, for each key that can be nothing: its default is null, none or [].",
+)
+
+
 def load(config: type[Config], arguments: list[str]) -> Config:
     """Merge the defaults, YAML files, and `key.sub=value` overrides; what comes later wins.
 
     Raises:
-        UserError: A key is unknown, a value has the wrong type or breaks a rule, a file stands
-            after an override, or it cannot be read.
+        UserError: A file cannot be read, or stands after an override; a key is unknown, or a value
+            has the wrong type or breaks a rule: a line for each.
     """
-    schema = OmegaConf.structured(config)
-    OmegaConf.set_readonly(schema, False)  # frozen dataclasses give read-only schemas
-    merged = schema
-    for layer in read_layers(arguments):
-        _check_keys(config, layer)
+    known = {key.name: key for key in keys(config)}
+    texts = {name for name, key in known.items() if key.is_text}
+    lists = {name for name, key in known.items() if key.is_list_of_text}
+    entries = read_entries(arguments, known, texts, lists)
+    values, problems = merge(entries, known)
+    _refuse(problems)
+    parts: dict[str, Any] = {}
+    for name, default in _defaults(config).items():
+        own = {
+            key.split(".")[1]: value for key, value in values.items() if key.startswith(f"{name}.")
+        }
         try:
-            merged = OmegaConf.merge(merged, layer)
-        except OmegaConfBaseException as error:
-            raise UserError(_type_message(config, schema, layer, error)) from error
-    try:
-        return typing.cast(Config, OmegaConf.to_object(merged))
-    except UserError as error:
-        # omegaconf adds lines of its own to what a dataclass raises
-        raise UserError(str(error).splitlines()[0]) from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+            parts[name] = replace(default, **own)
+        except UserError as error:
+            problems.append(str(error))
+    _refuse(problems)
+    return config(**parts)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def resolve(config: Config, encoder: VisionTransformer) -> Config:
@@ -145,89 +150,19 @@ def resolve(config: Config, encoder: VisionTransformer) -> Config:
 
 
 def plain_value(config: Any, name: str) -> Any:
-    """Return a value as YAML would give it: without omegaconf's types, sequences as lists."""
-    value = OmegaConf.select(config, name)
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return list(plain) if isinstance(plain, tuple) else plain
+    """Return the value of a dotted key as YAML would give it: sequences as lists."""
+    return plain(reduce(getattr, name.split("."), config))
 
 
-def read_layers(arguments: list[str]) -> list[DictConfig]:
-    """Read `[CONFIG.yaml ...] [key.sub=value ...]`, unchecked: one layer an argument, in order.
+def to_yaml(config: Any, change: Callable[[Key, Any], Any] = lambda _, value: value) -> str:
+    """Return a configuration as a CONFIG.yaml that loads as just this one.
 
-    Raises:
-        UserError: An argument is neither, cannot be read, or is a file after an override.
+    Args:
+        config: What `load` gave.
+        change: Says otherwise what is written of a value.
     """
-    num_files = next((n for n, text in enumerate(arguments) if "=" in text), len(arguments))
-    files, overrides = arguments[:num_files], arguments[num_files:]
-    return [*map(read_yaml, files), *map(_parse_override, overrides)]
-
-
-def read_yaml(path: str) -> DictConfig:
-    """Read a configuration file.
-
-    Raises:
-        UserError: It is none.
-    """
-    require(
-        path.endswith((".yaml", ".yml")),
-        f"{path} is neither a CONFIG.yaml nor key.sub=value; see --help",
-    )
-    require(Path(path).is_file(), f"{path}: no such configuration file; see configs/")
-    try:
-        layer = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
-    require(isinstance(layer, DictConfig), f"{path} must hold keys and values")
-    return typing.cast(DictConfig, layer)
-
-
-def _parse_override(argument: str) -> DictConfig:
-    name, equals, _ = argument.partition("=")
-    require(
-        bool(equals) or not argument.endswith((".yaml", ".yml")),
-        f"{argument} stands after a key.sub=value; name every CONFIG.yaml before the first of them",
-    )
-    require(bool(equals and name), f"{argument} is not of the form key.sub=value; see --help")
-    try:
-        return OmegaConf.from_dotlist([argument])
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{argument} cannot be read: {one_line(error)}") from error
-
-
-def _check_keys(config: type[Any], layer: DictConfig) -> None:
-    """Name an unknown key, and the nearest right one."""
-    known = {key.name: key for key in keys(config)}
-    for name in _leaf_names(layer, set(known)):
-        if name in known:
-            continue
-        by_leaf = [full for full in known if full.split(".")[-1] == name.split(".")[-1]]
-        near = by_leaf or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see --help"
-        raise UserError(f"{name} is no key; {hint}")
-
-
-def _leaf_names(layer: DictConfig, known: set[str], prefix: str = "") -> list[str]:
-    """List the dotted names that a layer sets, down to the known keys."""
-    names: list[str] = []
-    for key in layer:
-        name = f"{prefix}{key}"
-        value = layer._get_node(key)
-        if isinstance(value, DictConfig) and name not in known and len(value):
-            names += _leaf_names(value, known, f"{name}.")
-        else:
-            names.append(name)
-    return names
-
-
-def _type_message(
-    config: type[Any], schema: DictConfig, layer: DictConfig, error: OmegaConfBaseException
-) -> str:
-    """Name the key of a value that does not fit; omegaconf's own errors do not always."""
-    types = {key.name: key.type for key in keys(config)}
-    for name in _leaf_names(layer, set(types)):
-        value = OmegaConf.select(layer, name)
-        try:
-            OmegaConf.update(copy.deepcopy(schema), name, value)
-        except OmegaConfBaseException:
-            return f"{name}={value} is no {types[name]}; see --help"
-    return str(error).splitlines()[0]
+    groups: dict[str, Any] = {part.name: {} for part in fields(config)}
+    for key in keys(type(config)):
+        group, name = key.name.split(".")
+        groups[group][name] = change(key, plain_value(config, key.name))
+    return dump(groups)

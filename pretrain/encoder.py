@@ -43,6 +43,8 @@ class EncoderConfig:
     init: str | None = setting(
         "none",
         "what to start from: none (random), a RUN, a FOLDER of timm or transformers, a timm name",
+        is_path=True,
+        knows_none=True,
     )
     patch_size: int | None = setting(None, "pixels a side of a patch; default: as named")
     embed_dim: int | None = setting(None, "width D; default: as named")
@@ -53,9 +55,12 @@ class EncoderConfig:
     like: str | None = setting(
         None,
         "random weights, and all else as the encoder of such a RUN, FOLDER or timm name began",
+        is_path=True,
     )
     position: str | None = setting(
-        None, f"positions: {', '.join(positions.KINDS)}; default: learned_1d, or as loaded"
+        None,
+        f"positions: {', '.join(positions.KINDS)}; default: learned_1d, or as loaded",
+        knows_none=True,
     )
     position_at: str | None = setting(
         None, f"where they act: {', '.join(positions.PLACES)}; default: stem, or as loaded"

@@ -39,7 +39,7 @@ _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.M
 class RunConfig:
     """Where a run lives, how often it speaks and saves, and on what it runs."""
 
-    dir: str = setting("runs/pretrain", "folder of the run", changes_result=False)
+    dir: str = setting("runs/pretrain", "folder of the run", changes_result=False, is_path=True)
     seed: int = setting(0, "seed of the weights, the order, the crops and the corruption")
     resume: str = setting(
         "auto",

@@ -31,12 +31,14 @@ class ProbeConfig:
         "labelled shards that few-shot and k-NN learn from; default: no probe",
         changes_result=False,
         type_name=SHARDS_TYPE,
+        is_path=True,
     )
     val: Any = setting(
         None,
         "labelled shards that they are judged on",
         changes_result=False,
         type_name=SHARDS_TYPE,
+        is_path=True,
     )
     classes: str | None = setting(
         None,

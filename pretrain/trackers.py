@@ -22,13 +22,13 @@ from accelerate.tracking import (
     WandBTracker,
     get_available_trackers,
 )
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
 from data.disks import one_line
 from data.settings import UserError, require
 from data.shards import atomic_write
+from pretrain.layers import read_yaml
 from pretrain.ranks import on_main
 
 logger = logging.getLogger(__name__)
@@ -206,9 +206,7 @@ def _tell_configuration(tracker: Any, values: dict[str, bool | int | float | str
 
 def _plain_configuration(folder: Path) -> dict[str, bool | int | float | str]:
     """Read a run's configuration as flat keys and values that any tracker takes."""
-    nested = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(nested, dict)
-    return dict(_flat(nested, ""))
+    return dict(_flat(read_yaml(str(folder / "config.yaml")), ""))
 
 
 def _flat(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -55,6 +55,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from data.settings import OneLineParser, run_entry_point
 from data.shards import atomic_write
+from data.storage import user_path
 from scripts.speed.options import add_images, add_outputs, add_rounds, check, count, values
 from scripts.speed.rounds import add_values, make_record, table
 from scripts.speed.training import Measured, add_run, add_step, measure_run, measure_step
@@ -220,10 +221,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add_outputs(learn)
     compare = benchmarks.add_parser("compare", help="ratios that fell since they were recorded")
     option = compare.add_argument
-    option("recorded", type=Path, metavar="RECORDED", help="a record, or a folder of records")
-    option("new", type=Path, nargs="+", metavar="NEW", help="the same, measured now")
+    option("recorded", type=user_path, metavar="RECORDED", help="a record, or a folder of records")
+    option("new", type=user_path, nargs="+", metavar="NEW", help="the same, measured now")
     page = benchmarks.add_parser("page", help="a folder's records as Markdown")
-    page.add_argument("folder", type=Path, metavar="FOLDER", help="of records that --json wrote")
+    page.add_argument(
+        "folder", type=user_path, metavar="FOLDER", help="of records that --json wrote"
+    )
     asked = parser.parse_args(arguments)
     check(asked)
     return asked

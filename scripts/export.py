@@ -31,6 +31,7 @@ from torch import Tensor
 
 from data.disks import explain
 from data.settings import RunStopped, UserError, require, run_entry_point
+from data.storage import expand_home, user_path
 from scripts.exporting import hugging_face, onnx_file, timm_folder, torch_program
 from scripts.exporting.card import NO_LICENCE, write_card
 from scripts.exporting.format import HUB, Format
@@ -78,14 +79,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("run", help="a run's folder, or one that timm or transformers wrote")
-    parser.add_argument("out", type=Path, help="folder to write; it must be new or empty")
+    parser.add_argument(
+        "run", type=expand_home, help="a run's folder, or one that timm or transformers wrote"
+    )
+    parser.add_argument("out", type=user_path, help="folder to write; it must be new or empty")
     parser.add_argument("--to", choices=_FORMATS, default="timm", help="the format (timm)")
     parser.add_argument("--no-head", action="store_true", help="leave a classifier's head out")
     parser.add_argument(
         "--images",
         nargs="+",
-        type=Path,
+        type=user_path,
         default=[],
         help="image files or folders to compare on (the run's own)",
     )

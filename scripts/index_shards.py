@@ -45,7 +45,7 @@ from data.index.scan import UnusableShard
 from data.processes import end_children, end_with_parent
 from data.settings import RunStopped, UserError, require, run_entry_point
 from data.shards import atomic_write
-from data.storage import Missing, Storage, is_remote
+from data.storage import Missing, Storage, is_remote, user_path
 from data.text import count
 
 _STORAGE = Storage()
@@ -111,7 +111,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=int, default=number, help=f"how many read at once ({number})"
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the report there too")
+    parser.add_argument("--json", type=user_path, metavar="PATH", help="write the report there too")
     options = parser.parse_args(arguments)
     for name, value, hint in (
         ("processes", options.processes, number),

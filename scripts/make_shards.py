@@ -51,6 +51,7 @@ from data.index.manifest import MANIFEST_NAME
 from data.index.opening import open_manifest
 from data.settings import OneLineParser, RunStopped, require, run_entry_point
 from data.shards import INDEX_SUFFIX, atomic_write, write_shard
+from data.storage import user_path
 from data.text import count, name_some, printable
 
 _PLAN_NAME = "plan.json"
@@ -138,7 +139,7 @@ def _folder(name: str) -> Path:
     """Read the name of a folder of this machine."""
     if name == "" or "://" in name:
         raise argparse.ArgumentTypeError(f"{name!r} is no folder of this machine")
-    return Path(name)
+    return user_path(name)
 
 
 def _check_places(source: Path, out: Path) -> None:

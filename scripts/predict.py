@@ -36,6 +36,7 @@ from data.devices import num_cores
 from data.disks import explain
 from data.image_folder import list_images
 from data.settings import RunStopped, memory_errors, require, run_entry_point
+from data.storage import expand_home, user_path
 from data.text import printable
 from data.transforms import UnreadableImage, evaluation_crop
 from finetune.head import Classifier
@@ -91,8 +92,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="a fine-tuning run, or a timm folder")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument(
+        "model", type=expand_home, metavar="MODEL", help="a fine-tuning run, or a timm folder"
+    )
+    parser.add_argument("images", nargs="+", type=user_path, metavar="IMAGE_OR_FOLDER")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--top", type=int, default=5, help="classes to show (5)")
     shown.add_argument("--threshold", type=float, help="show all classes of this probability on")

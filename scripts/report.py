@@ -34,6 +34,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 from data.disks import explain
 from data.settings import UserError, require, run_entry_point
 from data.shards import atomic_write
+from data.storage import user_path
 from pretrain.figures.draw import require_matplotlib
 from scripts.report_page import one_run, several_runs
 from scripts.report_page.figures import Section
@@ -69,9 +70,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, metavar="RUN", nargs="+", help="folder of a run")
-    parser.add_argument("--output", type=Path, help="file to write (of one run: RUN/report.html)")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNG and SVG there too")
+    parser.add_argument("runs", type=user_path, metavar="RUN", nargs="+", help="folder of a run")
+    parser.add_argument(
+        "--output", type=user_path, help="file to write (of one run: RUN/report.html)"
+    )
+    parser.add_argument(
+        "--figures", type=user_path, metavar="DIR", help="write PNG and SVG there too"
+    )
     parser.add_argument("--images", type=int, default=8, help="images to reconstruct (8)")
     options = parser.parse_args(arguments)
     require(options.images > 0, f"--images={options.images} must be above 0; the default is 8")

@@ -15,7 +15,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,15 +23,15 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()  # before the imports below, which take seconds
 
-from omegaconf import OmegaConf
-
 from data.disks import explain
 from data.index.opening import open_manifest
 from data.settings import UserError, require, run_entry_point
 from data.shards import atomic_write
+from data.storage import user_path
 from finetune.config import FinetuneConfig
 from pretrain.checkpoint import find_newest
 from pretrain.config import PretrainConfig, load
+from pretrain.layers import read_yaml
 from pretrain.lineage import EpochCounts, Verdict, verify
 from pretrain.traces import trace_files
 from scripts.alternatives.config import AlternativePretrainConfig
@@ -55,15 +55,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="file for all that was found")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--json", type=user_path, metavar="PATH", help="file for all that was found"
+    )
     return parser.parse_args(arguments)
 
 
 def _verify(run: Path) -> Verdict:
     path = run / "config.yaml"
     require(path.is_file(), f"RUN={run} has no config.yaml; name the folder of a run")
-    written = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+    written = read_yaml(str(path))
     config = load(_kind_of(written), [str(path)])
     require(
         isinstance(config, FinetuneConfig) or config.data.read != "sequential",

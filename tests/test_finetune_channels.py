@@ -14,8 +14,8 @@ import scripts.predict
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 from finetune.backbone import load_as_saved
-from pretrain.config import read_yaml
 from pretrain.encoder import image_data, load_encoder, num_channels
+from pretrain.layers import read_yaml
 
 
 def start(argument: str, told: list[str], *more: str) -> list[str]:
@@ -39,7 +39,7 @@ def test_a_grey_encoder_is_fine_tuned_measured_and_asked(
     finetune.run.main(
         [*told, "data.channels=1", "data.augment=rand-m5", "mix.mixup=0.8", f"run.dir={tuned}"]
     )
-    assert read_yaml(str(tuned / "config.yaml")).data.channels == 1
+    assert read_yaml(str(tuned / "config.yaml"))["data"]["channels"] == 1
     assert image_data(load_as_saved(tuned))["input_size"] == (1, 16, 16)
     assert json.loads((tuned / "result.json").read_text())["flops_per_image"] > 0
     with pytest.raises(UserError, match="another configuration"):

@@ -1,11 +1,13 @@
 """Configurations: every file loads, precedence, and a help that names every key."""
 
+import os
+import tempfile
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from hypothesis import given, settings, strategies
 
 import finetune.fewshot
 import finetune.probe
@@ -14,7 +16,8 @@ import pretrain.run
 from data.settings import UserError
 from finetune.config import FinetuneConfig
 from finetune.frozen import FewshotConfig, LinearConfig
-from pretrain.config import PretrainConfig, keys, load, usage
+from pretrain.config import PretrainConfig, keys, load, plain_value, to_yaml, usage
+from pretrain.hints import _USUAL  # pyright: ignore[reportPrivateUsage]
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHARDS = "data.shards=a.tar"
@@ -174,8 +177,194 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path, kind: type[Any]) 
     """So the config.yaml of a run is a CONFIG.yaml."""
     data = [SHARDS] if kind is PretrainConfig else LABELLED
     config = load(kind, [*data, "optim.lr=0.3", "data.image_size=[32,48]", "encoder.args.a=1"])
-    OmegaConf.save(OmegaConf.structured(config), tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load(kind, [str(tmp_path / "config.yaml")]) == config
+
+
+# ---------------------------------------------------------------- text, as it is written
+
+
+def value(name: str, *arguments: str) -> Any:
+    return plain_value(load(PretrainConfig, [SHARDS, *arguments]), name)
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "exp #7", "2024-05-01", "yes", "010", "1_000", "a: b", "-"]
+)
+def test_text_is_taken_as_it_is_typed(text: str) -> None:
+    assert value("run.dir", f"run.dir={text}") == text
+    for name in ("data.cache_dir", "data.val_shards", "encoder.name", "run.dir"):
+        assert value(name, f"{name}=${{{text}}}*") == f"${{{text}}}*"
+
+
+@pytest.mark.parametrize("text", ["1e3", "2024-05-01", "yes", "on", "010", "1_000", "1:30", "x y"])
+def test_text_is_taken_as_it_is_written_in_a_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"run: {{dir: {text}}}\ndata:\n  val_shards: [{text}, '{text}']\n")
+    config = load(PretrainConfig, [str(path), SHARDS])
+    assert (config.run.dir, config.data.val_shards) == (text, [text, text])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("*.tar", "*.tar"),
+        ("{a,b}.tar", "{a,b}.tar"),
+        ("[v2]/x.tar", "[v2]/x.tar"),
+        ("[v2]/x[1]", "[v2]/x[1]"),
+        ("[a.tar, b c.tar]", ["a.tar", "b c.tar"]),
+        ("['a, b.tar',1e3]", ["a, b.tar", "1e3"]),
+        ("[a-{0,1}.tar, *.tar]", ["a-{0,1}.tar", "*.tar"]),
+    ],
+)
+def test_shards_are_text_or_a_list_of_texts(text: str, expected: object) -> None:
+    assert value("data.shards", f"data.shards={text}") == expected
+
+
+@pytest.mark.parametrize("nothing", ["none", "null", "None"])
+def test_none_and_null_mean_nothing(tmp_path: Path, nothing: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{val_shards: {nothing}}}\nencoder: {{depth: {nothing}, name: }}\n")
+    config = load(PretrainConfig, [str(path), SHARDS, f"data.mean={nothing}"])
+    assert config.data.val_shards is config.encoder.depth is config.encoder.name is None
+    assert config.data.mean is None
+    assert value("encoder.init", f"encoder.init={nothing}") == "none"
+    assert value("run.grad_checkpointing", f"run.grad_checkpointing={nothing}") == "none"
+    assert value("run.trackers", f"run.trackers={nothing}") == []
+
+
+def test_a_word_none_stays_one() -> None:
+    assert value("encoder.position", "encoder.position=none") == "none"
+    assert value("encoder.position", "encoder.position=null") is None
+
+
+def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("run.dir", "data.cache_dir", "encoder.init", "encoder.like", "data.val_shards"):
+        assert value(name, f"{name}=~/x") == f"{tmp_path}/x"
+    assert value("data.shards", "data.shards=[~/a.tar,./~b.tar]") == [
+        f"{tmp_path}/a.tar",
+        "./~b.tar",
+    ]
+    fewshot = load(FewshotConfig, [*LABELLED, "fewshot.dir=~", "fewshot.features=~/f"]).fewshot
+    assert (fewshot.dir, fewshot.features) == (str(tmp_path), f"{tmp_path}/f")
+    with pytest.raises(UserError, match=r"~nobody-here/x: ~nobody-here has no home folder here"):
+        load(PretrainConfig, [SHARDS, "run.dir=~nobody-here/x"])
+
+
+names = strategies.text(
+    strategies.characters(exclude_characters="\0", exclude_categories=()), min_size=1
+).filter(lambda text: not text.startswith("~"))
+
+
+@settings(max_examples=30)
+@given(names, strategies.lists(names, min_size=1), names)
+def test_any_text_is_read_back_from_config_yaml(folder: str, shards: list[str], arg: str) -> None:
+    path = Path(tempfile.gettempdir(), f"round-trip-{os.getpid()}.yaml")
+    config = load(PretrainConfig, [SHARDS, f"run.dir={folder}"])
+    data = replace(config.data, val_shards=shards)
+    config = replace(config, data=data, encoder=replace(config.encoder, args={"a": arg}))
+    try:
+        path.write_text(to_yaml(config), encoding="utf-8")
+        assert load(PretrainConfig, [str(path)]) == config
+    finally:
+        path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- all mistakes at once
+
+
+def problems(*arguments: str, kind: type[Any] = PretrainConfig) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load(kind, list(arguments))
+    return str(caught.value).splitlines()
+
+
+def test_every_wrong_value_of_a_file_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "run:\n  dir: x\noptim:\n  lr: 0,001\n  steps: 1.5\n  warmup_steps:\n"
+        "data:\n  shards: {a: 1}\n  mean: 0.5\n  stdd: 3\n  trace: maybe\ncorruption: 3\n"
+    )
+    assert problems(str(path), "optim.betas=[1]", "foo=1") == [
+        "corruption=3 is no value: corruption is a group of keys, such as corruption.kind "
+        f"({path}, line 12)",
+        f"data.stdd is no key; did you mean data.std? ({path}, line 10)",
+        "foo is no key; see --help",
+        f"optim.lr=0,001 is no float; write 0.001 ({path}, line 4)",
+        f"optim.steps=1.5 is no int; see --help ({path}, line 5)",
+        f"optim.warmup_steps= is no int; it needs a value ({path}, line 6)",
+        f"data.shards={{'a': 1}} is no str | list[str]; see --help ({path}, line 8)",
+        "data.mean=0.5 is no tuple[float, ...] | None; write a list, such as [0.5] "
+        f"({path}, line 9)",
+        f"data.trace=maybe is no bool; write true or false ({path}, line 11)",
+        "optim.betas=[1] is no tuple[float, float]; it takes 2 values",
+    ]
+
+
+def test_every_group_that_breaks_a_rule_is_named() -> None:
+    found = problems(SHARDS, "run.log_every=0", "optim.steps=0", "corruption.ratio=2")
+    assert [line.split("=")[0] for line in found] == [
+        "run.log_every",
+        "corruption.ratio",
+        "optim.steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("run:\n\tdir: x\n", "indent by spaces, not tabs"),
+        ("run: {dir: x}\nrun: {seed: 1}\n", "run is there twice, in lines 1 and 2"),
+        ("run: {dir: }\n", "run.dir= is no str; it needs a value"),
+        ("run: {dir: [a]}\n", "run.dir=['a'] is no str"),
+        ("run: {trackers: wandb}\n", "run.trackers=wandb is no tuple[str, ...]; write a list"),
+        ("optim: &x {lr: *x}\n", "optim.lr={'lr': {...}} is no float"),
+        ("distributed_type: NO\nnum_processes: 2\n", "is a configuration of accelerate; give it"),
+        ("head: {kind: linear}\nmix: {mixup: 1}\n", "head.kind, mix.mixup are keys of finetune/"),
+        ("data: {train: a.tar}\n", "data.train is no key; did you mean data.shards?"),
+        ("rows: {a: 1}\n", "rows.a is a key of scripts/ablate.py, not of this command"),
+    ],
+)  # fmt: skip
+def test_files_of_another_kind(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    [found] = problems(str(path), SHARDS)
+    assert line in found
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("optim.learning_rate", "optim.lr"),
+        ("epochs", "optim.steps (epochs times images / optim.batch_size)"),
+        ("batch_size", "optim.batch_size"),
+        ("num_workers", "data.workers"),
+        ("output_dir", "run.dir"),
+        ("seed", "run.seed"),
+        ("img_size", "data.image_size"),
+        ("backbone", "encoder.name"),
+        ("checkpoint", "encoder.init"),
+        ("mask_ratio", "corruption.ratio or corruption.mask_ratio"),
+        ("data_path", "data.shards"),
+        ("bf16", "run.precision (fp32, bf16, fp16)"),
+        ("warmup", "optim.warmup_steps"),
+        ("wd", "optim.weight_decay"),
+        ("num_heads", "encoder.num_heads or decoder.num_heads"),
+        ("--optim.lr", "optim.lr"),
+    ],
+)
+def test_usual_names_are_known(name: str, meant: str) -> None:
+    assert problems(SHARDS, f"{name}=1") == [f"{name} is no key; did you mean {meant}?"]
+
+
+def test_every_hint_is_a_key() -> None:
+    kinds = (PretrainConfig, FinetuneConfig, FewshotConfig, LinearConfig)
+    known = {key.name for kind in kinds for key in keys(kind)}
+    known |= {name.split(".")[-1] for name in known}
+    for target in _USUAL.values():
+        names = (target,) if isinstance(target, str) else target
+        assert {name.split(" ")[0] for name in names} <= known, target
 
 
 # ---------------------------------------------------------------- the help

@@ -143,7 +143,14 @@ def test_a_row_can_measure_anothers_encoder(tmp_path: Path) -> None:
     "value", ["a-{000000..000009}.tar", "1", "null", "", "a b", 1e-5, [0.5, 1], None, True, "a: b"]
 )
 def test_a_value_is_read_back_as_it_was(value: object) -> None:
-    assert read_arguments([f"key={text_of(value)}"]) == {"key": value}
+    assert read_arguments([f"key={text_of('key', value)}"]) == {"key": value}
+
+
+@pytest.mark.parametrize("value", ["*.tar", "{a,b}.tar", "1e3", "exp #7", ["a.tar", "b c.tar"]])
+def test_a_text_keys_value_is_read_as_it_is_written(value: object) -> None:
+    arguments = [f"data.shards={text_of('data.shards', value)}"]
+    assert read_arguments(arguments) == {"data.shards": value}
+    assert load(PretrainConfig, arguments).data.shards == value
 
 
 @pytest.mark.parametrize(

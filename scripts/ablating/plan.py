@@ -113,7 +113,7 @@ class Ablation:
 def arguments_of(config: str | None, overrides: Overrides) -> list[str]:
     """Return what is typed after an entry point's name."""
     files = [] if config is None else [find_config(config)]
-    return files + [f"{key}={text_of(value)}" for key, value in overrides.items()]
+    return files + [f"{key}={text_of(key, value)}" for key, value in overrides.items()]
 
 
 def find_config(path: str) -> str:

@@ -32,10 +32,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from data.settings import UserError, require
-from pretrain.config import read_yaml
+from pretrain.layers import read_yaml
 from scripts.ablating.plan import (
     PRETRAININGS,
     ROOT,
@@ -67,8 +65,7 @@ def read_plan(name: str, arguments: Sequence[str]) -> Ablation:
         UserError: A key or a value is wrong; the row is named.
     """
     path = _find(name)
-    content = OmegaConf.to_container(read_yaml(path))
-    assert isinstance(content, dict)
+    content = read_yaml(path)
     known = ("config", "common", "budget", "seeds", "show", "paper", "measures", "rows")
     plan = mapping(content, path, known)
     asked = read_arguments(arguments)

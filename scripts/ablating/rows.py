@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from data.storage import take_lock
 from pretrain.config import keys, plain_value
 from scripts.ablating.jobs import Children, Definition, Job, check_definition
@@ -162,7 +160,7 @@ def _command(script: str, arguments: list[str]) -> list[str]:
 
 def _definition(kind: type[Any], arguments: list[str]) -> Definition:
     """Return the keys that change a result, and their values."""
-    config = OmegaConf.structured(load_once(kind, tuple(arguments)))
+    config = load_once(kind, tuple(arguments))
     return {
         key.name: plain_value(config, key.name)
         for key in keys(kind)

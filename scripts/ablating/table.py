@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import read_yaml
+from pretrain.layers import read_yaml
 from pretrain.metrics import read_records
 from scripts.ablating.jobs import read_json, state_of, write_json
 from scripts.ablating.plan import Measure
@@ -85,7 +85,7 @@ def figures_of(task: Task) -> Figures:
 def _training(run: Path) -> Figures:
     """Return the last record, and the time of training: without validations and checkpoints."""
     records = read_records(run / "metrics.jsonl")
-    batch_size = read_yaml(str(run / "config.yaml")).optim.batch_size
+    batch_size = read_yaml(str(run / "config.yaml"))["optim"]["batch_size"]
     last, before, seconds = records[-1], 0, 0.0
     for record in records:
         images = (record["step"] - before) * batch_size

@@ -5,14 +5,19 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from functools import cache
+from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from data.disks import one_line
 from data.settings import UserError, require
+from finetune.config import FinetuneConfig
+from finetune.frozen import FewshotConfig, LinearConfig
+from pretrain.config import PretrainConfig, keys
+from pretrain.layers import read_value, value_of
+from pretrain.values import Key
+from scripts.alternatives.config import AlternativePretrainConfig
 
 Overrides = dict[str, Any]  # dotted key -> value
 
@@ -23,17 +28,24 @@ def read_arguments(arguments: Sequence[str]) -> Overrides:
     for argument in arguments:
         key, equals, text = argument.partition("=")
         require(bool(equals and key), f"{argument} is not of the form key.sub=value; see --help")
-        found[key] = _read(text)
+        found[key] = _read(key, text)
     return found
 
 
-def _read(text: str) -> Any:
-    """Read a value as a run's command line does: omegaconf's numbers are not quite YAML's."""
+def _read(key: str, text: str) -> Any:
+    """Read a value as a run's command line does."""
+    own = _text_keys().get(key)
     try:
-        read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        node = read_value(text, own is not None, own is not None and own.is_list_of_text)
+        return value_of(node)
+    except yaml.YAMLError as error:
         raise UserError(f"{text} cannot be read: {one_line(error)}") from error
-    return cast(dict[str, Any], read)["value"]
+
+
+@cache
+def _text_keys() -> dict[str, Key]:
+    kinds = (PretrainConfig, AlternativePretrainConfig, FinetuneConfig, FewshotConfig, LinearConfig)
+    return {key.name: key for kind in kinds for key in keys(kind) if key.is_text}
 
 
 def mapping(value: Any, where: str, known: Collection[str] | None = None) -> dict[str, Any]:
@@ -58,10 +70,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Overrides:
     return found
 
 
-def text_of(value: Any) -> str:
+def text_of(key: str, value: Any) -> str:
     """Write a value so that a configuration reads the same back."""
     with suppress(UserError):
-        if isinstance(value, str) and _read(value) == value:
+        if isinstance(value, str) and (key in _text_keys() or _read(key, value) == value):
             return value
     return json.dumps(value)
 

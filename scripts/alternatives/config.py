@@ -5,9 +5,10 @@ from typing import Any
 
 from data.loader import DataConfig
 from data.settings import UserError, require, setting
-from pretrain.config import load, read_layers
+from pretrain.config import load
 from pretrain.encoder import EncoderConfig
 from pretrain.launch import RunConfig
+from pretrain.layers import read_layers
 from pretrain.optim import OptimConfig
 from pretrain.probe import ProbeConfig
 from scripts.alternatives.mae import MaeConfig

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from finetune.backbone import check_start, make_backbone
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
-from pretrain.config import PretrainConfig, load, read_layers
+from pretrain.config import PretrainConfig, load
 from pretrain.encoder import EncoderConfig, make_encoder
+from pretrain.layers import read_layers
 from pretrain.memory import Batch, example_batch
 from pretrain.model import MaskedPatchModel
 from pretrain.optim import OptimConfig
@@ -58,9 +58,9 @@ def build(arguments: list[str], num_classes: int) -> Built:
 
 
 def _is_finetuning(arguments: list[str]) -> bool:
-    asked = cast(DictConfig, OmegaConf.merge(*read_layers(arguments)))
-    data = asked.get("data")
-    keys = {*asked, *(data if isinstance(data, DictConfig) else ())}
+    layers = read_layers(arguments)
+    data = [layer["data"] for layer in layers if isinstance(layer.get("data"), dict)]
+    keys = {key for layer in [*layers, *data] for key in layer}
     return bool({"head", "mix", "train", "val"} & keys)
 
 

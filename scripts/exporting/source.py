@@ -3,10 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -14,9 +13,9 @@ from data.settings import UserError
 from finetune.head import Classifier
 from finetune.load import load_classifier
 from pretrain.additions import timm_format
-from pretrain.config import read_yaml
 from pretrain.encoder import image_data, image_size, load_encoder, num_channels
 from pretrain.hf_vit import is_hf_folder
+from pretrain.layers import read_yaml
 from pretrain.pretrained import encoder_folder
 from pretrain.tokens import Normalise
 
@@ -129,7 +128,7 @@ def read_config(run: str) -> dict[str, Any]:
     path = Path(run, "config.yaml")
     if not path.is_file():
         return {}
-    return cast(dict[str, Any], OmegaConf.to_container(read_yaml(str(path))))
+    return read_yaml(str(path))
 
 
 def refuse_other_heads(source: Source, form: str) -> None:

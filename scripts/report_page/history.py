@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import safe_open
-from yaml import YAMLError
 
 from data.disks import one_line
 from data.settings import UserError, require
 from pretrain.additions import has_additions, rebuild
 from pretrain.checkpoint import find_newest
+from pretrain.layers import read_yaml
 from pretrain.metrics import read_records
 from scripts.report_page.findings import Record, last_with, percent
 
@@ -108,9 +106,9 @@ def read_run(folder: Path) -> Run:
         len(records) > 0,
         f"{folder}/metrics.jsonl has no record yet; the first comes after run.log_every steps",
     )
-    config = OmegaConf.to_container(read_file(folder / "config.yaml", OmegaConf.load))
+    config = read_yaml(str(folder / "config.yaml"))
     require(
-        "alternative" not in cast(dict[str, Any], config),
+        "alternative" not in config,
         f"RUN={folder} was trained by another project's objective, of which there is no report; "
         "its losses are in its metrics.jsonl",
     )
@@ -118,7 +116,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder,
         [_with_nan(record) for record in records],
-        cast(dict[str, Any], config),
+        config,
         find_newest(folder),
         tuple(r["step"] for r in read_file(bad, read_records)) if bad.is_file() else (),
     )
@@ -137,7 +135,7 @@ def read_file(path: Path, read: Callable[[Path], Content]) -> Content:
     """
     try:
         return read(path)
-    except (ValueError, YAMLError, OmegaConfBaseException) as error:
+    except ValueError as error:
         reason = one_line(error)
         raise UserError(f"{path} is damaged: {reason}; restore or delete it") from error
 

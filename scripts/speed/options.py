@@ -2,10 +2,10 @@
 
 import argparse
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from data.settings import require
+from data.storage import user_path
 
 _ABOVE_0 = ("image_size", "batch_size", "rounds", "seconds", "samples", "shards", "lookups")
 _FROM_0 = ("workers", "threads", "epochs")
@@ -36,9 +36,9 @@ def add_rounds(parser: argparse.ArgumentParser, seconds: float | None = None) ->
 def add_outputs(parser: argparse.ArgumentParser, *, has_chart: bool = True) -> None:
     """Ask where to write the record, and its chart."""
     option = parser.add_argument
-    option("--json", type=Path, metavar="PATH", help="write the record there")
+    option("--json", type=user_path, metavar="PATH", help="write the record there")
     if has_chart:
-        option("--png", type=Path, metavar="PATH", help="draw its ratios and speeds there")
+        option("--png", type=user_path, metavar="PATH", help="draw its ratios and speeds there")
 
 
 def count(text: str) -> int:
