@@ -5,7 +5,9 @@ URL by `public_name` alone: what could be a password or a signature appears in n
 """
 
 import argparse
+import errno
 import fcntl
+import logging
 import os
 import re
 from contextlib import AbstractContextManager
@@ -16,6 +18,8 @@ from typing import NamedTuple, Protocol
 from data.settings import RunStopped, UserError, require
 
 _CHUNK = 8 << 20  # bytes of a request
+_logger = logging.getLogger(__name__)
+
 PROTOCOLS = ("http", "https", "s3", "gs", "hf")
 _URL = re.compile(r"([A-Za-z0-9+.:_-]*?)://(.*)", re.DOTALL)
 # A host with a port, a bucket, or an S3 access point; nothing before an "@".
@@ -106,7 +110,7 @@ def take_lock(path: Path) -> int:
     """Lock a file, which is made if it is missing; the lock ends with the descriptor.
 
     POSIX locks belong to the process alone. Those of `flock` would pass to its children, which
-    outlive a killed run for some seconds.
+    outlive a killed run for some seconds. On a disk that knows no locks a warning is all.
 
     Raises:
         BlockingIOError: Another process holds it; the file's first 200 bytes are the text.
@@ -116,12 +120,18 @@ def take_lock(path: Path) -> int:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            _logger.warning("%s: this disk knows no locks; see that nothing else writes here", path)
+            return descriptor
         content = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
         if isinstance(error, BlockingIOError | PermissionError):  # POSIX allows either
             raise BlockingIOError(content) from error
         raise
     return descriptor
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def user_cache(kind: str) -> Path:

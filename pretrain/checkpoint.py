@@ -5,6 +5,7 @@ the folder, swaps the link `RUN/encoder` and only then deletes the oldest. A kil
 leaves the newest complete checkpoint as it was.
 """
 
+import errno
 import json
 import logging
 import os
@@ -189,13 +190,46 @@ def commit(temporary: Path, keep: int) -> Path:
 
 
 def publish(checkpoint: Path) -> None:
-    """Point the link `RUN/encoder` at a checkpoint's encoder, in one atomic rename."""
+    """Point the link `RUN/encoder` at a checkpoint's encoder, in one atomic rename.
+
+    A disk that knows no links gets a copy, with a file that says so. It is not there for a moment
+    while it is replaced; a resume makes it again.
+    """
     run = checkpoint.parent.parent
-    link = run / ".encoder-link"
+    link, encoder = run / ".encoder-link", run / "encoder"
     link.unlink(missing_ok=True)
-    link.symlink_to(Path("checkpoints", checkpoint.name, "encoder"))
-    link.replace(run / "encoder")
+    try:
+        link.symlink_to(Path("checkpoints", checkpoint.name, "encoder"))
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _publish_copy(checkpoint, encoder)
+    else:
+        if _is_copy(encoder):  # of a run that was moved here
+            shutil.rmtree(encoder)
+        link.replace(encoder)
     _sync(run)
+
+
+# FAT says EPERM, network disks one of the others
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO)
+_COPY = ".copy-of"  # the name of the file that tells our copy from a folder of the user's
+
+
+def _publish_copy(checkpoint: Path, encoder: Path) -> None:
+    new = encoder.with_name(".encoder-copy")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(checkpoint / "encoder", new)
+    (new / _COPY).write_text(f"{checkpoint.name}\n")
+    for path in [*_files(new), *_folders(new)]:
+        _sync(path)
+    if _is_copy(encoder):
+        shutil.rmtree(encoder)
+    new.rename(encoder)
+
+
+def _is_copy(encoder: Path) -> bool:
+    return not encoder.is_symlink() and (encoder / _COPY).is_file()
 
 
 def newest(run: Path) -> Path | None:
@@ -208,9 +242,9 @@ def newest(run: Path) -> Path | None:
     """
     encoder = run / "encoder"
     require(
-        encoder.is_symlink() or not encoder.exists(),
-        f"{encoder} is a folder, and should be a link into the newest checkpoint; delete it, and "
-        "it will be made again",
+        encoder.is_symlink() or not encoder.exists() or _is_copy(encoder),
+        f"{encoder} is no link into the newest checkpoint, and no copy that the run has made, as "
+        "after a copy of the run that followed links; delete it, and it will be made again",
     )
     for left_over in (run / "checkpoints").glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left_over)
@@ -298,5 +332,11 @@ def hash_file(path: Path) -> str:
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # some network disks sync files alone
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP) or path.is_file():
+            raise
+    finally:
+        os.close(descriptor)

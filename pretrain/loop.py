@@ -134,12 +134,12 @@ class Trainer:
             UserError: A tracker cannot be started.
         """
         first, last = self._resume(), self.optim.steps
+        self._max_bad_ratio = max_bad_ratio
         if first == last:
-            return {}
+            return self._measure_finished()
         self._say_start()
         record: dict[str, float] = {}
         rank = self.accelerator.process_index
-        self._max_bad_ratio = max_bad_ratio
         self._trackers = Trackers(self.accelerator, self.folder, first)
         self._logs = RunLogs(self.folder, rank, has_trace)
         with (
@@ -341,6 +341,20 @@ class Trainer:
         groups = ("train", *(evaluator.name for evaluator in self.evaluators))
         figures = {name: value for name, value in record.items() if name.split("/")[0] in groups}
         require_finite(figures, "the last step's result", f"; {self._what_is_kept()}")
+
+    def _measure_finished(self) -> dict[str, float]:
+        """Measure a run that was finished before by what it is asked for now, and say it."""
+        record: dict[str, float] = {}
+        for evaluator in self.evaluators:
+            measured = evaluator.measure(self.training.best)
+            for split in measured.unusable:
+                split.judge(self._max_bad_ratio, self.folder)
+            figures = measured.figures.items()
+            record |= {f"{evaluator.name}/{name}": value for name, value in figures}
+        said = "".join(f"\n  {name} {value:.6g}" for name, value in record.items())
+        what = f"measured now, and not in metrics.jsonl:{said}" if said else "nothing is left to do"
+        logger.info("%s was finished before, at step %d; %s", self.folder, self.optim.steps, what)
+        return record
 
     def _write_trace(self, done: int, batches: list[Batch]) -> None:
         if self._logs.trace is None:

@@ -122,6 +122,8 @@ def _fit_entry(key: Key, entry: Entry) -> Any:
         return _Reference(value, entry)
     try:
         return fit(key, value)
+    except UserError as error:
+        raise UserError(f"{entry.name}: {error}{in_file(entry.place)}") from error
     except ValueError as error:
         shown = f"{entry.name}={'' if value is None else value} is no {key.type}"
         raise UserError(f"{shown}; {str(error) or 'see --help'}{in_file(entry.place)}") from error

@@ -250,5 +250,7 @@ def test_a_copy_that_followed_the_link_is_refused_in_one_line(tmp_path: Path) ->
     commit(tmp_path, 1)
     (tmp_path / "encoder").unlink()
     (tmp_path / "encoder").mkdir()
-    with pytest.raises(UserError, match="encoder is a folder, and should be a link"):
+    with pytest.raises(
+        UserError, match="encoder is no link into the newest checkpoint, and no copy"
+    ):
         checkpoint.newest(tmp_path)
