@@ -1,11 +1,12 @@
 """Say whether a run was trained on each sample exactly once, and name what was not.
 
-    python scripts/verify_run.py RUN [--json PATH]
+    python scripts/verify_run.py RUN [--shards SHARDS ...] [--json PATH]
 
 RUN is the folder of a pretraining or fine-tuning run with data.trace=true, finished or not; nothing
 in it is changed. Its traces and bad_samples.jsonl are held against its shards and their order, step
 by step up to the newest whole checkpoint; what was logged past it is left out, as a resume cuts it
-off. Start the script from the folder in which the run was started, so that its shards are found.
+off. --shards says where the shards are now, if they were moved. For a run whose config.yaml names
+them by relative paths, start the script from the folder in which the run was started.
 
 Status 0: it holds. 1: it does not. 2: it cannot be said.
 """
@@ -42,7 +43,7 @@ _NUM_SHOWN = 20  # violations, and epochs
 def main(arguments: list[str]) -> None:
     """Run `python scripts/verify_run.py ARGUMENTS`; leave with status 1 where it does not hold."""
     options = _parse(arguments)
-    verdict = _verify(options.run)
+    verdict = _verify(options.run, options.shards)
     for line in _lines(verdict):
         print(line)
     if options.json is not None:
@@ -57,12 +58,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", type=user_path, metavar="RUN", help="folder of a run")
     parser.add_argument(
+        "--shards", nargs="+", metavar="SHARDS", help="where they are now; as for data.shards"
+    )
+    parser.add_argument(
         "--json", type=user_path, metavar="PATH", help="file for all that was found"
     )
     return parser.parse_args(arguments)
 
 
-def _verify(run: Path) -> Verdict:
+def _verify(run: Path, shards: list[str] | None) -> Verdict:
     path = run / "config.yaml"
     require(path.is_file(), f"RUN={run} has no config.yaml; name the folder of a run")
     written = read_yaml(str(path))
@@ -81,7 +85,12 @@ def _verify(run: Path) -> Verdict:
         raise UserError(f"RUN={run} has no whole checkpoint, so none of its steps is committed yet")
     key = "train" if isinstance(config, FinetuneConfig) else "shards"
     data = config.data
-    manifest = open_manifest(getattr(data, key), f"data.{key}", data.storage, data.fraction)
+    spec, where = (shards, "--shards") if shards else (getattr(data, key), f"data.{key}")
+    try:
+        manifest = open_manifest(spec, where, data.storage, data.fraction)
+    except UserError as error:
+        hint = "" if shards else f" (--shards says where those of {path} are now)"
+        raise UserError(f"{error}{hint}") from error
     seed, batch_size = config.run.seed, config.optim.batch_size
     return verify(run, newest, manifest, seed, batch_size)
 

@@ -10,6 +10,7 @@ import pytest
 
 import finetune.run
 import pretrain.run
+from data.settings import UserError
 from data.shards import write_shard
 from pretrain.metrics import read_records
 from pretrain.traces import SKIPPED
@@ -413,3 +414,27 @@ def test_misuse_is_told(run: Path, tmp_path: Path) -> None:
     assert "has no whole checkpoint, so none of its steps is committed yet" in refusal(run)
     shutil.rmtree(run / "trace")
     assert "has no trace of its samples; give data.trace=true" in refusal(run)
+
+
+# ---------------------------------------------------------------- where the shards are
+
+
+def test_a_run_is_verified_from_any_folder(
+    tmp_path: Path, tiny: list[str], shards: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was started with relative paths; its config.yaml has absolute ones."""
+    here = tmp_path / "set [v2]"
+    here.mkdir()
+    shutil.copytree(shards, here / "mine")
+    monkeypatch.chdir(here)
+    own = ["data.shards=mine/train-*.tar", "data.val_shards=mine/val-0.tar"]
+    pretrain.run.main([*tiny, *own, "optim.steps=8", "run.dir=run"])
+    pretrain.run.main([*tiny, *own, "optim.steps=8", "run.dir=run"])  # and it resumes
+    monkeypatch.chdir("/")
+    assert ask(here / "run").status == 0
+    (here / "mine").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"\(--shards says where those of .*config.yaml are now\)$"):
+        main([str(here / "run")])
+    main([str(here / "run"), "--shards", f"{tmp_path}/elsewhere/train-*.tar"])
+    with pytest.raises(UserError, match=r"^--shards.* does not exist"):
+        main([str(here / "run"), "--shards", "nothing.tar"])
