@@ -24,6 +24,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from data.augment import RandAugment
 from data.index.manifest import Manifest
+from data.index.overlap import check_apart
 from data.labelled import Labels, check_names, label_splits
 from data.loader import Samples
 from data.settings import memory_errors, require, run_entry_point
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> None:
     # ---- the classes
     train = open_shards(accelerator, data.train, "data.train", data.storage, data.fraction)
     val = open_shards(accelerator, data.val, "data.val", data.storage)
+    on_main(accelerator, lambda: check_apart(train, val, ("data.train", "data.val")))
     labels = on_main(accelerator, lambda: _label(train, val, config))
     names = labels.names
 

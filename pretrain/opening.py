@@ -1,5 +1,6 @@
 """What a pretraining run reads and is measured by, whatever its objective."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -8,15 +9,21 @@ from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
 from data.demo import ensure_demo_shards
+from data.index.manifest import Manifest
+from data.index.overlap import check_apart, shared_shards
 from data.loader import DataConfig, Samples
 from data.sequential import SequentialStream, open_sequential
+from data.settings import require
 from data.stream import Share, TrainingStream, evaluation_batches
+from data.text import count, name_some
 from pretrain.encoder import image_size, num_channels
 from pretrain.launch import RunConfig, open_shards
 from pretrain.measures import Evaluator, evaluate
 from pretrain.optim import OptimConfig
 from pretrain.probe import Probe, ProbeConfig
-from pretrain.ranks import main_process_first
+from pretrain.ranks import main_process_first, on_main
+
+logger = logging.getLogger(__name__)
 
 Illustrate = Callable[[Any], dict[str, Any]]
 
@@ -72,6 +79,7 @@ def open_evaluators(
     config: Opened,
     encoder: VisionTransformer,
     part: Share,
+    stream: TrainingStream | SequentialStream,
     illustrator: Callable[[Samples], Illustrate | None] = lambda _: None,
 ) -> list[Evaluator]:
     """Open what is measured in between: the validation, and the probe, as asked for.
@@ -81,11 +89,13 @@ def open_evaluators(
         config: The run's.
         encoder: What is trained.
         part: This rank's share.
+        stream: What is trained on, which validation must not hold.
         illustrator: The validation's samples -> what makes pictures for the trackers, or None.
     """
     data, evaluators = config.data, list[Evaluator]()
     if data.val_shards:
         shards = open_shards(accelerator, data.val_shards, "data.val_shards", data.storage)
+        on_main(accelerator, lambda: _check_apart(stream, shards))
         size, channels = image_size(encoder), num_channels(encoder)
         samples = Samples(shards, size, config.run.seed, channels=channels)
         batches = partial(evaluation_batches, samples, part, data.workers)
@@ -95,5 +105,33 @@ def open_evaluators(
         evaluators.append(Evaluator("val", every, validate, illustrator(samples)))
     if config.probe.train:
         probe = Probe(accelerator, config.probe, data, encoder, part)
+        if isinstance(stream, TrainingStream):
+            _say_seen(stream.samples.manifest, probe.val)
         evaluators.append(Evaluator("probe", config.probe.every, probe))
     return evaluators
+
+
+def _check_apart(stream: TrainingStream | SequentialStream, val: Manifest) -> None:
+    """Refuse shards that are trained on and validated on; warn of images that are."""
+    keys = ("data.shards", "data.val_shards")
+    if isinstance(stream, TrainingStream):
+        check_apart(stream.samples.manifest, val, keys)
+        return
+    # nothing is known of a stream's content before it is read
+    own = {source.location for source in stream.reading.sources}
+    shared = [shard.name for shard in val.shards if shard.location in own]
+    require(
+        not shared,
+        f"{name_some(shared)} would be trained on and validated on; leave it out of "
+        f"{' or '.join(keys)}",
+    )
+
+
+def _say_seen(train: Manifest, val: Manifest) -> None:
+    """Say that a probe is judged on images that the encoder sees, if only without labels."""
+    if number := len(shared_shards(train.shards, val.shards)):
+        logger.warning(
+            "probe.val: %s also in data.shards, so the encoder is trained on its images, without "
+            "their labels; the probe's figures may be better than on other images",
+            f"{count(number, 'shard')} {'is' if number == 1 else 'are'}",
+        )

@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
 from data.devices import exact_device
+from data.index.manifest import Manifest
+from data.index.overlap import check_apart
 from data.labelled import label_splits
 from data.loader import SHARDS_TYPE, ImageConfig, Samples
 from data.settings import require, setting
@@ -121,12 +123,14 @@ def open_splits(
         channels: Of the images.
 
     Raises:
-        UserError: There are no such shards, a sample has no label, or `val` has a class more.
+        UserError: There are no such shards, one is in both, a sample has no label, or `val` has a
+            class more.
     """
     train, val = (
         open_shards(accelerator, getattr(specs, key), f"{group}.{key}", data.storage, share)
         for key, share in (("train", fraction), ("val", 1.0))
     )
+    on_main(accelerator, lambda: check_apart(train, val, (f"{group}.train", f"{group}.val")))
     labels, values = on_main(
         accelerator, lambda: label_splits(train, val, specs.classes, group, fraction)
     )
@@ -180,6 +184,11 @@ class Probe:
         self._neighbours = config.neighbours
         self._batch_size = part.micro_batch_size
         self._workers = data.workers
+
+    @property
+    def val(self) -> Manifest:
+        """The shards that it is judged on."""
+        return self._splits.val.manifest
 
     def __call__(self, model: Any) -> Measured:
         """Return `knn` and `{k}shot`, top-1 accuracies on `probe.val`; all ranks have to ask."""

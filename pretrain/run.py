@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> None:
         config,
         encoder,
         part,
+        stream,
         lambda samples: make_illustrator(accelerator, samples, config.corruption),
     )
 

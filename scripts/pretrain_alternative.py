@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     stream = open_stream(accelerator, config, encoder, part)
 
     # ---- what is measured in between
-    evaluators = open_evaluators(accelerator, config, encoder, part)
+    evaluators = open_evaluators(accelerator, config, encoder, part, stream)
 
     # ---- the steps
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):

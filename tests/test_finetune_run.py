@@ -202,6 +202,7 @@ def test_a_finished_run_is_validated_on_other_shards(
     tmp_path: Path, shards: Path, tiny_finetune: list[str]
 ) -> None:
     told = [*tiny_finetune, "optim.steps=4", f"run.dir={tmp_path}/run"]
+    told += [f"data.train={shards}/train-[12].tar"]
     finetune.run.main(told)
     assert sum(result(tmp_path / "run")["support"]) == 10
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -213,7 +214,8 @@ def test_images_that_cannot_be_validated_are_said_once(
     tmp_path: Path, shards: Path, tiny_finetune: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     told = [*tiny_finetune, "optim.steps=4", "run.eval_every=2", "data.max_bad_ratio=0.2"]
-    told += [f"data.val={shards}/train-1.tar", f"run.dir={tmp_path}/run"]
+    told += [f"data.train={shards}/train-[02].tar", f"data.val={shards}/train-1.tar"]
+    told += [f"run.dir={tmp_path}/run"]
     finetune.run.main(told)
     said = [line for line in caplog.messages if "data.val" in line]
     assert said == ["not used of data.val: train-1.tar/022: no image format that Pillow knows"]
