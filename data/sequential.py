@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -118,6 +119,20 @@ class SequentialStream:
             "seed": self.reading.seed,
             "consumed": self.consumed(step),
         }
+
+    @property
+    def former_constants(self) -> dict[str, Any]:
+        """Return what older versions wrote for the same stream: nothing else."""
+        return {}
+
+    def record(self, folder: Path) -> None:
+        """Write nothing: what the shards hold is not known."""
+        del folder
+
+    def changes(self, folder: Path) -> str:
+        """Say nothing, likewise."""
+        del folder
+        return ""
 
     def damage(self, step: int) -> list[LedgerEntry]:
         """Name the shards that are known to be damaged: none, before they are read."""

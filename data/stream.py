@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from data.index.record import changes, record
 from data.lending import Loan, borrow, forget, lend, name_lender
 from data.loader import Batch, LedgerEntry, Place, Request, Samples
 from data.processes import end_with_parent, leave_signals_to_parent, shortage
@@ -22,6 +24,7 @@ from data.remote.lookahead import ReadPlan
 from data.remote.prefetch import Prefetcher, node_slots
 from data.settings import RunStopped, UserError
 
+_CONTENT = "content of the shards (sha256)"
 _numbers = count()  # of the loaders that this process has started
 
 
@@ -68,11 +71,24 @@ class TrainingStream:
     def constants(self, step: int) -> dict[str, Any]:
         """Return what a checkpoint after `step` steps holds of the stream; checked on a resume."""
         return {
-            "content of the shards (sha256)": self.samples.manifest.fingerprint,
+            _CONTENT: self.samples.manifest.content,
             "batch_size": self.batch_size,
             **self.samples.order.constants,
             "consumed": self.consumed(step),  # last: it follows from the others
         }
+
+    @property
+    def former_constants(self) -> dict[str, Any]:
+        """Return what older versions wrote for the same stream: the shards' names counted."""
+        return {_CONTENT: self.samples.manifest.fingerprint}
+
+    def record(self, folder: Path) -> None:
+        """Write into a run's folder which shards it is on."""
+        record(folder, self.samples.manifest)
+
+    def changes(self, folder: Path) -> str:
+        """Say how the shards differ from those in a run's record; empty where it is not known."""
+        return changes(folder, self.samples.manifest)
 
     def damage(self, step: int) -> list[LedgerEntry]:
         """Name the shards that are damaged, for a run that goes on at `step`."""

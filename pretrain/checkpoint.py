@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -283,18 +283,31 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         ) from error
 
 
-def check_constants(checkpoint: Path, constants: dict[str, Any]) -> None:
+def check_constants(
+    checkpoint: Path,
+    constants: Mapping[str, Any],
+    former: Mapping[str, Any] | None = None,
+    changes: str = "",
+) -> None:
     """Refuse a checkpoint whose stream is not the one now asked for.
+
+    Args:
+        checkpoint: Its folder.
+        constants: Of the stream.
+        former: What older versions wrote for the same stream.
+        changes: How the shards differ from the run's, if that is known.
 
     Raises:
         UserError: Names what differs.
     """
     saved = read_state(checkpoint)
     for name, value in constants.items():
+        accepted = (value, (former or {}).get(name, value))
+        more = f" ({changes})" if changes and name in (former or {}) else ""
         require(
-            saved[name] == value,
-            f"{checkpoint} was trained on another stream: {name} was {saved[name]}, now {value}; "
-            "give it the same data and batches, or another run.dir",
+            saved[name] in accepted,
+            f"{checkpoint} was trained on another stream: {name} was {saved[name]}, now {value}"
+            f"{more}; give it the same data and batches, or another run.dir",
         )
 
 

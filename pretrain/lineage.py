@@ -20,6 +20,7 @@ import numpy as np
 from data.index.manifest import Manifest
 from data.index.offsets import ShardIndex
 from data.index.opening import load_index
+from data.index.record import Recorded, read_record
 from data.loader import Samples
 from data.stream import Share, TrainingStream
 from pretrain.checkpoint import read_state
@@ -91,7 +92,7 @@ def verify(run: Path, newest: Path, manifest: Manifest, seed: int, batch_size: i
     verdict = Verdict(read_state(newest)["step"])
     verdict.violations += _check_checkpoints(run, verdict.step, stream)
     if verdict.holds:  # else the order is that of another stream, and every step would differ
-        _Verifier(run, stream, _Names(manifest), verdict).verify()
+        _Verifier(run, stream, _Names(manifest, read_record(run)), verdict).verify()
     return verdict
 
 
@@ -103,7 +104,7 @@ def _check_checkpoints(run: Path, last: int, stream: TrainingStream) -> Iterator
             continue
         state = read_state(checkpoint)
         for name, value in {"step": step, **stream.constants(step)}.items():
-            if state.get(name) != value:
+            if state.get(name) not in (value, stream.former_constants.get(name, value)):
                 message = f"{checkpoint.name}: {name} is {state.get(name)}, and should be {value}"
                 yield Violation("checkpoint", message, step=step)
 
@@ -114,8 +115,9 @@ def _check_checkpoints(run: Path, last: int, stream: TrainingStream) -> Iterator
 class _Names:
     """The names of samples by id, and the other way round."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, known: Sequence[Recorded] = ()) -> None:
         self._manifest = manifest
+        self._former = _former_names(manifest, known)
         self._keys = lru_cache(maxsize=16)(self._ids_by_key)
         self._shards: dict[str, int] | None = None
 
@@ -146,6 +148,14 @@ class _Names:
                 return int(self._manifest.starts[shard]) + place
         return None
 
+    def as_now(self, found: Sequence[str], expected: Sequence[str]) -> list[str]:
+        """Return names of samples as they are now, if they are the expected ones by former names.
+
+        All of one step have the names of one start of the run. Else they are returned as they are.
+        """
+        renamed = ([_renamed(name, former) for name in found] for former in self._former)
+        return next((names for names in renamed if names == list(expected)), list(found))
+
     def _ids_by_key(self, shard: int) -> dict[str, int]:
         index = self._open(shard)[1]
         return {index.key(place): place for place in range(len(index))}
@@ -153,6 +163,26 @@ class _Names:
     def _open(self, shard: int) -> tuple[str, ShardIndex]:
         row = self._manifest.shards[shard]
         return row.name, load_index(row, self._manifest.storage)
+
+
+def _former_names(manifest: Manifest, known: Sequence[Recorded]) -> list[dict[str, str]]:
+    """Map, for each start of a run with other names of its shards, those to the names of now."""
+    contents = zip(manifest.shards.sha256s, manifest.shards.num_samples.tolist(), strict=True)
+    now = [(sha.tobytes().hex(), number) for sha, number in contents]
+    if [row.content for row in known] != now:
+        return []
+    starts = zip(*(row.names for row in known), strict=True)
+    return [dict(zip(names, manifest.shards.names, strict=True)) for names in starts]
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    """Replace the shard's name in SHARD/KEY; both may hold slashes."""
+    parts = name.split("/")
+    for cut in range(1, len(parts)):
+        shard = names.get("/".join(parts[:cut]))
+        if shard is not None:
+            return "/".join([shard, *parts[cut:]])
+    return name
 
 
 class _Plan(NamedTuple):
@@ -256,6 +286,8 @@ class _Verifier:
         keys = [key for record in records for key in record.keys]
         good = np.delete(np.arange(len(plan.names)), sorted(bad))
         names = [plan.names[slot] for slot in good] if bad else plan.names
+        if keys != names:
+            keys = self._names.as_now(keys, names)
         if keys == names:
             self._count[plan.ids[good]] += 1
         else:
@@ -272,7 +304,8 @@ class _Verifier:
         for entry in self._ledger.pop(plan.step):
             slot = entry.position - plan.start
             is_there = entry.epoch == plan.epoch and 0 <= slot < len(plan.names)
-            if not is_there or plan.names[slot] != entry.name:
+            own = [plan.names[slot]] if is_there else []
+            if not is_there or self._names.as_now([entry.name], own) != own:
                 place = f"position {entry.position} of epoch {entry.epoch}, step {plan.step}"
                 message = f"the ledger names {entry.name} at {place}; that is not its place"
                 self._report("ledger", message, plan, [entry.name])

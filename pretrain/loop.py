@@ -426,13 +426,16 @@ class Trainer:
         if newest is not None:
             state = checkpoint.read_state(newest)
             step, self._ledger.num_bad = state["step"], state.get("num_bad", 0)
-            checkpoint.check_constants(newest, self.stream.constants(step))
+            stream = self.stream
+            constants, former = stream.constants(step), stream.former_constants
+            checkpoint.check_constants(newest, constants, former, stream.changes(self.folder))
             self.training.load(newest)
         if self.accelerator.is_main_process:
             if newest is not None:
                 checkpoint.publish(newest)
                 logger.info("resuming %s from step %d of %d", self.folder, step, self.optim.steps)
             cut_logs_back(self.folder, step)
+            self.stream.record(self.folder)
         self.accelerator.wait_for_everyone()
         return step
 

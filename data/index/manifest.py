@@ -145,12 +145,14 @@ class Manifest:
         shards: A sequence of `Shard`.
         starts: int64, (number of shards + 1,): how many samples lie before each shard, then in all.
         fingerprint: sha256 (hex) over the shards' names, contents and sample counts, in order.
+        content: The same without the names: what decides which samples a run is trained on.
         storage: How the shards are read.
     """
 
     shards: Shards
     starts: npt.NDArray[np.int64]
     fingerprint: str
+    content: str
     storage: Storage
 
     @property
@@ -160,13 +162,14 @@ class Manifest:
 
 
 def make_manifest(shards: Shards, storage: Storage) -> Manifest:
-    """Count the samples and take the fingerprint, which does not depend on where shards lie."""
-    digest = sha256()
+    """Count the samples and take the fingerprints, which do not depend on where shards lie."""
+    digest, content = sha256(), sha256()
     hexes = (content.tobytes().hex() for content in shards.sha256s)
     for row in zip(shards.names, hexes, shards.num_samples.tolist(), strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
+        content.update(json.dumps(row[1:]).encode() + b"\n")
     starts = np.concatenate([[0], np.cumsum(shards.num_samples)]).astype(np.int64)
-    return Manifest(shards, starts, digest.hexdigest(), storage)
+    return Manifest(shards, starts, digest.hexdigest(), content.hexdigest(), storage)
 
 
 def thinned(manifest: Manifest, ratio: float) -> Manifest:
