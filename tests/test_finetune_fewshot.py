@@ -126,6 +126,7 @@ def test_features_are_kept_and_used_for_the_same_alone(
         shutil.rmtree(tmp_path / "other", ignore_errors=True)  # it is another encoder's
         assert extractions(caplog, [*arguments, *elsewhere(tmp_path), other]) == 2, other
     part = [*arguments, f"data.train={shards}/train-[12].tar", "fewshot.shots=[1]"]
+    part += ["data.max_bad_ratio=0.1"]
     assert extractions(caplog, part) == 1
     assert extractions(caplog, [*part, f"data.val={shards}/train-0.tar"]) == 1
     assert extractions(caplog, arguments) == 0

@@ -202,7 +202,7 @@ def test_a_finished_run_is_validated_on_other_shards(
     tmp_path: Path, shards: Path, tiny_finetune: list[str]
 ) -> None:
     told = [*tiny_finetune, "optim.steps=4", f"run.dir={tmp_path}/run"]
-    told += [f"data.train={shards}/train-[12].tar"]
+    told += [f"data.train={shards}/train-[12].tar", "data.max_bad_ratio=0.1"]
     finetune.run.main(told)
     assert sum(result(tmp_path / "run")["support"]) == 10
     AcceleratorState._reset_state(reset_partial_state=True)
