@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data.disks import explain
-from data.settings import RunStopped, UserError, require, run_entry_point
+from data.settings import OneLineParser, RunStopped, UserError, require, run_entry_point
 from data.storage import expand_home, user_path
 from scripts.exporting import hugging_face, onnx_file, timm_folder, torch_program
 from scripts.exporting.card import NO_LICENCE, write_card
@@ -76,9 +76,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "run", type=expand_home, help="a run's folder, or one that timm or transformers wrote"
     )

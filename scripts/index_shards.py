@@ -43,7 +43,7 @@ from data.index.making import Remarks, UnreadableShard, in_any_order, run_jobs
 from data.index.manifest import Manifest, Shard
 from data.index.scan import UnusableShard
 from data.processes import end_children, end_with_parent
-from data.settings import RunStopped, UserError, require, run_entry_point
+from data.settings import OneLineParser, RunStopped, UserError, require, run_entry_point
 from data.shards import atomic_write
 from data.storage import Missing, Storage, is_remote, user_path
 from data.text import count
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="as for data.shards")

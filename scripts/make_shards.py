@@ -95,7 +95,7 @@ def _make(arguments: argparse.Namespace) -> None:
     _prepare(out, plan_hash(source, options), plan, overwrite=arguments.overwrite)
     _write_missing(arguments.source, out, plan)
     _write_classes(out, source)
-    open_manifest([str(out / name) for name in plan], "OUT")
+    open_manifest([str(out.absolute() / name) for name in plan], "OUT")
     _report(arguments, source, plan)
 
 
@@ -121,7 +121,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="for the order and the split (0)")
     parser.add_argument("--unlabelled", action="store_true", help="take no labels from folders")
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names in order, a name a line"
+        "--classes", type=user_path, metavar="FILE", help="class names in order, a name a line"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the shards of another plan in OUT"
@@ -228,16 +228,16 @@ def _report(arguments: argparse.Namespace, source: Source, plan: _Plan) -> None:
     if arguments.val_ratio > 0 and not images["val"]:
         print("val is empty: the draw took no image; give more images, or a larger --val-ratio")
     if source.why_unlabelled is None:
-        print(f"labels: {count(len(source.classes), 'class')}, listed in {out / CLASSES_NAME}")
+        file = printable(str(out / CLASSES_NAME))
+        print(f"labels: {count(len(source.classes), 'class')}, listed in {file}")
         _report_classes(source, images["val"], has_split=arguments.val_ratio > 0)
     else:
         print(f"labels: none ({source.why_unlabelled})")
     print(f"left out: {'; '.join(source.left_out) or 'nothing'}")
-    print(f"written from {arguments.source} to {out}; next, a small encoder, on any machine:")
+    places = " to ".join(printable(str(place)) for place in (arguments.source, out))
+    print(f"written from {places}; next, a small encoder, on any machine:")
     print(_command(out, has_val=len(images["val"]) > 0))
-    print(
-        f"(on GPUs: accelerate launch -q in place of python, {_GPU_RECIPE} in place of the other)"
-    )
+    print(f"(on GPUs: accelerate launch -q in place of python, and {_GPU_RECIPE})")
 
 
 def _report_classes(source: Source, val: Sequence[SourceImage], *, has_split: bool) -> None:

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from data.devices import num_cores
 from data.disks import explain
 from data.image_folder import list_images
-from data.settings import RunStopped, memory_errors, require, run_entry_point
+from data.settings import OneLineParser, RunStopped, memory_errors, require, run_entry_point
 from data.storage import expand_home, user_path
 from data.text import printable
 from data.transforms import UnreadableImage, evaluation_crop
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

@@ -32,7 +32,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()  # before the imports below, which take seconds
 
 from data.disks import explain
-from data.settings import UserError, require, run_entry_point
+from data.settings import OneLineParser, UserError, require, run_entry_point
 from data.shards import atomic_write
 from data.storage import user_path
 from pretrain.figures.draw import require_matplotlib
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=user_path, metavar="RUN", nargs="+", help="folder of a run")

@@ -26,7 +26,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from data.disks import explain
 from data.index.opening import open_manifest
-from data.settings import UserError, require, run_entry_point
+from data.settings import OneLineParser, UserError, require, run_entry_point
 from data.shards import atomic_write
 from data.storage import user_path
 from finetune.config import FinetuneConfig
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=user_path, metavar="RUN", help="folder of a run")

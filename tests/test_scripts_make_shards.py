@@ -15,8 +15,10 @@ import pytest
 import scripts.make_shards
 from data.index.offsets import ShardIndex
 from data.index.opening import open_manifest
+from data.listing import list_shards
 from data.reader import ShardReader
 from data.settings import RunStopped, UserError
+from pretrain.config import PretrainConfig, load
 from tests.conftest import MountDisk, make_png, no_root_rights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +85,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def test_labelled_shards_from_a_folder_a_class(source: Path, made: tuple[Path, str]) -> None:
     out, printed = made
-    manifest = open_manifest(out, "data.shards")
+    manifest = open_manifest(f"{out}/*.tar", "data.shards")
     reader = ShardReader(manifest)
     names = (out / "classes.txt").read_text().splitlines()
     for shard in range(60):
@@ -307,9 +309,52 @@ def test_what_validation_lacks_is_said(tmp_path: Path, capsys: Printed) -> None:
     assert "data.val_shards=null" in printed
 
 
+ODD_NAMES = (
+    "it's #1",
+    "set [v2]",
+    "a {b,c} {1..3}",
+    "[list]",
+    "{map: x}",
+    "~home",
+    "'quoted' \"twice\"",
+    "$HOME `id` \\ *?!",
+    "null",
+    "1e3",
+    "a: b, c=d & e | f; g",
+    "- -- -x",
+    "caf\u00e9 \u732b",
+    "new\nline",
+    "back\\slash \\t",
+    "${x} %20",
+    "a=b",
+)
+
+
 def next_command(printed: str) -> str:
     start = printed.index("python ")
     return printed[start : printed.index("\n(on GPUs")]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_the_printed_command_names_the_shards(
+    tmp_path: Path, name: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell and then our command line take it; relative and absolute."""
+    source = put(tmp_path / "source", *(f"c/{i}.png" for i in range(8)))
+    monkeypatch.chdir(tmp_path)
+    for out in (Path(name), tmp_path / name):
+        make(source, f"./{out}" if not out.is_absolute() else out, "--val-ratio", 0.4)
+        line = next_command(capsys.readouterr().out)
+        listed = subprocess.run(
+            ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True
+        )
+        words = listed.stdout.decode().split("\0")[:-1]
+        assert words[:2] == ["python", str(ROOT / "pretrain/run.py")]
+        config = load(PretrainConfig, words[2:])
+        shards = list_shards(config.data.shards, "data.shards")
+        val_shards = list_shards(config.data.val_shards, "data.val_shards")
+        assert shards == [str(tmp_path / name / "train-000000.tar")]
+        assert val_shards == [str(tmp_path / name / "val-000000.tar")]
 
 
 def test_the_printed_command_runs(
@@ -317,7 +362,7 @@ def test_the_printed_command_runs(
 ) -> None:
     source = put(tmp_path / "source", *(f"c/{i}.png" for i in range(8)))
     monkeypatch.chdir(ROOT)
-    make(source, tmp_path / "it is mine", "--val-ratio", 0.4)
+    make(source, tmp_path / "it's #1 [v2]", "--val-ratio", 0.4)
     line = next_command(capsys.readouterr().out)
     small = [
         *encoder,

@@ -265,6 +265,7 @@ def test_names_of_any_bytes(run: Path, images: Path, tmp_path: Path, capsys: Cap
     ("arguments", "text"),
     [
         (["--top", "0"], "--top=0 must be above 0"),
+        (["--top", "x"], "argument --top: invalid int value: 'x'; see --help"),
         (["--batch-size", "0"], "--batch-size=0 must be above 0"),
         (["--threshold", "2"], r"--threshold=2.0 is not in \[0, 1\]"),
         (["--threshold", "0.5"], "--threshold=0.5 is for classifiers of many labels"),
