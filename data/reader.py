@@ -1,24 +1,31 @@
 """Read one sample of a shard by its place, without reading what lies before it."""
 
+import errno
 import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Container, Mapping
 from typing import NamedTuple
+from weakref import WeakSet
 
 from data.index.manifest import Manifest
 from data.index.offsets import Member, ShardIndex
 from data.index.opening import load_index
+from data.processes import file_limit
 from data.remote.cache import CachedFile
 from data.storage import RangeFile, Version, is_remote, open_file
 
 # No image is as large, but a header may claim any size, and what is read is held in memory.
 MAX_MEMBER_BYTES = 256 << 20
-# Shards held open at once. Each takes two descriptors, its own and its mapped index's: half of the
-# usual limit of 1,024 for a process.
+# Shards held open at once. Each takes two files, its own and its mapped index's: half of the usual
+# limit of 1,024 for a process. Where the limit is lower, half of what is left after some others.
 _MAX_OPEN = 256
+_OTHER_FILES = 32
 # Members of a remote sample that lie as near are read in one request: a round trip costs more.
 _MAX_GAP = 64 << 10
+
+
+_readers: "WeakSet[ShardReader]" = WeakSet()  # of this process
 
 
 class BadSample(Exception):  # noqa: N818 - a finding about the data, which the loader counts
@@ -40,7 +47,7 @@ class ShardReader:
 
     Args:
         manifest: The shards.
-        max_open: Shards held open at once.
+        max_open: Shards held open at once; fewer where the process may open fewer files.
 
     Attributes:
         num_hits: Reads of remote shards that the cache answered, in this process.
@@ -53,6 +60,7 @@ class ShardReader:
         self._max_open = max_open
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._process = os.getpid()
+        _readers.add(self)
 
     def key(self, shard: int, sample: int) -> str:
         """Return a sample's key, from the index alone."""
@@ -131,11 +139,22 @@ class ShardReader:
             self.close()
             self._process = os.getpid()
         if shard not in self._open:
-            if len(self._open) >= self._max_open:
+            if len(self._open) >= min(self._max_open, max(1, (file_limit() - _OTHER_FILES) // 4)):
                 self._open.popitem(last=False)[1].file.close()
-            self._open[shard] = self._open_shard(shard)
+            self._open[shard] = self._open_with_room(shard)
         self._open.move_to_end(shard)
         return self._open[shard]
+
+    def _open_with_room(self, shard: int) -> _OpenShard:
+        """Open a shard; where too many files are open, close those of all readers here before."""
+        try:
+            return self._open_shard(shard)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+        for reader in list(_readers):
+            reader.close()
+        return self._open_shard(shard)
 
     def _open_shard(self, shard: int) -> _OpenShard:
         row, cached = self.manifest.shards[shard], None

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from data.index.record import changes, record
 from data.lending import Loan, borrow, forget, lend, name_lender
 from data.loader import Batch, LedgerEntry, Place, Request, Samples
-from data.processes import end_with_parent, leave_signals_to_parent, shortage
+from data.processes import end_with_parent, file_limit, leave_signals_to_parent, shortage
 from data.remote.lookahead import ReadPlan
 from data.remote.prefetch import Prefetcher, node_slots
 from data.settings import RunStopped, UserError
@@ -250,6 +250,12 @@ def unpacked(
             if isinstance(answer, RunStopped):
                 raise answer
             yield answer.batch()
+    except (EOFError, ConnectionError, FileNotFoundError) as error:  # in the midst of handing over
+        raise RunStopped(
+            "a loader process could not hand on its batch: it was killed, or opened more files "
+            f"than the {file_limit()} that `ulimit -n` allows; the same command resumes, and "
+            "data.workers=0 needs no loader processes"
+        ) from error
     finally:
         forget(number)
         del answers  # ends the loader processes; else an error that is kept would keep it, too

@@ -117,10 +117,16 @@ def _check_unchanged(config: Any, path: Path) -> None:
         before = (saved.get(group) or {}).get(name, now)  # now, of a key that was not known yet
         if key.changes_result and now not in (before, as_held(key, before)):
             different.append(f"{key.name} is {now}, not {before}")
+    remedy = "give the same keys to resume it, or another run.dir"
+    if any(text.startswith("optim.steps ") for text in different):
+        remedy += (
+            "; optim.steps sets the learning rate of each step, so a run cannot be made longer: "
+            f"encoder.init={path.parent} run.dir=NEW begins another from its weights"
+        )
     require(
         not different,
         f"run.dir={path.parent} holds a run of another configuration: {'; '.join(different)}; "
-        "give the same keys to resume it, or another run.dir",
+        f"{remedy}",
     )
 
 

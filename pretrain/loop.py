@@ -35,7 +35,7 @@ from pretrain.interrupt import Interrupt, status_after
 from pretrain.launch import RunConfig, count_parameters, describe_start
 from pretrain.ledger import Ledger, Unusable, name_once
 from pretrain.measures import Evaluator, require_finite, summarise
-from pretrain.metrics import Progress, RunLogs, Speedometer, cut_logs_back
+from pretrain.metrics import Progress, RunLogs, Speedometer, cut_logs_back, read_records
 from pretrain.model import Objective, Output
 from pretrain.optim import OptimConfig, make_optimizer, set_lr
 from pretrain.parallel import Late, backward_of, cut, whole
@@ -431,13 +431,26 @@ class Trainer:
             checkpoint.check_constants(newest, constants, former, stream.changes(self.folder))
             self.training.load(newest)
         if self.accelerator.is_main_process:
-            if newest is not None:
+            if newest is None:
+                self._say_that_it_begins_again()
+            else:
                 checkpoint.publish(newest)
                 logger.info("resuming %s from step %d of %d", self.folder, step, self.optim.steps)
             cut_logs_back(self.folder, step)
             self.stream.record(self.folder)
         self.accelerator.wait_for_everyone()
         return step
+
+    def _say_that_it_begins_again(self) -> None:
+        log = self.folder / "metrics.jsonl"
+        records = read_records(log) if log.exists() else []
+        if records:
+            logger.warning(
+                "%s has a log up to step %d, but no whole checkpoint: the run begins again from "
+                "step 0 (run.checkpoint_every, run.checkpoint_minutes)",
+                self.folder,
+                records[-1]["step"],
+            )
 
 
 def _seed_generators(seed: int) -> None:

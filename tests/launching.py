@@ -218,6 +218,7 @@ def _be_script(
     signal.signal(FAIL, _fail)
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream, number)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # what it is now, not what it was
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
