@@ -29,7 +29,7 @@ from data.storage import (
     protocol_of,
     public_name,
 )
-from data.text import name_some
+from data.text import escaped, name_some
 
 _OWN_FILES = frozenset({"manifest.jsonl", "plan.json", "classes.txt"})
 _MAX_LOOK = 2000  # files of a folder that are looked at to say what it holds
@@ -293,7 +293,7 @@ def shard_names(locations: Sequence[str]) -> list[str]:
     """Name each shard by its path below the deepest folder that holds them all.
 
     So equal file names in two folders stay distinct: "train/000.tar" and "val/000.tar". A folder
-    has the same names on this machine and behind a URL.
+    has the same names on this machine and behind a URL. Bytes that are not UTF-8 are escaped.
 
     Args:
         locations: Absolute paths and URLs, as `list_shards` gives them.
@@ -304,7 +304,7 @@ def shard_names(locations: Sequence[str]) -> list[str]:
     ends = zip(min(folders), max(folders), strict=False) if folders else ()
     common = [first for first, _ in takewhile(lambda pair: pair[0] == pair[1], ends)]
     start = sum(len(folder) + 1 for folder in common)
-    return [path[start:] for path in paths]
+    return [escaped(path[start:]) for path in paths]
 
 
 def _plain_path(location: str) -> str:

@@ -38,7 +38,7 @@ from data.shards import is_hidden
 from data.sources import STDIN, Source, TarStream, list_sources
 from data.storage import Storage
 from data.stream import STOPS, Parcel, Share, as_stop, unpacked
-from data.text import count, printable
+from data.text import count, escaped, printable
 from data.transforms import training_crop
 
 _EPOCH = 0  # the only one: how long a pass is, nobody knows
@@ -227,7 +227,7 @@ class _Sample(NamedTuple):
 
     @property
     def key(self) -> str:
-        return self.members["__key__"]
+        return escaped(self.members["__key__"])
 
 
 class _Reader(IterableDataset[Parcel | RunStopped]):
@@ -309,7 +309,7 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
 
 def _hash(name: str) -> int:
     """Hash a sample's SHARD/KEY to a signed 64-bit word."""
-    digest = sha256(name.encode("utf-8", "surrogateescape")).digest()
+    digest = sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
 

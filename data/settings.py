@@ -7,7 +7,7 @@ Every component's frozen dataclass stands beside the component and declares its 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import field
 from errno import ENOMEM
@@ -25,6 +25,7 @@ from data.processes import (
     shortage,
     watch_launcher,
 )
+from data.text import is_utf8, printable
 
 _NO_READER = 141  # the status of who writes to `head`, which has ended: 128 + SIGPIPE
 
@@ -108,6 +109,16 @@ def require(is_right: bool, message: str) -> None:
     """Raise `UserError(message)` unless the rule holds."""
     if not is_right:
         raise UserError(message)
+
+
+def require_utf8(arguments: Iterable[str]) -> None:
+    """Raise `UserError` for an argument that no file of ours can hold: one that is not UTF-8."""
+    for argument in arguments:
+        require(
+            is_utf8(argument),
+            f"{printable(argument)} is not in UTF-8, and neither a configuration nor safetensors "
+            "takes such a name; rename the file or folder",
+        )
 
 
 @contextmanager

@@ -28,5 +28,19 @@ def printable(text: str) -> str:
 
     File names reach Python with such bytes as lone surrogates, which cannot be encoded.
     """
-    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    known = escaped(text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)
+
+
+def escaped(text: str) -> str:
+    r"""Return a name that can be written to any file: bytes that are not UTF-8 as \x...
+
+    What is written down of samples (traces, the ledger) and what is held against it later name them
+    so.
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether a name, as Python has it from the system, is UTF-8."""
+    return escaped(text) == text

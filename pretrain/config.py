@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from timm.models.vision_transformer import VisionTransformer
 
 from data.loader import DataConfig
-from data.settings import UserError, require, setting
+from data.settings import UserError, require, require_utf8, setting
 from pretrain.corruption import CorruptionConfig
 from pretrain.decoder import DecoderConfig
 from pretrain.encoder import EncoderConfig, image_data, image_size, num_channels
@@ -112,6 +112,7 @@ def load(config: type[Config], arguments: list[str]) -> Config:
         UserError: A file cannot be read, or stands after an override; a key is unknown, or a value
             has the wrong type or breaks a rule: a line for each.
     """
+    require_utf8(arguments)
     known = {key.name: key for key in keys(config)}
     texts = {name for name, key in known.items() if key.is_text}
     lists = {name for name, key in known.items() if key.is_list_of_text}

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from data.loader import LedgerEntry
 from data.settings import RunStopped
-from data.text import count
+from data.text import count, printable
 from pretrain.metrics import JsonLines, read_records
 from pretrain.traces import SKIPPED
 
@@ -91,7 +91,8 @@ class Ledger:
             return
         for number, (step, entry) in enumerate(sorted(entries, key=_by_place)):
             if number < _MAX_SAID:
-                logger.warning("not used: %s/%s: %s", entry.shard, entry.key, entry.reason)
+                name = printable(f"{entry.shard}/{entry.key}")
+                logger.warning("not used: %s: %s", name, entry.reason)
             file.write({"step": step, **entry._asdict()})
         if len(entries) > _MAX_SAID:
             more = len(entries) - _MAX_SAID
@@ -147,7 +148,8 @@ def say_unusable(unusable: Unusable) -> None:
         first = min(unusable.entries, key=lambda entry: entry.position or 0)
         num, total = len(unusable.entries), count(unusable.num_samples, "image")
         what = f"{num:,} of {total} of {unusable.split} cannot be used"
-        logger.warning("%s, such as %s/%s: %s", what, first.shard, first.key, first.reason)
+        name = printable(f"{first.shard}/{first.key}")
+        logger.warning("%s, such as %s: %s", what, name, first.reason)
 
 
 def name_once(
@@ -170,9 +172,8 @@ def name_once(
     for line in new:
         file.write(line)
     for line in new[:_MAX_SAID] if split else []:
-        logger.warning(
-            "not used of %s: %s/%s: %s", split, line["shard"], line["key"], line["reason"]
-        )
+        name = printable(f"{line['shard']}/{line['key']}")
+        logger.warning("not used of %s: %s: %s", split, name, line["reason"])
     if split and len(new) > _MAX_SAID:
         logger.warning("and %d more, named in %s", len(new) - _MAX_SAID, file.path)
 

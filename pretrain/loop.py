@@ -318,6 +318,7 @@ class Trainer:
         if self._logs.metrics is not None:
             self._logs.metrics.write(record)
         self._trackers.log(record, images)
+        self._ledger.write(self._logs.ledger)  # first, so that the file stays in order
         for split in unusable:
             name_once(self._logs.ledger, done, split.entries, split.split)
         self._judge(done)
@@ -329,8 +330,7 @@ class Trainer:
         return record
 
     def _judge(self, done: int) -> None:
-        """Write down what could not be used up to a step, and stop if it is too much."""
-        self._ledger.write(self._logs.ledger)
+        """Stop if too much could not be used up to a step; the ledger is written."""
         seen, epoch, run = map(
             self.stream.consumed, (done, self.stream.steps_per_epoch, self.optim.steps)
         )
@@ -380,6 +380,7 @@ class Trainer:
         Where one rank cannot write, none commits: the checkpoint before stays the newest.
         """
         self._settle(done)
+        self._ledger.write(self._logs.ledger)
         self._judge(done)
         problem = first_problem(self._logs.sync)
         if problem is None:

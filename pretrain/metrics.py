@@ -31,7 +31,9 @@ class JsonLines:
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; a number that is not finite becomes null: JSON has no name for it."""
         values = {name: None if _is_odd(value) else value for name, value in record.items()}
-        self._waiting += json.dumps(values, ensure_ascii=False).encode() + b"\n"
+        text = json.dumps(values, ensure_ascii=False)
+        # what is no Unicode, as in a reason with a file's name, is escaped as JSON has it
+        self._waiting += text.encode("utf-8", "backslashreplace") + b"\n"
         with suppress(OSError):
             self._hand_over()
 

@@ -25,7 +25,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()  # before the imports below, which take seconds
 
-from data.settings import OneLineParser, require, run_entry_point
+from data.settings import OneLineParser, require, require_utf8, run_entry_point
 from scripts.ablating.plan import Ablation
 from scripts.ablating.reading import read_plan
 from scripts.ablating.running import run_tasks, seeds_from, tasks_of
@@ -34,6 +34,7 @@ from scripts.ablating.table import write_table
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/ablate.py ARGUMENTS`; leave with status 1 where a row failed."""
+    require_utf8(arguments)
     asked = _parse(arguments)
     ablation = read_plan(asked.ablation, asked.overrides)
     seeds = ablation.seeds if asked.seeds is None else seeds_from(asked.seeds)

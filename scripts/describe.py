@@ -22,7 +22,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()  # before the imports below, which take seconds
 
-from data.settings import OneLineParser, require, run_entry_point
+from data.settings import OneLineParser, require, require_utf8, run_entry_point
 from scripts.describing.building import build
 from scripts.describing.measuring import PRECISIONS, Costs, measure
 
@@ -40,6 +40,7 @@ _COLUMNS = (
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/describe.py ARGUMENTS`."""
+    require_utf8(arguments)
     asked = _parse(arguments)
     if asked.table:
         print("\n".join(_table(asked)))

@@ -30,7 +30,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data.disks import explain
-from data.settings import OneLineParser, RunStopped, UserError, require, run_entry_point
+from data.settings import (
+    OneLineParser,
+    RunStopped,
+    UserError,
+    require,
+    require_utf8,
+    run_entry_point,
+)
 from data.storage import expand_home, user_path
 from scripts.exporting import hugging_face, onnx_file, timm_folder, torch_program
 from scripts.exporting.card import NO_LICENCE, write_card
@@ -48,6 +55,7 @@ _FORMATS = {
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/export.py ARGUMENTS`."""
+    require_utf8(arguments)
     options = _parse(arguments)
     form, out = _FORMATS[options.to], options.out
     _check(options)

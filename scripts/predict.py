@@ -35,7 +35,14 @@ from tqdm import tqdm
 from data.devices import num_cores
 from data.disks import explain
 from data.image_folder import list_images
-from data.settings import OneLineParser, RunStopped, memory_errors, require, run_entry_point
+from data.settings import (
+    OneLineParser,
+    RunStopped,
+    memory_errors,
+    require,
+    require_utf8,
+    run_entry_point,
+)
 from data.storage import expand_home, user_path
 from data.text import printable
 from data.transforms import UnreadableImage, evaluation_crop
@@ -65,6 +72,7 @@ class Answer(NamedTuple):
 def main(arguments: list[str]) -> None:
     """Run `python scripts/predict.py ARGUMENTS`."""
     options = _parse(arguments)
+    require_utf8([options.model])
     paths, notes = find(options.images)
     model = load_classifier(options.model)
     require(

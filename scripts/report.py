@@ -32,7 +32,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()  # before the imports below, which take seconds
 
 from data.disks import explain
-from data.settings import OneLineParser, UserError, require, run_entry_point
+from data.settings import OneLineParser, UserError, require, require_utf8, run_entry_point
 from data.shards import atomic_write
 from data.storage import user_path
 from pretrain.figures.draw import require_matplotlib
@@ -47,6 +47,7 @@ _TEMPLATE = Path(__file__).with_name("report_template.html")
 
 def main(arguments: list[str]) -> None:
     """Read the runs, draw, write the page."""
+    require_utf8(arguments)
     options = _parse(arguments)
     require_matplotlib()
     runs = [read_run(folder) for folder in options.runs]

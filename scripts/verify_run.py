@@ -26,7 +26,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from data.disks import explain
 from data.index.opening import open_manifest
-from data.settings import OneLineParser, UserError, require, run_entry_point
+from data.settings import OneLineParser, UserError, require, require_utf8, run_entry_point
 from data.shards import atomic_write
 from data.storage import user_path
 from finetune.config import FinetuneConfig
@@ -42,6 +42,7 @@ _NUM_SHOWN = 20  # violations, and epochs
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/verify_run.py ARGUMENTS`; leave with status 1 where it does not hold."""
+    require_utf8(arguments)
     options = _parse(arguments)
     verdict = _verify(options.run, options.shards)
     for line in _lines(verdict):

@@ -70,10 +70,10 @@ class ShardIndex:
         return len(self.member_ends)
 
     def key(self, sample: int) -> str:
-        """Return the key of sample 0 <= `sample` < S."""
+        """Return the key of sample 0 <= `sample` < S, as `data.text.escaped` writes it."""
         start = int(self.key_ends[sample - 1]) if sample else 0
         name = self.keys[start : int(self.key_ends[sample])].tobytes()
-        return name.decode("utf-8", "surrogateescape")
+        return name.decode("utf-8", "backslashreplace")
 
     def members(self, sample: int) -> dict[str, Member]:
         """Return the members of sample 0 <= `sample` < S by extension."""
