@@ -1,6 +1,7 @@
 """Ctrl-C, a launcher that is gone, an output that nobody reads: how a process leaves."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,10 +101,13 @@ def test_a_log_without_a_checkpoint_is_told(
     tmp_path: Path, tiny: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"st')
+    arguments = [*tiny, "optim.steps=4", f"run.dir={folder}"]
+    pretrain.run.main(arguments)
+    assert "begins again" not in caplog.text
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "encoder").unlink()
     with caplog.at_level("WARNING"):
-        pretrain.run.main([*tiny, "optim.steps=4", f"run.dir={folder}"])
+        pretrain.run.main(arguments)
     text = f"{folder} has a log up to step 4, but no whole checkpoint: the run begins again from"
     assert text in caplog.text
     assert [record["step"] for record in read_records(folder / "metrics.jsonl")] == [1, 2, 3, 4]
