@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data.disks import explain
-from data.settings import UserError
+from data.settings import RunStopped, UserError
 
 Result = TypeVar("Result")
 
@@ -20,15 +20,20 @@ def reduce(accelerator: Accelerator, tensor: Tensor) -> Tensor:
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Run `work` on the main process alone; its result or its `UserError` is everyone's."""
-    outcome: list[Result | UserError | None] = [None]
+    """Run `work` on the main process alone; its result is everyone's.
+
+    So is the `UserError` that it raises, or the `RunStopped` on which all ranks agree.
+    """
+    outcome: list[Result | UserError | RunStopped | None] = [None]
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
-        except UserError as error:
+        except (UserError, RunStopped) as error:
+            if isinstance(error, RunStopped) and not error.is_agreed:
+                raise
             outcome[0] = error
     broadcast_object_list(outcome)
-    if isinstance(outcome[0], UserError):
+    if isinstance(outcome[0], UserError | RunStopped):
         raise outcome[0]
     return cast(Result, outcome[0])
 

@@ -7,13 +7,16 @@ Source: as `pretrain.classes.Words`.
 """
 
 import logging
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from data.settings import require
+from data.loader import LedgerEntry
+from data.settings import RunStopped, UserError
 from data.stream import Share, TrainingStream
+from data.text import count, printable
 from pretrain.classes import Words, nearest_word
 from pretrain.pixels import to_patches
 from pretrain.ranks import on_main
@@ -37,7 +40,8 @@ def learn_words(accelerator: Accelerator, target: Target, stream: object) -> Non
         stream: The run's; it is left as it is.
 
     Raises:
-        UserError: There are fewer patches than words.
+        RunStopped: There are fewer patches than words, since images cannot be used.
+        UserError: There are fewer although they can.
     """
     if not isinstance(target, Words):
         return
@@ -46,25 +50,46 @@ def learn_words(accelerator: Accelerator, target: Target, stream: object) -> Non
 
 
 def _learn(target: Words, stream: TrainingStream) -> dict[str, Tensor]:
-    images = first_images(stream, NUM_IMAGES)
+    images, bad = first_images(stream, NUM_IMAGES)
     patches = to_patches(images, target.patch).flatten(2).flatten(0, 1)  # uint8 (n, V)
-    num_words, num_patches = target.num_classes, len(patches)
-    require(
-        num_patches >= num_words,
-        f"target.num_words={num_words} is more than the {num_patches} patches of the first "
-        f"{len(images)} training images; lower it",
-    )
+    num_words = target.num_classes
+    if len(patches) < num_words:
+        _refuse(target, to_patches(images, target.patch).shape[1], len(images), bad)
     _logger.info("learning %d visual words from the first %d images", num_words, len(images))
     seed = stream.samples.order.seed
     return fit(patches, num_words, target.num_components, seed)
 
 
-def first_images(stream: TrainingStream, num_images: int) -> Tensor:
-    """Read the first images of a run's first epoch, of all its ranks: uint8 (B, C, H, W)."""
+def _refuse(
+    target: Words, patches_per_image: int, num_good: int, bad: list[LedgerEntry]
+) -> NoReturn:
+    """Say why there are too few patches: there are few images, or few that can be used."""
+    total, words = num_good + len(bad), f"target.num_words={target.num_classes}"
+    if bad and total * patches_per_image >= target.num_classes:
+        first = bad[0]
+        raise RunStopped(
+            f"{len(bad):,} of the first {count(total, 'training image')} cannot be used, such as "
+            f"{printable(f'{first.shard}/{first.key}')}: {first.reason}; so there are too few "
+            f"patches for {words}: mend the shards",
+            is_agreed=True,
+        )
+    raise UserError(
+        f"{words} is more than the {count(num_good * patches_per_image, 'patch')} of the first "
+        f"{count(num_good, 'usable training image')}; lower it"
+    )
+
+
+def first_images(stream: TrainingStream, num_images: int) -> tuple[Tensor, list[LedgerEntry]]:
+    """Read the first images of a run's first epoch, of all its ranks.
+
+    Returns:
+        uint8 (B, C, H, W), and those among them that cannot be used.
+    """
     alone = TrainingStream(stream.samples, _BATCH, Share(0, 1, _BATCH), stream.workers)
     num_steps = min(-(-num_images // _BATCH), alone.steps_per_epoch)
-    tensors = [batch.tensors for [batch] in alone.steps(0, num_steps)]
-    return torch.cat([each["image"][each["weight"] > 0] for each in tensors])[:num_images]
+    batches = [batch for [batch] in alone.steps(0, num_steps)]
+    images = [batch.tensors["image"][batch.tensors["weight"] > 0] for batch in batches]
+    return torch.cat(images)[:num_images], [entry for batch in batches for entry in batch.bad]
 
 
 def fit(patches: Tensor, num_words: int, num_components: int, seed: int) -> dict[str, Tensor]:

@@ -11,11 +11,13 @@ from torch import Tensor
 import pretrain.run
 from data.index.opening import open_manifest
 from data.loader import Samples
-from data.settings import UserError
+from data.settings import RunStopped, UserError
+from data.shards import ImageFile, write_shard
 from data.stream import Share, TrainingStream
 from pretrain.classes import Words
 from pretrain.pixels import to_patches
 from pretrain.words import first_images, fit
+from tests.conftest import BAD
 
 
 def clustered(num_words: int, num_each: int, noise: int) -> tuple[Tensor, Tensor]:
@@ -98,11 +100,12 @@ def stream_of(shards: Path, share: Share, workers: int = 0) -> TrainingStream:
 
 
 def test_all_ranks_would_learn_from_the_same_images(shards: Path) -> None:
-    images = first_images(stream_of(shards, Share(0, 1, 8)), 1_024)
+    images, bad = first_images(stream_of(shards, Share(0, 1, 8)), 1_024)
+    assert [entry.key for entry in bad] == [f"{BAD:03d}"]
     assert images.shape == (35, 3, 16, 16)  # of 36 images one is bad
-    others = first_images(stream_of(shards, Share(1, 2, 2), workers=1), 1_024)
+    others, _ = first_images(stream_of(shards, Share(1, 2, 2), workers=1), 1_024)
     assert torch.equal(others, images)
-    assert torch.equal(first_images(stream_of(shards, Share(0, 1, 8)), 10), images[:10])
+    assert torch.equal(first_images(stream_of(shards, Share(0, 1, 8)), 10)[0], images[:10])
     seen = [batch.tensors for [batch] in stream_of(shards, Share(0, 1, 8)).steps(0, 5)]
     trained = torch.cat([each["image"][each["weight"] > 0] for each in seen])
     assert torch.equal(images, trained)  # the crops of the first epoch
@@ -131,6 +134,21 @@ def test_what_cannot_be_learnt(
     arguments: list[Any] = [*tiny, "target.kind=words", *more, f"run.dir={tmp_path}/run"]
     with pytest.raises(UserError, match=message):
         pretrain.run.main(arguments)
+
+
+def test_broken_images_are_no_reason_to_ask_for_fewer_words(
+    tmp_path: Path, tiny: list[str]
+) -> None:
+    """The cause is named by its own: the images, with the reason."""
+    images = (ImageFile(f"{n:03d}", "png", b"no image", None) for n in range(20))
+    write_shard(tmp_path / "broken.tar", images)
+    told = [*tiny, "target.kind=words", "target.num_words=16", f"run.dir={tmp_path}/run"]
+    with pytest.raises(RunStopped) as caught:
+        pretrain.run.main([*told, f"data.shards={tmp_path}/broken.tar"])
+    assert str(caught.value).startswith("20 of the first 20 training images cannot be used, such")
+    assert "no image format that Pillow knows; so there are too few patches for target.num_" in str(
+        caught.value
+    )
 
 
 def test_patches_lie_as_the_target_reads_them() -> None:
