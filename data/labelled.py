@@ -50,7 +50,7 @@ class LabelledDataConfig(ImageConfig):
 
     classes: str | None = setting(
         None,
-        "file with a class name a line; default: classes.txt beside local shards, if it is there",
+        "file with a class name a line; default: classes.txt beside the shards, if it is there",
         changes_result=False,
         is_path=True,
     )

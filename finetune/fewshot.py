@@ -4,7 +4,8 @@
 
 `encoder.like=RUN` measures it untrained. Nothing is trained or tuned. The images are read
 once, on all processes of `accelerate launch`, for all of `fewshot.layers` and `fewshot.poolings`;
-`fewshot.dir` holds the table, `result.json` and the features.
+`fewshot.dir` (by default `RUN/fewshot`, and `RUN/fewshot-untrained`) holds the table, `result.json`
+and the features. Classes are matched by name where a `classes.txt` lies beside the shards.
 """
 
 import statistics

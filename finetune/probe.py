@@ -4,8 +4,9 @@
 
 `encoder.like=RUN` measures it untrained. The probe is a logistic regression whose penalty
 a tenth of `data.train` chooses; `data.val` chooses nothing. The images are read once, on all
-processes, for all of `probe.layers` and `probe.poolings`; `probe.dir` holds the table,
-`result.json` and the features.
+processes, for all of `probe.layers` and `probe.poolings`; `probe.dir` (by default `RUN/probe`, and
+`RUN/probe-untrained`) holds the table, `result.json` and the features. Classes are matched by name
+where a `classes.txt` lies beside the shards.
 """
 
 import sys
