@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def test_what_a_pass_keeps_is_counted_to_the_byte(
     batch = example_batch(need.model.encoder, num_images)
     expected = count_saved_bytes(need.model, batch, precision)
     assert need.saved(num_images) == expected > 50_000 * num_images
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch without CUDA")
+@pytest.mark.parametrize(
+    "own", [[], ["target.kind=words", "target.num_words=16"], ["corruption.kind=block"]]
+)
+def test_a_gpus_passes_are_counted_without_one(encoder: list[str], own: list[str]) -> None:
+    need = need_of([*encoder, *own])
+    there = replace(need, device=torch.device("cuda")).saved(8)
+    assert need.saved(8) <= there < 1.2 * need.saved(8)
 
 
 def test_counting_leaves_the_model_and_all_generators_as_they_were(encoder: list[str]) -> None:
