@@ -35,6 +35,7 @@ from finetune.head import Classifier
 from finetune.load import saved_names
 from finetune.metrics import Figures
 from finetune.validate import Validation
+from pretrain.additions import say_what_timm_lacks
 from pretrain.claim import claim
 from pretrain.config import load, resolve, usage
 from pretrain.encoder import image_data, image_size, num_channels
@@ -112,6 +113,7 @@ def main(arguments: list[str]) -> None:
             "flops_per_image": flops,
         }
         _report(Path(config.run.dir), validation.figures, names, facts)
+        say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
     accelerator.end_training()
 
 

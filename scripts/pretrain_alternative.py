@@ -9,7 +9,8 @@
 Data, encoder, optimizer, schedule, precision, checkpoints and records are those of our own
 objective; the masks, the decoder and the loss are theirs. CONFIG.yaml is one of configs/pretrain
 that has no keys of our objective, such as cifar10-mask-tokens.yaml. RUN/encoder is an encoder like
-any other: finetune/*.py measure it. The same command again resumes.
+any other: finetune/*.py measure it. (MAE draws its weights anew, as its authors do, and
+`encoder.like` of such a run begins as ours do.) The same command again resumes.
 """
 
 import sys

@@ -181,6 +181,27 @@ def test_frozen_encoders_are_measured_untrained(
     assert f"none, like {words}: 10 images" in capsys.readouterr().out
 
 
+@torch.no_grad()
+def test_timm_loads_what_a_run_with_fixed_sines_leaves(words: Path) -> None:
+    images, ours = torch.rand(2, 3, 16, 16), load_encoder(words).eval()
+    for folder in (words / "encoder", words / "checkpoints/step-00000001/encoder"):
+        by_timm: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        assert torch.equal(by_timm.eval().forward_features(images), ours.forward_features(images))
+    assert additions_of(ours).position == "sincos_2d"
+    assert "pos_embed" not in dict(ours.named_parameters())
+
+
+@pytest.mark.parametrize("position", ["relative", "sincos_2d"])
+def test_what_timm_cannot_load_is_said_at_the_end(
+    tmp_path: Path, tiny: list[str], caplog: pytest.LogCaptureFixture, position: str
+) -> None:
+    told = [f"encoder.position={position}", "optim.steps=1", "optim.warmup_steps=0"]
+    with caplog.at_level("INFO"):
+        pretrain.run.main([*tiny, *told, f"run.dir={tmp_path}/run"])
+    said = f"timm alone cannot load {tmp_path}/run/encoder, since it has no encoder.position=rel"
+    assert (said in caplog.text) == (position == "relative")
+
+
 # ---------------------------------------------------------------- what is refused
 
 
