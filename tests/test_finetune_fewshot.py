@@ -188,7 +188,7 @@ def test_mistakes_are_one_line(arguments: list[str], argument: str, text: str) -
 def test_a_set_without_labels_is_one_line_and_status_2_on_two_ranks(
     tmp_path: Path, arguments: list[str]
 ) -> None:
-    write_shard(tmp_path / "a.tar", [ImageFile("000", "png", make_png(0), None)])
+    write_shard(tmp_path / "a.tar", [ImageFile("000", "png", make_png(999), None)])
     more = [*arguments, f"data.val={tmp_path}/a.tar", "encoder.init=none"]
     with Ranks(more, 2, tmp_path / "logs", script="finetune.fewshot") as ranks:
         assert ranks.wait() == [2, 2]
