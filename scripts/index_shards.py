@@ -218,7 +218,7 @@ def _report(problems: list[Problem], manifest: Manifest, path: Path | None) -> N
     num_bytes = int(manifest.shards.num_bytes.sum())
     counts = (len(manifest.shards), "shard"), (manifest.num_samples, "sample"), (num_bytes, "byte")
     print("indexed:", ", ".join(starmap(count, counts)))
-    print(_summary(problems))
+    print(summary(problems))
     if path is None:
         return
     report = {
@@ -231,7 +231,7 @@ def _report(problems: list[Problem], manifest: Manifest, path: Path | None) -> N
         file.write(json.dumps(report, indent=2).encode() + b"\n")
 
 
-def _summary(problems: list[Problem]) -> str:
+def summary(problems: list[Problem]) -> str:
     """Say how many shards have problems, and what that means."""
     shards = {problem.shard for problem in problems}
     unusable = {problem.shard for problem in problems if problem.is_unusable}
@@ -241,6 +241,8 @@ def _summary(problems: list[Problem]) -> str:
     if not unusable:
         used = "it can be used" if len(shards) == 1 else "all can be used"
         return f"{said}; {used}, less what is named above"
+    if len(unusable) == len(shards):
+        return f"{said}; {'it' if len(shards) == 1 else 'they'} cannot be used at all"
     return f"{said}; {len(unusable):,} of them cannot be used at all"
 
 

@@ -1,12 +1,15 @@
 """scripts/index_shards.py, as a user starts it."""
 
 import gzip
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from servers import flaky_http
 
 from data.index.opening import open_manifest
 from data.shards import ImageFile, write_shard
+from scripts.index_shards import Problem, summary
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "index_shards.py"
 # The same, but each row is written as it comes.
@@ -194,6 +198,41 @@ def test_remote_shards(tmp_path: Path) -> None:
         assert "shard 1.tar was replaced since it was indexed (3 samples before, 5" in done.stderr
         assert "indexed: 2 shards, 8 samples, " in done.stdout
     assert not list(folder.glob("*.index"))
+
+
+def test_the_last_line_says_what_is_meant() -> None:
+    cut, twice = Problem("a", "cut", False), Problem("b", "keys", True)
+    for problems, text in (
+        ([], "no problems"),
+        ([cut, cut], "1 shard has problems; it can be used, less what is named above"),
+        ([cut, replace(cut, shard="c")], "2 shards have problems; all can be used, less what is "),
+        ([twice], "1 shard has problems; it cannot be used at all"),
+        ([twice, replace(twice, shard="c")], "2 shards have problems; they cannot be used at all"),
+        ([cut, twice], "2 shards have problems; 1 of them cannot be used at all"),
+    ):
+        assert summary(problems).startswith(text)
+
+
+def test_hidden_files_and_shards_without_images_are_said(tmp_path: Path) -> None:
+    for name, members in {
+        "mac.tar": ("img/._0.png", "img/0.png", "img/._1.png", "img/1.png"),
+        "dots.tar": ("2024.05.01.png", "2024.05.02.png"),
+    }.items():
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for number, member in enumerate(members):
+                info, content = tarfile.TarInfo(member), make_png(number, (8, 8))
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert (
+        "shard dots.tar holds 1 sample and no image: the members of 2024 end in .05.01.png, "
+        in (done.stdout)
+    )
+    assert "indexed: 1 shard, 2 samples, " in done.stdout
+    assert "passed over 2 hidden files, which are no part of the data (first img/._0.png in" in (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def _data(data: dict[str, Any]) -> Iterator[str]:
         if spec:
             specs = spec if isinstance(spec, list) else [spec]
             names = ", ".join(_short(str(part)) for part in specs)
-            yield f"{split}: {names}{_count(spec)}"
+            yield f"{split}: {names}{_count(spec, f'data.{split}')}"
 
 
 def _short(spec: str) -> str:
@@ -138,12 +138,12 @@ def _short(spec: str) -> str:
     return public_name(spec) if is_remote(spec) else "/".join(Path(spec).parts[-2:])
 
 
-def _count(spec: object) -> str:
+def _count(spec: object, key: str) -> str:
     """Count what is indexed on this machine; nothing is fetched or scanned for it."""
     if not is_local(spec):
         return ""
     try:
-        catalog = Catalog(spec, "data", Storage())
+        catalog = Catalog(spec, key, Storage())
         manifest = catalog.manifest()
     except (UserError, RunStopped, OSError):
         return ""
