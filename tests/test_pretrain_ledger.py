@@ -35,7 +35,8 @@ def write(tmp_path: Path) -> Write:
     """Return what writes a shard of so many images, of which some are cut."""
 
     def shard(name: str, num: int, broken: Sequence[int]) -> Path:
-        contents = [make_png(n)[: 60 if n in broken else None] for n in range(num)]
+        first = 300 * len(name)  # other names, other images
+        contents = [make_png(first + n)[: 60 if n in broken else None] for n in range(num)]
         images = [
             ImageFile(f"{n:03d}", "png", content, n % 3) for n, content in enumerate(contents)
         ]
@@ -206,7 +207,7 @@ def test_half_of_the_validation_images_are_too_many(
 ) -> None:
     """Also where a finished classifier is measured again."""
     good, broken = write("good.tar", 24, []), write("broken.tar", 10, range(5))
-    told += [f"data.train={good}", f"data.val={good}"]
+    told += [f"data.train={good}", f"data.val={write('val.tar', 10, [])}"]
     finetune.run.main(told)
     written = (tmp_path / "run/result.json").read_bytes()
     said = stop(finetune.run.main, [*told, f"data.val={broken}"])
@@ -219,7 +220,7 @@ def test_a_probes_images_are_judged_too(
     write: Write, tmp_path: Path, told: list[str], split: str
 ) -> None:
     good, broken = write("good.tar", 24, []), write("broken.tar", 24, range(24))
-    splits = {"train": good, "val": good} | {split: broken}
+    splits = {"train": good, "val": write("val.tar", 12, [])} | {split: broken}
     told += [f"data.shards={good}", "probe.shots=[1]", "probe.neighbours=3"]
     told += [f"probe.{key}={shard}" for key, shard in splits.items()]
     said = stop(pretrain.run.main, told)
@@ -252,7 +253,7 @@ def test_a_network_whose_weights_are_no_numbers_measures_nothing(
     write: Write, tmp_path: Path, told: list[str], encoder: list[str]
 ) -> None:
     good = write("good.tar", 24, [])
-    labelled = [f"data.train={good}", f"data.val={good}"]
+    labelled = [f"data.train={good}", f"data.val={write('val.tar', 10, [])}"]
     finetune.run.main([*told, *labelled])
     weights = (tmp_path / "run/encoder/model.safetensors").resolve()
     tensors = load_file(weights)
