@@ -119,6 +119,7 @@ def _hint(name: str, known: Collection[str]) -> str:
     if _leaf(name) in _LAUNCHER:
         return "the launcher is told, as in torchrun --nproc-per-node 8"
     found = list(dict.fromkeys(_candidates(name, known)))
+    found = found or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {' or '.join(found[:4])}?" if found else "see --help"
 
 
@@ -137,7 +138,4 @@ def _candidates(name: str, known: Collection[str]) -> Iterator[str]:
         if key in known:
             yield target
         yield from (full for full in known if full.split(".")[-1] == key)
-    own = [full for full in known if full.split(".")[-1] == leaf]
-    yield from own
-    if not asked and not own:
-        yield from difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    yield from (full for full in known if full.split(".")[-1] == leaf)
