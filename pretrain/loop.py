@@ -93,6 +93,7 @@ class Trainer:
         self._flags: list[_Flag] = []
         self._num_bad_steps = 0  # in a row
         self._ledger = Ledger(self.folder)
+        self._unusable: list[Unusable] = []  # of what was measured and is not judged yet
         self._last_commit = time.monotonic()
         self._speed = Speedometer(optim.batch_size)
 
@@ -165,6 +166,7 @@ class Trainer:
                 is_leaving = is_asked_to_leave.read() > 0
                 if is_leaving or self._is_commit_due(done):
                     self._commit(done, is_last=is_leaving or done == last)
+                self._judge_measured(done, record)
                 if is_leaving and done < last:
                     self._leave(done)
                 progress.advance()
@@ -296,36 +298,35 @@ class Trainer:
     def _log(self, done: int, totals: Totals, norm: Tensor) -> dict[str, float]:
         """Write a step's record; the step's own values over all ranks, in full precision."""
         self._settle(done)
-        figures = summarise(self.accelerator, self.objective, totals)
+        summary = summarise(self.accelerator, self.objective, totals)
+        own = {f"train/{name}": value for name, value in summary.items()}
         record: dict[str, float] = {
             "step": done,
             "epoch": done / self.stream.steps_per_epoch,
-            **{f"train/{name}": value for name, value in figures.items()},
+            **own,
             "optim/lr": self.optim.lr_at(done - 1),
             "optim/grad_norm": float(norm),
             **self._speed.read(),
         }
         images: dict[str, Tensor] = {}
-        unusable: list[Unusable] = []
         for evaluator in self.evaluators:
             if self._is_due(done, evaluator.every):
                 measured = evaluator.measure(self.training.best)
                 figures = measured.figures.items()
                 record |= {f"{evaluator.name}/{name}": value for name, value in figures}
-                unusable += measured.unusable
+                self._unusable += measured.unusable
                 if evaluator.illustrate is not None:
                     images |= evaluator.illustrate(self.training.best)
         if self._logs.metrics is not None:
             self._logs.metrics.write(record)
         self._trackers.log(record, images)
         self._ledger.write(self._logs.ledger)  # first, so that the file stays in order
-        for split in unusable:
+        for split in self._unusable:
             name_once(self._logs.ledger, done, split.entries, split.split)
         self._judge(done)
-        for split in unusable:
-            split.judge(self._max_bad_ratio, self.folder)
-        if done == self.optim.steps:
-            self._require_result(record)
+        if done == self.optim.steps and self._num_bad_steps >= min(2, done):
+            # before the last commit: it has diverged; a last step that alone is bad was skipped
+            self._require_result(own)
         self._speed.restart()
         return record
 
@@ -336,10 +337,20 @@ class Trainer:
         )
         self._ledger.judge(seen, epoch, run, self._max_bad_ratio)
 
-    def _require_result(self, record: dict[str, float]) -> None:
-        """Stop before the last commit where what the run ends with is no number."""
-        groups = ("train", *(evaluator.name for evaluator in self.evaluators))
-        figures = {name: value for name, value in record.items() if name.split("/")[0] in groups}
+    def _judge_measured(self, done: int, record: dict[str, float]) -> None:
+        """Stop where what was measured is of too few samples, or the run ends with no number.
+
+        After a commit, so that no step is lost; a finished run is judged again when it is started.
+        """
+        unusable, self._unusable = self._unusable, []
+        for split in unusable:
+            split.judge(self._max_bad_ratio, self.folder)
+        if done == self.optim.steps:
+            names = {evaluator.name for evaluator in self.evaluators}
+            figures = {key: value for key, value in record.items() if key.split("/")[0] in names}
+            self._require_result(figures)
+
+    def _require_result(self, figures: dict[str, float]) -> None:
         require_finite(figures, "the last step's result", f"; {self._what_is_kept()}")
 
     def _measure_finished(self) -> dict[str, float]:
@@ -351,6 +362,7 @@ class Trainer:
                 split.judge(self._max_bad_ratio, self.folder)
             figures = measured.figures.items()
             record |= {f"{evaluator.name}/{name}": value for name, value in figures}
+        self._require_result(record)
         said = "".join(f"\n  {name} {value:.6g}" for name, value in record.items())
         what = f"measured now, and not in metrics.jsonl:{said}" if said else "nothing is left to do"
         logger.info("%s was finished before, at step %d; %s", self.folder, self.optim.steps, what)

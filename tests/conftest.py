@@ -152,6 +152,8 @@ def _clean_process() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
     yield
     os.environ.clear()
     os.environ.update(environment)
+    if "torch" in sys.modules:
+        sys.modules["torch"].use_deterministic_algorithms(False)
     if "accelerate" in sys.modules:  # never import it here: it takes seconds
         from accelerate.state import AcceleratorState
 

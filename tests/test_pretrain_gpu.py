@@ -43,6 +43,9 @@ from pretrain.transfer import Copies, to_device
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    # what compiling imports
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
 ]
 
 ENCODER = EncoderConfig(
@@ -140,8 +143,8 @@ def stepper(model: nn.Module, run: RunConfig, **optim: Any) -> Callable[[int], N
 @contextmanager
 def no_waits() -> Generator[None]:
     """Refuse what makes the host wait for the device, but for events."""
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -19,11 +19,13 @@ import scripts.export
 import scripts.predict
 import scripts.report
 import scripts.verify_run
-from data.loader import LedgerEntry
+from data.loader import Batch, LedgerEntry
 from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
 from pretrain.ledger import Ledger, Unusable
+from pretrain.loop import Trainer
 from pretrain.metrics import read_records
+from pretrain.model import Output
 from tests.conftest import make_png
 from tests.launching import Ranks
 
@@ -196,7 +198,8 @@ def test_validation_images_that_are_all_broken_stop_a_run(
     pretraining = [*told, f"data.shards={good}", f"data.val_shards={broken}", *more]
     text = "100.0% of the samples of data.val_shards cannot be used (10 of 10)"
     assert text in stop(pretrain.run.main, pretraining)
-    assert not (tmp_path / "run/encoder").exists()
+    assert (tmp_path / "run/encoder").exists()  # of all steps: the training images were sound
+    assert text in stop(pretrain.run.main, pretraining)  # started again
     tuning = [*told, f"data.train={good}", f"data.val={broken}", f"run.dir={tmp_path}/tuned", *more]
     assert "100.0% of the samples of data.val cannot" in stop(finetune.run.main, tuning)
     assert not (tmp_path / "tuned/result.json").exists()
@@ -247,6 +250,25 @@ def test_a_run_that_diverges_at_its_end_is_not_finished(
     said = stop(pretrain.run.main, told)
     assert "the last step's result is no finite number (train/loss, " in said
     assert not (tmp_path / "run/encoder").exists()
+
+
+def test_a_last_step_that_alone_is_bad_is_skipped(
+    write: Write, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run could never finish, as a resume repeats the step."""
+    factors = {7: math.inf}
+    forward = Trainer._forward
+    calls = iter(range(1000))
+
+    def spoil(trainer: Trainer, batch: Batch) -> Output:
+        output = forward(trainer, batch)
+        return output._replace(loss=output.loss * factors.get(next(calls), 1.0))
+
+    monkeypatch.setattr(Trainer, "_forward", spoil)
+    told += [f"data.shards={write('train.tar', 24, [])}", "optim.steps=8", "optim.warmup_steps=1"]
+    pretrain.run.main(told)
+    assert (tmp_path / "run/encoder").exists()
+    assert {line["step"] for line in read_records(tmp_path / "run/bad_samples.jsonl")} == {8}
 
 
 def test_a_network_whose_weights_are_no_numbers_measures_nothing(
