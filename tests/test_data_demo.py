@@ -49,7 +49,7 @@ def test_number_of_tiles_a_class(demo: Path) -> None:
 
 
 def test_tiles_are_images_of_one_size(demo: Path) -> None:
-    reader = ShardReader(open_manifest(demo, "data.shards"))
+    reader = ShardReader(open_manifest(f"{demo}/*.tar", "data.shards"))
     for shard, sample in product(range(5), range(0, 800, 100)):
         image = Image.open(io.BytesIO(reader.read(shard, sample, {"png"})["png"]))
         assert (image.size, image.mode) == ((TILE, TILE), "RGB")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 import pretrain.run
 from data.index.opening import open_manifest
@@ -54,7 +55,7 @@ def _poison(kind: str, steps: tuple[int, ...], rank_only: bool) -> None:
     def forward(self: MaskedPatchModel, batch: dict[str, Tensor]) -> Output:
         nonlocal calls
         output = plain(self, batch)
-        if not self.training:
+        if not self.training or isinstance(output.loss, FakeTensor):  # the count of memory
             return output
         calls += 1
         return (
