@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -11,6 +12,10 @@ from pathlib import Path
 # two files are tested at a time: threads would wait for each other; and sums come out the same on
 # any number of cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a suite behind `&` is told to ignore Ctrl-C, and so is all that it starts
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import numpy as np
