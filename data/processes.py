@@ -140,12 +140,22 @@ def leave_signals_to_parent() -> None:
 def begin() -> None:
     """Let Ctrl-C end a script that is importing what it needs in one line; watch its launcher."""
     if getattr(current_process(), "_inheriting", False):  # one of its pool, which imports it too
-        end_with_parent(int(os.environ[_STARTED_BY]))
+        starter, parent = int(os.environ[_STARTED_BY]), os.getppid()
+        # a server that forks may stand between the two
+        end_with_parent(parent if starter in (parent, _parent_of(parent, starter)) else starter)
         return
     os.environ[_STARTED_BY] = str(os.getpid())
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave_at_once)
     watch_launcher()
+
+
+def _parent_of(pid: int, default: int) -> int:
+    """Return who started a process; the default where nobody can tell, such as on macOS."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return default
 
 
 @contextmanager

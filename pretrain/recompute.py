@@ -37,7 +37,7 @@ def check_kind(kind: str) -> None:
     Raises:
         UserError: It is not.
     """
-    remedy = {"True": "; true is now full", "False": "; false is now none"}.get(kind, "")
+    remedy = {"true": "; true is now full", "false": "; false is now none"}.get(kind.lower(), "")
     require(
         kind in KINDS,
         f"run.grad_checkpointing={kind} is not one of {', '.join(KINDS)}{remedy}",
