@@ -136,7 +136,8 @@ def memory_errors(remedy: str) -> Generator[None]:
         if shortage(error) is not None or not (is_known or is_told):
             raise
         lines = str(error).splitlines() or ["Python could get no more"]
-        reason = lines[0].rpartition("] ")[2].strip().rstrip(".")  # no place in torch's sources
+        told = lines[0].rpartition("] ")[2]  # no place in torch's sources
+        reason = told.partition(" Including non-PyTorch")[0].strip().rstrip(".")
         raise RunStopped(f"memory ran out: {reason}; try {remedy}") from error
 
 

@@ -266,7 +266,9 @@ def allocator() -> None:
 
 
 def cuda() -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee more")
+    free = "GPU 0 has a total capacity of 139.80 GiB of which 6.55 GiB is free."
+    more = "Including non-PyTorch memory, this process has 133.23 GiB memory in use. See more"
+    raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate 18.47 GiB. {free} {more}")
 
 
 def fork() -> None:
@@ -286,6 +288,7 @@ def test_memory_that_runs_out_is_one_line(
     assert caught.value.code == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("stopped: memory ran out: ")
+    assert "non-PyTorch" not in line  # the remedy would stand behind four sentences of torch's
 
 
 def test_other_errors_stay_what_they_are() -> None:

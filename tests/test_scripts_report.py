@@ -228,10 +228,10 @@ def test_training_images_stand_in_for_validation(run: Path, report: Report):
     assert "8 training images (the run has no validation shards)" in page
 
 
-def test_missing_shards_and_checkpoints_are_said(
-    run: Path, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)
+def test_missing_shards_and_checkpoints_are_said(run: Path, report: Report, tmp_path: Path):
+    config = OmegaConf.load(run / "config.yaml")
+    OmegaConf.update(config, "data.val_shards", str(tmp_path / "val.tar"))
+    OmegaConf.save(config, run / "config.yaml")
     report(run)
     assert "val.tar does not exist" in (run / "report.html").read_text()
     shutil.rmtree(run / "checkpoints")
