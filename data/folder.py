@@ -113,7 +113,7 @@ def _why_unlabelled(listing: Listing, is_unlabelled: bool) -> str | None:
     beside = [path for path in listing.images if "/" not in path]
     if is_unlabelled:
         return "--unlabelled"
-    return f"directly in it lies {name_some(beside, 1)}" if beside else None
+    return f"in no folder of a class: {name_some(beside, 1)}" if beside else None
 
 
 def unique_keys(paths: Sequence[str]) -> list[str]:

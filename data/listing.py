@@ -32,6 +32,7 @@ from data.storage import (
 from data.text import escaped, name_some
 
 _OWN_FILES = frozenset({"manifest.jsonl", "plan.json", "classes.txt"})
+_OPTIONAL = frozenset({"data.val_shards"})  # keys that can be none
 _MAX_LOOK = 2000  # files of a folder that are looked at to say what it holds
 _PATTERN = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\*+|\?")
 _logger = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ def _identity(location: str, key: str) -> object:
     try:
         stat = os.stat(location)  # noqa: PTH116 - a tenth of a Path's time, for 1e5 shards
     except FileNotFoundError as error:
-        message = f"{key}: {location} does not exist; correct the path or the pattern"
+        less = f", or give {key}=none to do without" if key in _OPTIONAL else ""
+        message = f"{key}: {location} does not exist; correct the path or the pattern{less}"
         raise UserError(message) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -5,16 +5,21 @@ from collections.abc import Sequence
 _ENDS_IN_ES = ("s", "x", "ch", "sh")
 
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
-    """Say how many there are: "1 shard", "2 shards", "1,000 classes".
+def count(number: float, noun: str, plural: str | None = None) -> str:
+    """Say how many there are: "1 shard", "2 shards", "1,000 classes", "1.5 epochs".
 
     Args:
-        number: How many.
+        number: How many; a float is shown in three digits, or rounded from 100 on.
         noun: What one of them is called.
         plural: What several are called, where an ending does not say it.
     """
     several = plural or noun + ("es" if noun.endswith(_ENDS_IN_ES) else "s")
-    return f"{number:,} {noun if number == 1 else several}"
+    shown = _rounded(number) if isinstance(number, float) else f"{number:,}"
+    return f"{shown} {noun if shown == '1' else several}"
+
+
+def _rounded(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def name_some(names: Sequence[object], at_most: int = 3) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from data.disks import explain
 from data.loader import Samples
 from data.shards import atomic_write
+from data.text import count
 from pretrain.encoder import image_data
 from pretrain.evaluate import Features, View, extract
 from pretrain.ledger import say_unusable
@@ -59,7 +60,8 @@ def cached_features(
     if on_main(accelerator, lambda: bool(found)):
         for features in list(found.values())[:1]:
             missing = samples.manifest.num_samples - len(features.labels)
-            logger.info("%s has data.%s but for %d unusable images", path, key, missing)
+            bad = f" ({count(missing, 'image')} cannot be used)" if missing else ""
+            logger.info("the features of data.%s are taken from %s%s", key, path, bad)
         return found
     logger.info("reading the features of data.%s", key)
     made = extract(accelerator, encoder, samples, views, batch_size, workers, f"data.{key}")

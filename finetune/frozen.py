@@ -283,8 +283,8 @@ def measure(
         **cells[0],  # what is asked for first stands by itself
     }
     table = make_table(cells)
-    write_result(folder, result, table)
-    return f"{name_encoder(config.encoder)}: {counts['num_val']} images\n\n{table}"
+    logger.info("the result is in %s, the table below in %s", *write_result(folder, result, table))
+    return f"{name_encoder(about)}: {count(counts['num_val'], 'image')}\n\n{table}"
 
 
 def _progress(num_fits: int) -> "tqdm[Any]":

@@ -17,7 +17,7 @@ from pretrain.timm_model import DEFAULT_NAME
 
 logger = logging.getLogger(__name__)
 
-_RESULT = "result.json"
+_RESULT, _TABLE = "result.json", "table.md"
 
 
 def result_folder(asked: str | None, group: str, config: EncoderConfig) -> Path:
@@ -48,9 +48,12 @@ def _source(config: EncoderConfig) -> str | None:
     return None if named in (None, "none") else named
 
 
-def name_encoder(config: EncoderConfig) -> str:
-    """Name the encoder as it was asked for."""
-    return f"none, like {config.like}" if config.like else config.init or "none"
+def name_encoder(result: dict[str, Any]) -> str:
+    """Name the encoder of a result in words: the weights' source, or that they are random."""
+    if result.get("encoder.like") is not None:
+        return f"random weights, like {result['encoder.like']}"
+    init = str(result.get("encoder.init", ""))
+    return "random weights" if init == "none" else init
 
 
 def describe_encoder(config: EncoderConfig, encoder: VisionTransformer) -> dict[str, Any]:
@@ -113,13 +116,13 @@ def _place(told: dict[str, Any], key: str) -> Path:
     return Path(str(told.get(key, "none"))).resolve()
 
 
-def write_result(folder: Path, result: dict[str, Any], table: str) -> None:
-    """Write `result.json` and `table.md`.
+def write_result(folder: Path, result: dict[str, Any], table: str) -> tuple[Path, Path]:
+    """Write `result.json` and `table.md`, and return where they are.
 
     Raises:
         RunStopped: They cannot be written; then the log has the table.
     """
-    texts = {_RESULT: json.dumps(result, indent=1) + "\n", "table.md": table}
+    texts = {_RESULT: json.dumps(result, indent=1) + "\n", _TABLE: table}
     try:
         for name, text in texts.items():
             with atomic_write(folder / name) as file:
@@ -127,6 +130,7 @@ def write_result(folder: Path, result: dict[str, Any], table: str) -> None:
     except OSError as error:
         logger.warning("%s", table)  # else it would be lost
         raise RunStopped(f"the result cannot be written to {folder}: {explain(error)}") from error
+    return folder / _RESULT, folder / _TABLE
 
 
 def make_table(cells: list[dict[str, Any]]) -> str:

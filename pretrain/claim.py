@@ -19,7 +19,7 @@ from pretrain.config import keys, plain_value, to_yaml
 from pretrain.launch import RunConfig
 from pretrain.layers import read_yaml
 from pretrain.ranks import on_main
-from pretrain.values import Key, as_held
+from pretrain.values import Key, as_held, shown
 
 _LOCK = ".lock"
 
@@ -116,7 +116,7 @@ def _check_unchanged(config: Any, path: Path) -> None:
         now = plain_value(config, key.name)
         before = (saved.get(group) or {}).get(name, now)  # now, of a key that was not known yet
         if key.changes_result and now not in (before, as_held(key, before)):
-            different.append(f"{key.name} is {now}, not {before}")
+            different.append(f"{key.name} is {shown(now)}, not {shown(before)}")
     remedy = "give the same keys to resume it, or another run.dir"
     if any(text.startswith("optim.steps ") for text in different):
         remedy += (

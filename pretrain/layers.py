@@ -96,6 +96,8 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def _compose_file(path: str) -> MappingNode | None:
+    own = Path(path, "config.yaml")
+    require(not own.is_file(), f"{path} is the folder of a run; its configuration is {own}")
     require(
         path.endswith((".yaml", ".yml")),
         f"{path} is neither a CONFIG.yaml nor key.sub=value; see --help",

@@ -177,8 +177,8 @@ class Trainer:
         stream, steps = self.stream, self.optim.steps
         images = "images as they come"
         if isinstance(stream, TrainingStream):
-            epochs = f"{steps / stream.steps_per_epoch:.3g}"
-            images = f"{count(stream.samples.manifest.num_samples, 'image')}, {epochs} epochs"
+            epochs = count(steps / stream.steps_per_epoch, "epoch", "epochs")
+            images = f"{count(stream.samples.manifest.num_samples, 'image')}, {epochs}"
         logger.info(
             "start: %s; %s, %s; %s",
             describe_start(self.accelerator, self.run, stream.workers),

@@ -181,6 +181,13 @@ def as_held(key: Key, value: Any) -> Any:
         return value
 
 
+def shown(value: Any) -> str:
+    """Show a value in a message as it is typed: null, true."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _nothing(key: Key, value: Any) -> Any:
     """Return what null and none mean: nothing, where a key can be left empty."""
     is_optional = key.kind is Any or type(None) in typing.get_args(key.kind)

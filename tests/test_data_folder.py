@@ -160,7 +160,7 @@ def test_given_classes_number_the_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--classes numbers the folders .* has none: --unlabelled"):
         find_images(source, classes=["dog", "cat"], is_unlabelled=True)
     put(source, "beside.jpg")
-    with pytest.raises(UserError, match=r"has none: directly in it lies beside.jpg"):
+    with pytest.raises(UserError, match=r"has none: in no folder of a class: beside.jpg"):
         find_images(source, classes=["dog", "cat"])
 
 

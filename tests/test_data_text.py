@@ -17,9 +17,13 @@ from data.text import count, name_some, printable
         (2, "class", "2 classes"),
         (3, "process", "3 processes"),
         (1000, "image", "1,000 images"),
+        (1.0, "hour", "1 hour"),
+        (5 / 3, "hour", "1.67 hours"),
+        (0.5, "hour", "0.5 hours"),
+        (12345.6, "hour", "12,346 hours"),
     ],
 )
-def test_counts(number: int, noun: str, text: str) -> None:
+def test_counts(number: float, noun: str, text: str) -> None:
     assert count(number, noun) == text
 
 

@@ -61,7 +61,7 @@ def test_all_layers_and_poolings_stand_in_one_table(
     told = ("encoder.init", "num_train", "num_bad_train", "num_val", "num_seeds", "penalty")
     assert [read[key] for key in told] == ["none", 35, 1, 10, 2, 10.0]
     table = (tmp_path / "out/table.md").read_text()
-    assert capsys.readouterr().out == f"none: 10 images\n\n{table}"
+    assert capsys.readouterr().out == f"random weights: 10 images\n\n{table}"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["layer", "pooling", "1shot", "5shot"]
     for row, cell in zip(rows[2:], read["cells"], strict=True):
@@ -83,7 +83,7 @@ def test_several_ranks_give_the_same_figures(
     more = [*arguments, f"fewshot.dir={tmp_path}/ranks"]
     output = run_ranks(more, world, tmp_path / "logs", script="finetune.fewshot")
     assert result(tmp_path / "ranks") == result(tmp_path / "out")
-    assert output.count("none: 10 images") == 1
+    assert output.count("random weights: 10 images") == 1
     assert output.count("1 of 36 images of data.train cannot be used, such as") == 1
     names = [
         sorted(path.name for path in tmp_path.glob(f"{n}/features/*")) for n in ("out", "ranks")
@@ -91,7 +91,9 @@ def test_several_ranks_give_the_same_figures(
     assert names[0] == names[1]
     # and what they keep is found again, by any number of them
     again = run_ranks(more, world, tmp_path / "logs", script="finetune.fewshot")
-    assert "has data.train but for 1 unusable images" in again
+    assert "the features of data.train are taken from" in again
+    assert again.count(".safetensors (1 image cannot be used)\n") == 1  # not of data.val
+    assert f"the result is in {tmp_path}/ranks/result.json, the table below in" in again
     assert result(tmp_path / "ranks") == result(tmp_path / "out")
 
 
@@ -104,7 +106,7 @@ def extractions(caplog: pytest.LogCaptureFixture, arguments: list[str]) -> int:
     AcceleratorState._reset_state(reset_partial_state=True)  # it keeps its precision
     with caplog.at_level(logging.INFO):
         finetune.fewshot.main(arguments)
-    return 2 - sum("unusable images" in record.getMessage() for record in caplog.records)
+    return 2 - sum("are taken from" in record.getMessage() for record in caplog.records)
 
 
 def test_features_are_kept_and_used_for_the_same_alone(

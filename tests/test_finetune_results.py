@@ -109,7 +109,7 @@ def test_two_encoders_are_measured_beside_each_other(
         "mine/fewshot-untrained",
         "mine/probe",
     ]
-    assert "none, like runs/mine: 10 images" in capsys.readouterr().out
+    assert "random weights, like runs/mine: 10 images" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"fewshot.dir=runs/mine/fewshot holds the result of anot"):
         measure(finetune.fewshot.main, *shots, *size, *encoder, "fewshot.dir=runs/mine/fewshot")
     # the same run, when it has gone on

@@ -106,11 +106,13 @@ def test_a_finished_run_is_measured_by_what_is_added(
     tmp_path: Path, tiny: list[str], shards: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
-    train(tiny, run, "data.val_shards=none", "optim.steps=4")
+    with caplog.at_level(logging.INFO):
+        train(tiny, run, "data.val_shards=none", "optim.steps=5")
+    assert "; 36 images, 1 epoch, 5 steps; " in caplog.text
     before = (run / "metrics.jsonl").read_bytes()
     assert b"val/" not in before
     with caplog.at_level(logging.INFO):
-        train(tiny, run, f"data.val_shards={shards}/val-0.tar", "optim.steps=4")
-    assert "was finished before, at step 4; measured now, and not in metrics.jsonl:" in caplog.text
+        train(tiny, run, f"data.val_shards={shards}/val-0.tar", "optim.steps=5")
+    assert "was finished before, at step 5; measured now, and not in metrics.jsonl:" in caplog.text
     assert "  val/loss " in caplog.text
     assert (run / "metrics.jsonl").read_bytes() == before

@@ -95,7 +95,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("data.shards=null", "data.shards is missing; name the training shards, such as"),
         ("data.shards=nothing/*.tar", "nothing/*.tar matches no file; correct the pattern"),
         ("data.shards=nothing.tar", "nothing.tar does not exist; correct the path or the pattern"),
-        ("data.val_shards=nothing.tar", "data.val_shards: "),
+        ("data.val_shards=nothing.tar", "the pattern, or give data.val_shards=none to do without"),
         ("data.shards=3", "/3 does not exist; correct the path or the pattern"),
         # the run's folder
         ("run.resume=must", "has no checkpoint; use run.resume=auto"),
@@ -178,12 +178,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     return run
 
 
+def test_a_run_in_place_of_its_configuration(finished: Path, tiny: list[str]) -> None:
+    text = refusal(pretrain.run.main, [str(finished), *tiny])
+    assert text == (
+        f"{finished} is the folder of a run; its configuration is {finished}/config.yaml"
+    )
+
+
 @pytest.mark.parametrize(
     ("more", "texts"),
     [
         (["optim.lr=1", "run.seed=3"], ["run.seed is 3, not 0; optim.lr is 1.0, not 0.002"]),
         (["encoder.embed_dim=64"], ["encoder.embed_dim is 64, not 32"]),
         (["data.image_size=32"], ["data.image_size is [32, 32], not [16, 16]"]),
+        (["encoder.sees_masked=false"], ["encoder.sees_masked is false, not true"]),
+        (["encoder.position=learned_2d"], ["encoder.position is learned_2d, not null"]),
         (["run.resume=never"], ["has checkpoints; use another run.dir"]),
     ],
 )

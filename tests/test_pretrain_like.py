@@ -178,7 +178,7 @@ def test_frozen_encoders_are_measured_untrained(
     for name in ("fewshot", "probe"):
         result = json.loads((tmp_path / name / "result.json").read_text())
         assert (result["encoder.like"], result["encoder.init"]) == (str(words), "none")
-    assert f"none, like {words}: 10 images" in capsys.readouterr().out
+    assert f"random weights, like {words}: 10 images" in capsys.readouterr().out
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.text import count
+from finetune.results import name_encoder
 from scripts.report_page.drawing import chart
 from scripts.report_page.figures import Line, Plot, Section
 from scripts.report_page.findings import percent
@@ -166,11 +167,4 @@ def read_fine_tuning(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _row(name: str, result: dict[str, Any], keys: list[str]) -> list[str]:
     accuracies = (percent(result[key]) if key in result else "" for key in keys)
-    return [name, _origin(result), *accuracies, str(result.get("steps", ""))]
-
-
-def _origin(result: dict[str, Any]) -> str:
-    if result.get("encoder.like") is not None:
-        return f"random weights, like {result['encoder.like']}"
-    init = str(result.get("encoder.init", ""))
-    return "random weights" if init == "none" else init
+    return [name, name_encoder(result), *accuracies, str(result.get("steps", ""))]
