@@ -4,15 +4,24 @@
 
 Makes shards, pretrains, measures few-shot accuracy against an untrained encoder, fine-tunes against
 training from scratch, exports, and writes the report; each step is the command that a user would
-type, and is printed.
+type, and is printed. After Ctrl-C the same command goes on.
 """
 
+import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # started as a file: search the checkout, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data.processes import begin
+
+    begin()
+
+from data.settings import OneLineParser, run_entry_point
+from scripts.ablating.jobs import Children
 
 RUN = Path("runs/demo")
 PROBE = "probe.train=shards/demo/train-*.tar probe.val=shards/demo/val-000000.tar probe.every=100"
@@ -39,28 +48,31 @@ STEPS = (
 )
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Run all steps; leave with the status of the first that fails."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    OneLineParser(description=__doc__, formatter_class=formatter).parse_args(arguments)
     begin = time.monotonic()
     print(f"The demo takes {len(STEPS)} steps, 4 to 6 minutes on 2 CPU cores:")
     for number, (title, _) in enumerate(STEPS, start=1):
         print(f"  {number}. {title}")
-    for number, (title, command) in enumerate(STEPS, start=1):
-        print(f"\n== {number}/{len(STEPS)} {title}\n$ {command}", flush=True)
-        if title.startswith("Export") and (RUN / "export").exists():
-            print(f"{RUN}/export is there already")
-            continue
-        _run(command)
+    with Children() as children:
+        for number, (title, command) in enumerate(STEPS, start=1):
+            print(f"\n== {number}/{len(STEPS)} {title}\n$ {command}", flush=True)
+            if title.startswith("Export") and (RUN / "export").exists():
+                print(f"{RUN}/export is there already")
+                continue
+            _run(command, children)
     _summarise(time.monotonic() - begin)
 
 
-def _run(command: str) -> None:
+def _run(command: str, children: Children) -> None:
     """Run a command with this interpreter's own programs."""
     program, *arguments = command.split()
-    done = subprocess.run([Path(sys.executable).with_name(program), *arguments], check=False)
-    if done.returncode:
-        print(f"failed with status {done.returncode}: {command}", file=sys.stderr)
-        sys.exit(done.returncode)
+    status = children.status_of([str(Path(sys.executable).with_name(program)), *arguments])
+    if status:
+        print(f"failed with status {status}: {command}", file=sys.stderr)
+        sys.exit(status)
 
 
 def _summarise(seconds: float) -> None:
@@ -87,4 +99,4 @@ def _read(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_entry_point(main)

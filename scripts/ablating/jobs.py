@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from data.processes import ask_to_leave_with_parent
 from data.settings import RunStopped, UserError, require
@@ -187,23 +187,31 @@ class Children:
         Raises:
             RunStopped: This process was asked to leave; so was the command.
         """
-        self.check()
         with log.open("ab") as file:
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=ask_to_leave_with_parent,
-            )
+            status = self.status_of(command, file)
+        return _problem(status, log) if status else None
+
+    def status_of(self, command: Sequence[str], output: IO[bytes] | None = None) -> int:
+        """Run a command to its end, its output in a file or where ours goes; return its status.
+
+        Raises:
+            RunStopped: This process was asked to leave; so was the command.
+        """
+        self.check()
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=ask_to_leave_with_parent,
+        )
         if self._asked is not None:  # in the meantime
             self._hand_on(signal.SIGTERM)
         status = self._child.wait()
-        if status == 0:
-            return None
-        self.check()
-        return _problem(status, log)
+        if status != 0:
+            self.check()
+        return status
 
     @contextmanager
     def lock(self, path: Path, what: str) -> Generator[None]:
