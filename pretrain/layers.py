@@ -14,6 +14,7 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from data.disks import explain, one_line
 from data.settings import UserError, require
+from data.storage import expand_home
 
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(
@@ -102,9 +103,10 @@ def _compose_file(path: str) -> MappingNode | None:
         path.endswith((".yaml", ".yml")),
         f"{path} is neither a CONFIG.yaml nor key.sub=value; see --help",
     )
-    require(Path(path).is_file(), f"{path}: no such configuration file; see configs/")
+    file = Path(expand_home(path))
+    require(file.is_file(), f"{path}: no such configuration file; see configs/")
     try:
-        node = _compose(Path(path).read_text(encoding="utf-8-sig"), path)
+        node = _compose(file.read_text(encoding="utf-8-sig"), path)
         if node is not None:
             value_of(node)  # what cannot be made of it is known now
     except OSError as error:

@@ -248,6 +248,8 @@ def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     ]
     fewshot = load(FewshotConfig, [*LABELLED, "fewshot.dir=~", "fewshot.features=~/f"]).fewshot
     assert (fewshot.dir, fewshot.features) == (str(tmp_path), f"{tmp_path}/f")
+    (tmp_path / "mine.yaml").write_text("data: {shards: ~/a.tar}\n")
+    assert load(PretrainConfig, ["~/mine.yaml"]).data.shards == f"{tmp_path}/a.tar"
     with pytest.raises(UserError, match=r"~nobody-here/x: ~nobody-here has no home folder here"):
         load(PretrainConfig, [SHARDS, "run.dir=~nobody-here/x"])
 
