@@ -41,6 +41,7 @@ from data.index.catalog import Catalog
 from data.index.check import unusable_members
 from data.index.making import Remarks, UnreadableShard, in_any_order, run_jobs
 from data.index.manifest import Manifest, Shard
+from data.index.opening import told_empty
 from data.index.scan import UnusableShard
 from data.processes import end_children, end_with_parent
 from data.settings import OneLineParser, RunStopped, UserError, require, run_entry_point
@@ -82,7 +83,8 @@ def main(arguments: list[str]) -> None:
             _say(problem)
             problems.append(problem)
         manifest = catalog.manifest()
-        for problem in _check(manifest, executor, options):
+        empty = [Problem(name, told_empty([name]), False) for name in manifest.shards.empty]
+        for problem in (*empty, *_check(manifest, executor, options)):
             _say(problem)
             problems.append(problem)
     _report(problems, manifest, options.json)

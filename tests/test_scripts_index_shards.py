@@ -213,6 +213,16 @@ def test_the_last_line_says_what_is_meant() -> None:
         assert summary(problems).startswith(text)
 
 
+def test_a_shard_of_zeros_is_a_problem(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", [image(0)])
+    (tmp_path / "b.tar").write_bytes(bytes(102_400))  # as a disk leaves it that lost its power
+    for _ in range(2):  # the second time its index is there
+        done = run("--strict", tmp_path)
+        assert done.returncode == 1
+        assert "1 shard holds no samples: b.tar; copy again what should\n" in done.stdout
+        assert "1 shard has problems; it can be used, less what is named above" in done.stdout
+
+
 def test_hidden_files_and_shards_without_images_are_said(tmp_path: Path) -> None:
     for name, members in {
         "mac.tar": ("img/._0.png", "img/0.png", "img/._1.png", "img/1.png"),

@@ -136,6 +136,12 @@ class Shards(Sequence[Shard]):
         """The damaged shards, without a look at the others."""
         return [self[place] for place in sorted(self.damages)]
 
+    @property
+    def empty(self) -> list[str]:
+        """The names of the shards without a sample that are not named as damaged."""
+        places = map(int, np.flatnonzero(self.num_indexed == 0))
+        return [self.names[place] for place in places if place not in self.damages]
+
 
 @dataclass(frozen=True, eq=False)
 class Manifest:

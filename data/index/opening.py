@@ -17,7 +17,7 @@ from data.index.manifest import Manifest, Shard, thinned
 from data.index.offsets import ShardIndex
 from data.settings import RunStopped, UserError, require
 from data.storage import Storage, is_remote, keep_connections
-from data.text import count
+from data.text import count, name_some
 
 _MAX_THREADS = 8
 _DEFAULT = Storage()
@@ -51,6 +51,8 @@ def open_manifest(
     for shard in manifest.shards.damaged:
         _logger.warning("shard %s is damaged: %s", shard.name, shard.damage)
     require(manifest.num_samples > 0, f"{key}: the shards hold no samples; name others")
+    if manifest.shards.empty:
+        _logger.warning("%s", told_empty(manifest.shards.empty))
     used = thinned(manifest, fraction)
     require(
         used.num_samples > 0,
@@ -58,6 +60,12 @@ def open_manifest(
         "raise it",
     )
     return used
+
+
+def told_empty(names: Sequence[str]) -> str:
+    """Say which shards hold nothing, as a tar does that was not written to its end."""
+    number, holds = count(len(names), "shard"), "holds" if len(names) == 1 else "hold"
+    return f"{number} {holds} no samples: {name_some(names)}; copy again what should"
 
 
 def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex:
