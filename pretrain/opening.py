@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from data.demo import ensure_demo_shards
 from data.index.manifest import Manifest
-from data.index.overlap import check_apart, shared_shards
+from data.index.overlap import check_apart, shared_files, shared_shards
 from data.loader import DataConfig, Samples
 from data.sequential import SequentialStream, open_sequential
 from data.settings import require
@@ -117,9 +117,8 @@ def _check_apart(stream: TrainingStream | SequentialStream, val: Manifest) -> No
     if isinstance(stream, TrainingStream):
         check_apart(stream.samples.manifest, val, keys)
         return
-    # nothing is known of a stream's content before it is read
-    own = {source.location for source in stream.reading.sources}
-    shared = [shard.name for shard in val.shards if shard.location in own]
+    # nothing is known of a stream's samples before they are read
+    shared = shared_files([source.location for source in stream.reading.sources], val.shards)
     require(
         not shared,
         f"{name_some(shared)} would be trained on and validated on; leave it out of "

@@ -4,15 +4,17 @@ Shards are compared by the sha256 of their content, images by size and checksum,
 holds; of images that agree in both, some are read and compared byte for byte.
 """
 
+import filecmp
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from data.index.manifest import Manifest, Shards
+from data.index.manifest import Manifest, Shard, Shards
 from data.index.opening import load_index
 from data.reader import BadSample, ShardReader
 from data.settings import UserError
@@ -76,6 +78,28 @@ def shared_shards(train: Shards, val: Shards) -> list[int]:
         for place, content in enumerate(val.sha256s)
         if val.num_samples[place] and content.tobytes() in known
     ]
+
+
+def shared_files(locations: Iterable[str], val: Shards) -> list[str]:
+    """Name the shards of `val` that these tars are, by place or byte for byte on this machine.
+
+    Args:
+        locations: Of tars without an index, as in `data.sources.Source`.
+        val: The shards.
+    """
+    own, sizes = set(locations), set(val.num_bytes.tolist())
+    files = [file for file in map(Path, own) if file.is_file() and file.stat().st_size in sizes]
+    return [
+        shard.name
+        for shard in val
+        if shard.num_samples > 0
+        and (shard.location in own or any(_is_copy(file, shard) for file in files))
+    ]
+
+
+def _is_copy(file: Path, shard: Shard) -> bool:
+    path = Path(shard.location)
+    return path.is_file() and filecmp.cmp(file, path, shallow=False)
 
 
 def _count_equal(train: Manifest, val: Manifest, keys: tuple[str, str]) -> tuple[int, str]:
