@@ -320,9 +320,9 @@ def _on(accelerator: Accelerator, found: Measured, view: View) -> tuple[Features
     return found.train[view].to(device), found.val[view].to(device)
 
 
-def _count(found: Measured, splits: Splits, max_bad_ratio: float) -> dict[str, int]:
-    """Count the images; stop where more are unusable than `data.max_bad_ratio` bears."""
-    counts: dict[str, int] = {}
+def _count(found: Measured, splits: Splits, max_bad_ratio: float) -> dict[str, Any]:
+    """Count the images, and hash them; stop where too many are unusable (`data.max_bad_ratio`)."""
+    counts: dict[str, Any] = {}
     for key in ("train", "val"):
         samples: Samples = getattr(splits, key)
         features: dict[View, Features] = getattr(found, key)
@@ -330,5 +330,6 @@ def _count(found: Measured, splits: Splits, max_bad_ratio: float) -> dict[str, i
         used = len(next(iter(features.values())).labels)
         bad = total - used
         counts |= {f"num_{key}": used, f"num_bad_{key}": bad}
+        counts[f"data.{key}.sha256"] = samples.manifest.content
         judge(bad, total, max_bad_ratio, f"samples of data.{key}")
     return counts

@@ -131,6 +131,8 @@ def test_features_are_kept_and_used_for_the_same_alone(
     part += ["data.max_bad_ratio=0.1"]
     assert extractions(caplog, part) == 1
     assert extractions(caplog, [*part, f"data.val={shards}/train-0.tar"]) == 1
+    other = result(tmp_path / "out")  # which says that its images were others
+    assert all(other[key] != first[key] for key in ("data.train.sha256", "data.val.sha256"))
     assert extractions(caplog, arguments) == 0
     assert result(tmp_path / "out") == first
 

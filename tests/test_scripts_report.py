@@ -110,6 +110,21 @@ def test_results_beside_the_run_are_shown(run: Path, report: Report):
     assert '<th scope="row">finetune-long</th><td>&lt;mine&gt;</td><td>81.2 %</td>' in page
 
 
+@pytest.mark.parametrize("num_val", [10, 9])
+def test_encoders_measured_on_other_images_are_not_compared(
+    run: Path, report: Report, num_val: int
+):
+    images = {"data.train.sha256": "a", "num_train": 35, "data.val.sha256": "b", "num_val": 10}
+    for name, more in (("fewshot", {}), ("fewshot-untrained", {"num_val": num_val})):
+        (run / name).mkdir()
+        result = {**images, "accuracy/5shot": 0.5, **more}
+        (run / name / "result.json").write_text(json.dumps(result))
+    report(run)
+    page = (run / "report.html").read_text()
+    assert ("Pretraining helped where it beats untrained." in page) == (num_val == 10)
+    assert ("were measured on different images" in page) == (num_val == 9)
+
+
 def test_few_shot_is_shown_by_layer_and_pooling(run: Path, report: Report):
     cells = [
         {"layer": layer, "pooling": pooling, "accuracy/1shot": 0.1, "accuracy/5shot": 0.2 * layer}

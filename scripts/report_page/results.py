@@ -16,6 +16,7 @@ Cell = dict[str, Any]
 
 _FEW_SHOT = {"pretrained": "fewshot/result.json", "untrained": "fewshot-untrained/result.json"}
 _POOLINGS = {"average": ("blue", "o"), "class": ("orange", "s"), "both": ("green", "^")}
+_IMAGES = ("data.train.sha256", "num_train", "data.val.sha256", "num_val")  # of a result
 _SHOWN_SHOTS = 5  # the paper's
 _FINE_TUNING = ("finetune", "scratch")  # how their folders' names begin
 _ACCURACIES = {
@@ -42,7 +43,7 @@ def few_shot(folder: Path, prefix: str = "") -> Section:
     ]
     note = (
         "Accuracy of a ridge regression on frozen features, by labelled images a class: mean ± "
-        "deviation over choices of those images. Pretraining helped where it beats untrained."
+        f"deviation over choices of those images. {_how_to_compare(folder)}"
     )
     notes = [_best_text(name, found) for name, found in cells.items() if len(found) > 1]
     body = table(["Encoder", *(f"{num} a class" for num in shots)], rows)
@@ -77,12 +78,28 @@ def shown_shots(shots: list[int]) -> int:
 
 def read_cells(folder: Path) -> dict[str, list[Cell]]:
     """Return what was measured: encoder's name -> a result for each layer and pooling."""
-    results = {
+    results = _read_few_shot(folder)
+    return {name: result.get("cells") or [result] for name, result in results.items()}
+
+
+def _read_few_shot(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
         name: read_json(folder / file)
         for name, file in _FEW_SHOT.items()
         if (folder / file).is_file()
     }
-    return {name: result.get("cells") or [result] for name, result in results.items()}
+
+
+def _how_to_compare(folder: Path) -> str:
+    """Say what a difference means; where the encoders saw other images, it means nothing."""
+    results = _read_few_shot(folder).values()
+    known = ({result[key] for result in results if key in result} for key in _IMAGES)
+    if all(len(values) < 2 for values in known):
+        return "Pretraining helped where it beats untrained."
+    return (
+        "Pretrained and untrained were measured on different images, so their accuracies cannot be "
+        "compared: measure both with the same data.train and data.val."
+    )
 
 
 def shots_of(cells: list[Cell]) -> list[int]:
