@@ -115,7 +115,8 @@ def _check_unchanged(config: Any, path: Path) -> None:
         group, name = key.name.split(".")
         now = plain_value(config, key.name)
         before = (saved.get(group) or {}).get(name, now)  # now, of a key that was not known yet
-        if key.changes_result and now not in (before, as_held(key, before)):
+        is_same = now in (before, as_held(key, before)) or _is_same_path(key, now, before)
+        if key.changes_result and not is_same:
             different.append(f"{key.name} is {shown(now)}, not {shown(before)}")
     remedy = "give the same keys to resume it, or another run.dir"
     if any(text.startswith("optim.steps ") for text in different):
@@ -128,6 +129,13 @@ def _check_unchanged(config: Any, path: Path) -> None:
         f"run.dir={path.parent} holds a run of another configuration: {'; '.join(different)}; "
         f"{remedy}",
     )
+
+
+def _is_same_path(key: Key, now: Any, before: Any) -> bool:
+    """Tell whether two values name one path, as `runs/x`, `runs/x/` and `/here/runs/x` do."""
+    if not (key.is_path and isinstance(now, str) and isinstance(before, str)):
+        return False
+    return Path(now).absolute() == Path(before).absolute()
 
 
 def _check_resume(run: RunConfig) -> None:

@@ -47,6 +47,17 @@ def test_a_run_goes_on_from_its_own_config(tmp_path: Path, tiny: list[str]) -> N
     assert checkpoint.newest(run) is not None
 
 
+def test_a_path_may_be_written_otherwise(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny, tmp_path / "first")
+    for init in ("first", "first/", "./first", f"{tmp_path}/first"):
+        train(tiny, tmp_path / "second", f"encoder.init={init}")
+    with pytest.raises(UserError, match=r"encoder.init is second, not "):
+        train(tiny, tmp_path / "second", "encoder.init=second")
+
+
 # ---------------------------------------------------------------- disks that lack something
 
 
