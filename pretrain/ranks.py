@@ -22,16 +22,16 @@ def reduce(accelerator: Accelerator, tensor: Tensor) -> Tensor:
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """Run `work` on the main process alone; its result is everyone's.
 
-    So is the `UserError` that it raises, or the `RunStopped` on which all ranks agree.
+    So is the `UserError` or the `RunStopped` that it raises: no rank waits for one that has left.
     """
     outcome: list[Result | UserError | RunStopped | None] = [None]
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
-        except (UserError, RunStopped) as error:
-            if isinstance(error, RunStopped) and not error.is_agreed:
-                raise
+        except UserError as error:
             outcome[0] = error
+        except RunStopped as error:
+            outcome[0] = RunStopped(str(error), error.status, is_agreed=True)
     broadcast_object_list(outcome)
     if isinstance(outcome[0], UserError | RunStopped):
         raise outcome[0]
@@ -39,7 +39,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
 
 
 def main_process_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Run `work` on the main process, then on the others; its `UserError` is raised on all."""
+    """Run `work` on the main process, then on the others; what stops it stops all."""
     results: list[Result] = []
     on_main(accelerator, lambda: results.append(work()))
     return results[0] if results else work()

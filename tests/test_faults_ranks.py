@@ -162,6 +162,19 @@ def test_bitwise_resume(tmp_path: Path, arguments: list[str], way: str) -> None:
     assert_exactly_once(cut, STEPS, STEPS_PER_EPOCH)
 
 
+def test_what_stops_the_main_process_stops_all(tmp_path: Path, tiny: list[str]) -> None:
+    (tmp_path / "served").mkdir()
+    with flaky_http(tmp_path / "served") as server:
+        shards = f"data.shards={server.url}/nothing.tar"
+        run = [*tiny, shards, f"run.dir={tmp_path}/run"]
+        with Ranks(run, 2, tmp_path / "logs") as ranks:
+            assert ranks.wait() == [1, 1], ranks.output
+            output = ranks.output
+    assert output.count("stopped: ") == 1
+    assert "nothing.tar does not exist (status 404)" in output
+    assert "Traceback" not in output
+
+
 def test_a_run_moves_between_ddp_and_fsdp(tmp_path: Path, arguments: list[str]) -> None:
     """A checkpoint holds whole tensors, however the model was cut; timm loads the encoder."""
     run = tmp_path / "moved"
