@@ -44,7 +44,7 @@ class PretrainConfig:
         )
         require(
             not self.encoder.sees_masked or self.decoder == DecoderConfig(),
-            f"decoder.* has no effect with encoder.sees_masked={self.encoder.sees_masked}; set it "
+            "decoder.* has no effect with encoder.sees_masked=true; set it "
             "to false, or leave decoder.* out",
         )
         require(

@@ -87,6 +87,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("encoder.name=vit_tiny_patch16_223", "did you mean vit_tiny_patch16_224?"),
         ("encoder.name=resnet50", "encoder.name=resnet50 is no VisionTransformer that timm knows"),
         ("encoder.num_heads=3", "timm says: dim should be divisible by num_heads"),
+        ("decoder.depth=2", "has no effect with encoder.sees_masked=true; set it to false"),
         ("encoder.args.foo=3", "got an unexpected keyword argument 'foo'"),
         ("encoder.args.norm_layer=foo", "timm says: 'foo'"),
         ("encoder.args.num_classes=3", "num_classes is set by this project; leave it out"),
