@@ -47,11 +47,12 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
             wrote, cannot be made, or does not hold what `run.resume` asks for.
     """
     descriptor: int | None = None
+    before: bytes | None = None
+    folder = Path(config.run.dir)
+    path = folder / "config.yaml"
 
     def take() -> None:
-        nonlocal descriptor
-        folder = Path(config.run.dir)
-        path = folder / "config.yaml"
+        nonlocal descriptor, before
         _check_own(folder)
         if path.is_file() and (folder / "checkpoints").is_dir():
             _check_unchanged(config, path)
@@ -59,6 +60,7 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = _lock(folder)
+            before = path.read_bytes() if path.exists() else None
             with atomic_write(path) as file:
                 file.write((_MARK + to_yaml(config, _absolute)).encode())
         except OSError as error:
@@ -67,6 +69,11 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
     try:
         on_main(accelerator, take)
         yield
+    except UserError:  # refused, as with other shards: the run that is there stays as it is
+        if before is not None:
+            with suppress(OSError), atomic_write(path) as file:
+                file.write(before)
+        raise
     finally:
         if descriptor is not None:
             os.close(descriptor)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_png
 
 import pretrain.run
 from data.settings import UserError
+from data.shards import ImageFile, write_shard
 from data.storage import user_cache
 from pretrain import checkpoint
 from pretrain.encoder import load_encoder
@@ -17,6 +19,12 @@ from pretrain.encoder import load_encoder
 
 def train(tiny: list[str], run: Path, *more: str) -> None:
     pretrain.run.main([*tiny, "optim.steps=8", "run.eval_every=0", f"run.dir={run}", *more])
+
+
+def _other(folder: Path) -> str:
+    path = folder / "other.tar"
+    write_shard(path, [ImageFile(f"{n}", "png", make_png(n, (8, 8)), 0) for n in range(16)])
+    return str(path)
 
 
 # ---------------------------------------------------------------- whose files
@@ -45,6 +53,15 @@ def test_a_run_goes_on_from_its_own_config(tmp_path: Path, tiny: list[str]) -> N
     (run / "encoder").unlink()
     pretrain.run.main([str(run / "config.yaml"), f"run.dir={run}"])
     assert checkpoint.newest(run) is not None
+
+
+def test_a_start_that_is_refused_leaves_the_configuration(tmp_path: Path, tiny: list[str]) -> None:
+    run = tmp_path / "run"
+    train(tiny, run)
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"was trained on another stream"):
+        train(tiny, run, "data.shards=" + _other(tmp_path))
+    assert (run / "config.yaml").read_bytes() == before
 
 
 def test_a_path_may_be_written_otherwise(
