@@ -202,8 +202,9 @@ def check_sequential(reading: Reading, share: Share, workers: int) -> None:
     )
     require(
         shards >= readers,
-        f"data.shards names {shards} shards for {readers} readers ({ranks} ranks, "
-        f"data.workers={workers}), and each needs one of its own under data.read=sequential; "
+        f"data.shards names {count(shards, 'shard')} for {readers} readers "
+        f"({count(ranks, 'rank')}, data.workers={workers}), and each needs one of its "
+        "own under data.read=sequential; "
         + (f"set data.workers={shards // ranks}" if shards >= ranks else "cut them into more"),
     )
 

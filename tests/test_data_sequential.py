@@ -178,7 +178,7 @@ def test_fewer_shards_than_readers_are_refused(equal: Path) -> None:
         "data.shards names 8 shards for 12 readers (4 ranks, data.workers=3), and each needs one "
         "of its own under data.read=sequential; set data.workers=2"
     )
-    with pytest.raises(UserError, match="cut them into more"):
+    with pytest.raises(UserError, match=r"names 1 shard for 2 readers .* cut them into more"):
         make_stream(str(equal / "0.tar"), 4, Share(0, 2, 2))
 
 
