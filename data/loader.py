@@ -30,7 +30,7 @@ from data.shards import (
     choose_image,
 )
 from data.storage import Storage, user_cache
-from data.text import name_some
+from data.text import count, name_some
 from data.transforms import MODES, UnreadableImage, evaluation_crop, training_crop
 
 NO_LABEL = -1
@@ -155,7 +155,7 @@ def check_values(mean: Sequence[float] | None, std: Sequence[float] | None, chan
     for key, values in (("mean", mean), ("std", std)):
         require(
             values is None or len(values) == channels,
-            f"data.{key} has {len(values or ())} values, data.channels={channels}; "
+            f"data.{key} has {count(len(values or ()), 'value')}, data.channels={channels}; "
             "give one a channel",
         )
 

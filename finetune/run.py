@@ -29,6 +29,7 @@ from data.labelled import Labels, check_names, label_splits
 from data.loader import Samples
 from data.settings import memory_errors, require, run_entry_point
 from data.stream import TrainingStream
+from data.text import count
 from finetune.backbone import check_start, flops_per_image, is_transformer, make_backbone
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
@@ -143,7 +144,7 @@ def _report(folder: Path, figures: Figures, names: list[str], facts: dict[str, A
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     main_figure = "accuracy" if "accuracy" in figures.scalars else "map"
     said = {"accuracy": "top-1 accuracy", "map": "mean average precision"}[main_figure]
-    print(f"{said} {figures.scalars[main_figure]:.2%} after {facts['steps']} steps")
+    print(f"{said} {figures.scalars[main_figure]:.2%} after {count(facts['steps'], 'step')}")
     print(f"the result is in {folder}/result.json, the classifier in {folder}/encoder")
 
 

@@ -264,8 +264,8 @@ def share(accelerator: Accelerator, run: RunConfig, optim: OptimConfig) -> Share
     fitting = max(d for d in range(1, min(micro, own) + 1) if own % d == 0)
     require(
         own % micro == 0,
-        f"run.micro_batch_size={micro} does not divide the {own} images that each of the {world} "
-        f"processes takes of optim.batch_size={size}; try {fitting}",
+        f"run.micro_batch_size={micro} does not divide the {count(own, 'image')} that "
+        f"each process takes of optim.batch_size={size}; try {fitting}",
     )
     return Share(accelerator.process_index, world, micro)
 

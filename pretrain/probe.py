@@ -73,6 +73,11 @@ class ProbeConfig:
                 f"probe.{given} is set, but probe.{missing} is missing; name labelled shards for "
                 "both, or for neither",
             )
+        require(
+            bool(self.train) or self.classes is None,
+            f"probe.classes={self.classes} names the classes of probe.train and probe.val, which "
+            "are missing; name labelled shards, or leave it out",
+        )
         require(self.every >= 0, f"probe.every={self.every} is below 0; 0: only at the end")
         check_shots(self.shots, "probe.shots")
         for key in ("num_seeds", "neighbours"):

@@ -18,6 +18,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()  # before the imports below, which take seconds
 
 from data.settings import memory_errors, run_entry_point
+from data.text import count
 from pretrain.additions import say_what_timm_lacks
 from pretrain.claim import claim
 from pretrain.config import PretrainConfig, load, resolve, usage
@@ -70,7 +71,8 @@ def main(arguments: list[str]) -> None:
         trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)
     if accelerator.is_main_process:
-        print(f"finished: {config.optim.steps} steps; the encoder is in {config.run.dir}/encoder")
+        done = count(config.optim.steps, "step")
+        print(f"finished: {done}; the encoder is in {config.run.dir}/encoder")
         say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
     accelerator.end_training()
 

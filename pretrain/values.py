@@ -219,7 +219,8 @@ def _fit(kind: Any, value: Any) -> Any:
 
 def _tuple(inner: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     if isinstance(value, str | int | float):
-        raise ValueError(f"write a list, such as [{value}]")
+        number = 1 if inner[-1] is ... else len(inner)
+        raise ValueError(f"write a list, such as [{', '.join([str(value)] * number)}]")
     if not isinstance(value, list | tuple):
         raise ValueError
     items = typing.cast(list[Any], value)

@@ -39,6 +39,7 @@ from data.settings import (
     run_entry_point,
 )
 from data.storage import expand_home, user_path
+from data.text import count
 from scripts.exporting import hugging_face, onnx_file, timm_folder, torch_program
 from scripts.exporting.card import NO_LICENCE, write_card
 from scripts.exporting.format import HUB, Format
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     rows, columns = source.size
-    kind = f"{len(source.class_names)} classes" if source.classifier else f"width {source.width}"
+    kind = count(len(source.class_names), "class") if source.classifier else f"width {source.width}"
     print(f"exported {options.run} to {out} for {form.name}: images {rows}x{columns}, {kind}")
     print(checked)
     for line in form.describe(source):

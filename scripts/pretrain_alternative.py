@@ -24,6 +24,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from data.devices import has_float64
 from data.settings import memory_errors, require, run_entry_point
+from data.text import count
 from pretrain.additions import say_what_timm_lacks
 from pretrain.claim import claim
 from pretrain.config import resolve, usage
@@ -71,7 +72,8 @@ def main(arguments: list[str]) -> None:
         trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)
     if accelerator.is_main_process:
-        print(f"finished: {config.optim.steps} steps; the encoder is in {config.run.dir}/encoder")
+        done = count(config.optim.steps, "step")
+        print(f"finished: {done}; the encoder is in {config.run.dir}/encoder")
         say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
     accelerator.end_training()
 

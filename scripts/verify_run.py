@@ -29,6 +29,7 @@ from data.index.opening import open_manifest
 from data.settings import OneLineParser, UserError, require, require_utf8, run_entry_point
 from data.shards import atomic_write
 from data.storage import user_path
+from data.text import count
 from finetune.config import FinetuneConfig
 from pretrain.checkpoint import find_newest
 from pretrain.config import PretrainConfig, load
@@ -114,7 +115,9 @@ def _lines(verdict: Verdict) -> list[str]:
     if len(shown) < len(verdict.epochs):
         lines.insert(0, f"the last {_NUM_SHOWN} of {len(verdict.epochs)} epochs:")
     if verdict.not_committed:
-        lines.append(f"not committed: {verdict.not_committed} steps past step {verdict.step}")
+        lines.append(
+            f"not committed: {count(verdict.not_committed, 'step')} past step {verdict.step}"
+        )
     if not verdict.holds:
         # what is wrong with steps first: it says why samples are missing
         ordered = sorted(verdict.violations, key=lambda found: found.kind in ("missing", "twice"))
@@ -131,8 +134,8 @@ def _lines(verdict: Verdict) -> list[str]:
     num_finished = sum(epoch.is_finished for epoch in verdict.epochs)
     part = " and a part of the next" if num_finished < len(verdict.epochs) else ""
     lines.append(
-        f"exactly once: {num_finished} epochs{part}, {sums['trained_once']:,} samples "
-        f"in {verdict.step:,} steps; {sums['bad']:,} named as bad, "
+        f"exactly once: {count(num_finished, 'epoch')}{part}, {sums['trained_once']:,} samples "
+        f"in {count(verdict.step, 'step')}; {sums['bad']:,} named as bad, "
         f"{sums['skipped']:,} in skipped steps"
     )
     return lines

@@ -10,6 +10,7 @@ import yaml
 from data.index.catalog import Catalog
 from data.settings import RunStopped, UserError
 from data.storage import Storage, is_remote, public_name
+from data.text import count
 from pretrain.metrics import read_records
 from scripts.exporting.format import Format
 from scripts.exporting.pictures import is_local
@@ -73,7 +74,11 @@ def _summary(source: Source, licence: str) -> str:
     rows, columns = source.size
     num = sum(value.numel() for value in (source.classifier or source.encoder).parameters())
     architecture = source.encoder.pretrained_cfg["architecture"]
-    kind = f"classifier of {len(source.class_names)} classes" if source.classifier else "encoder"
+    kind = (
+        f"classifier of {count(len(source.class_names), 'class')}"
+        if source.classifier
+        else "encoder"
+    )
     lines = [
         f"- {architecture}, {num / 1e6:,.2f} million parameters: {kind}, width {source.width}",
         f"- images {rows}x{columns}, {source.colours}",
@@ -181,7 +186,8 @@ def _steps(run: Path, config: dict[str, Any]) -> str:
     init = config.get("encoder", {}).get("init", "none")
     start = "random weights" if init == "none" else _short(init)
     done = [
-        f"{r['step']:,} of {optim.get('steps', 0):,} steps, {r['epoch']:.1f} epochs" for r in last
+        f"{r['step']:,} of {count(optim.get('steps', 0), 'step')}, {r['epoch']:.1f} epochs"
+        for r in last
     ]
     size = f"batches of {optim.get('batch_size', 0):,} images"
     return f"Trained from {start}: {', '.join([*done, size])}."
