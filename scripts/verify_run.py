@@ -132,9 +132,10 @@ def _lines(verdict: Verdict) -> list[str]:
         for name in ("trained_once", "bad", "skipped")
     }
     num_finished = sum(epoch.is_finished for epoch in verdict.epochs)
+    finished = count(num_finished, "epoch", "epochs")
     part = " and a part of the next" if num_finished < len(verdict.epochs) else ""
     lines.append(
-        f"exactly once: {count(num_finished, 'epoch')}{part}, {sums['trained_once']:,} samples "
+        f"exactly once: {finished}{part}, {sums['trained_once']:,} samples "
         f"in {count(verdict.step, 'step')}; {sums['bad']:,} named as bad, "
         f"{sums['skipped']:,} in skipped steps"
     )

@@ -46,6 +46,7 @@ def record(folder: Path, manifest: Manifest) -> None:
             Recorded((*old.names, *new.names), *new.content)
             for old, new in zip(known, now, strict=True)
         ]
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / RECORD_NAME) as file:
         file.writelines(json.dumps(asdict(row)).encode() + b"\n" for row in now)
 
