@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.disks import explain
 from data.index.manifest import Manifest, split_location
 from data.settings import UserError, require
 from data.storage import Missing, is_remote, public_name, read_file
@@ -53,7 +54,7 @@ def read_classes(path: Path, said: str | None = None) -> list[str]:
     except FileNotFoundError as error:
         raise UserError(f"{said}: no such file") from error
     except OSError as error:
-        raise UserError(f"{said} cannot be read: {error.strerror}") from error
+        raise UserError(f"{said} cannot be read: {explain(error)}") from error
     return parse_classes(content, said)
 
 

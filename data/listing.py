@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import braceexpand
 
+from data.disks import explain
 from data.foreign import MAKE_SHARDS, kind_by_name
 from data.settings import UserError, require
 from data.shards import INDEX_SUFFIX
@@ -256,7 +257,7 @@ def _folder(folder: str, key: str, name: str) -> list[str]:
     try:
         files = sorted(path.name for path in Path(folder).iterdir())
     except OSError as error:
-        message = f"{key}={name}: the folder cannot be read ({error.strerror})"
+        message = f"{key}={name}: the folder cannot be read: {explain(error)}"
         raise UserError(f"{message}; correct the path or its permissions") from error
     found = [f"{folder.rstrip('/')}/{file}" for file in files if _is_tar(file)]
     require(len(found) > 0, f"{key}={name}: the folder holds no *.tar file{_what_is_in(folder)}")

@@ -36,7 +36,7 @@ from pretrain.tokens import choose_attention
 
 Batch = dict[str, Tensor]
 
-_SURE = 0.98  # of a count is taken for certain: the largest was .6 % too much (docs: describe.py)
+_SURE = 0.98  # of a count is taken for certain: with selective it was .6 % too much (LOG.md)
 _HEADROOM = 0.9  # of the free memory that what is advised may take, being a lower bound
 _SMALLER = {"l16": 303e6, "b16": 86e6, "s16": 22e6, "ti16": 5.5e6}  # of configs/encoder
 _BYTES = 16  # a parameter, with adamw
