@@ -21,7 +21,7 @@ install: .venv/installed
 
 .venv/installed: EXTRAS := dev
 .venv-bench/installed: EXTRAS := bench,demo,report
-.venv/installed .venv-bench/installed: pyproject.toml data/jpeg.c
+.venv/installed .venv-bench/installed: pyproject.toml data/images/jpeg.c
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null \
 		|| (echo "Python 3.11 or newer is needed; name it with make PYTHON=python3.12" && exit 1)
 	@echo "setting up $(@D): about 3 minutes and 7 GB, most of it torch"

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.index.opening import open_manifest
+from data.index.open import open_manifest
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 

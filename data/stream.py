@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from data.ahead.lookahead import ReadPlan
+from data.ahead.prefetch import Prefetcher, node_slots
+from data.batch import Batch, LedgerEntry, Place, Request
 from data.index.record import changes, record
-from data.lending import Loan, borrow, forget, lend, name_lender
-from data.loader import Batch, LedgerEntry, Place, Request, Samples
 from data.processes import end_with_parent, file_limit, leave_signals_to_parent, shortage
-from data.remote.lookahead import ReadPlan
-from data.remote.prefetch import Prefetcher, node_slots
+from data.samples import Samples
 from data.settings import RunStopped, UserError
+from data.shared_memory import Loan, borrow, forget, lend, name_lender
 
 _CONTENT = "content of the shards (sha256)"
 _numbers = count()  # of the loaders that this process has started

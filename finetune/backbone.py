@@ -11,21 +11,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from data.settings import UserError, require
-from pretrain.additions import has_additions
-from pretrain.encoder import (
-    EncoderConfig,
-    check_channels,
-    describe_images,
-    image_size,
-    load_encoder,
-    make_encoder,
-    num_channels,
-)
-from pretrain.hf_vit import is_hf_folder
-from pretrain.operations import count_flops
-from pretrain.pretrained import encoder_folder
-from pretrain.timm_model import DEFAULT_NAME, check_name, create_model, transformer_names
-from pretrain.tokens import Normalise
+from pretrain.encoder import EncoderConfig, load_encoder, make_encoder
+from pretrain.encoder.encoder import describe_images
+from pretrain.encoder.extensions import has_additions
+from pretrain.encoder.facts import check_channels, image_size, num_channels
+from pretrain.encoder.huggingface import is_hf_folder
+from pretrain.encoder.pretrained import encoder_folder
+from pretrain.encoder.timm_model import DEFAULT_NAME, check_name, create_model, transformer_names
+from pretrain.encoder.tokens import Normalise
+from pretrain.training.operations import count_flops
 
 logger = logging.getLogger(__name__)
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from data.labelled import LabelledDataConfig
+from data.config import LabelledDataConfig
 from data.settings import setting
 from finetune.head import HeadConfig
 from finetune.mixing import MixConfig
 from pretrain.encoder import EncoderConfig
-from pretrain.launch import RunConfig
-from pretrain.optim import OptimConfig
+from pretrain.training.optim import OptimConfig
+from pretrain.training.run_config import RunConfig
 
 
 def _paper_optim() -> OptimConfig:

@@ -22,10 +22,10 @@ if not __package__:  # started as a file: search the checkout, not this folder
 import numpy as np
 
 from data.settings import memory_errors, run_entry_point
-from finetune.frozen import FewshotConfig, Figures, ShotsConfig, measure
-from pretrain.classifiers import Choices, Report, choose_shots, few_shot
-from pretrain.config import load, usage
-from pretrain.evaluate import Features
+from finetune.measure import FewshotConfig, Figures, ShotsConfig, measure
+from pretrain.configuration.load import load, usage
+from pretrain.evaluation.classifiers import Choices, Report, choose_shots, few_shot
+from pretrain.evaluation.features import Features
 
 
 def main(arguments: list[str]) -> None:

@@ -17,10 +17,9 @@ from data.devices import sum_dtype
 from data.settings import UserError, require, setting
 from finetune.backbone import is_transformer
 from finetune.mixing import MixConfig, Mixing, fill_empty_slots
-from pretrain.encoder import image_data
-from pretrain.model import Output
-from pretrain.sums import Sums
-from pretrain.tokens import Normalise, patch_tokens
+from pretrain.encoder.facts import image_data
+from pretrain.encoder.tokens import Normalise, patch_tokens
+from pretrain.training.contract import Output, Sums
 
 TIMM_POOLINGS = {"average": "avg", "class": "token"}
 _POOLINGS = (*TIMM_POOLINGS, "both")

@@ -9,11 +9,12 @@ from data.settings import UserError
 from finetune.backbone import is_transformer, load_as_saved
 from finetune.config import FinetuneConfig
 from finetune.head import MULTI_LABEL, TIMM_POOLINGS, Classifier, HeadConfig
-from pretrain.checkpoint import latest, load_weights
-from pretrain.config import load
-from pretrain.encoder import image_data
-from pretrain.layers import read_yaml
-from pretrain.pretrained import encoder_folder
+from pretrain.configuration.layers import read_yaml
+from pretrain.configuration.load import load
+from pretrain.encoder.facts import image_data
+from pretrain.encoder.pretrained import encoder_folder
+from pretrain.records.checkpoint import latest
+from pretrain.training.state import load_weights
 
 _POOLINGS = {timm: ours for ours, timm in TIMM_POOLINGS.items()}
 

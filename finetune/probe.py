@@ -22,11 +22,17 @@ if not __package__:  # started as a file: search the checkout, not this folder
 import numpy as np
 
 from data.settings import memory_errors, run_entry_point
-from finetune.frozen import ClassifiersConfig, Figures, LinearConfig, measure
-from pretrain.classifiers import Report, check_penalties, knn, linear_probe, num_linear_fits
-from pretrain.config import load, usage
-from pretrain.evaluate import Features
-from pretrain.probe import check_neighbours
+from finetune.measure import ClassifiersConfig, Figures, LinearConfig, measure
+from pretrain.configuration.load import load, usage
+from pretrain.evaluation.classifiers import (
+    Report,
+    check_penalties,
+    knn,
+    linear_probe,
+    num_linear_fits,
+)
+from pretrain.evaluation.features import Features
+from pretrain.evaluation.probe import check_neighbours
 
 
 def main(arguments: list[str]) -> None:

@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from data.disks import explain
 from data.settings import RunStopped, UserError, require
 from data.shards import atomic_write
-from finetune.features import identity
+from finetune.feature_cache import identity
 from pretrain.encoder import EncoderConfig
-from pretrain.timm_model import DEFAULT_NAME
+from pretrain.encoder.timm_model import DEFAULT_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()  # before the imports below, which take seconds
 
-from data.augment import RandAugment
+from data.images.augment import RandAugment
 from data.index.manifest import Manifest
-from data.index.overlap import check_apart
-from data.labelled import Labels, check_names, label_splits
-from data.loader import Samples
+from data.labels.labelled import Labels, check_names, label_splits
+from data.reading.overlap import check_apart
+from data.samples import Samples
 from data.settings import memory_errors, require, run_entry_point
 from data.stream import TrainingStream
 from data.text import count
@@ -36,16 +36,17 @@ from finetune.head import Classifier
 from finetune.load import saved_names
 from finetune.metrics import Figures
 from finetune.validate import Validation
-from pretrain.additions import say_what_timm_lacks
-from pretrain.claim import claim
-from pretrain.config import load, resolve, usage
-from pretrain.encoder import image_data, image_size, num_channels
-from pretrain.launch import open_shards, share, start
-from pretrain.ledger import say_unusable
-from pretrain.loop import Trainer
-from pretrain.measures import Evaluator, Measured, require_finite
-from pretrain.memory import check_fits
-from pretrain.ranks import on_main
+from pretrain.configuration.load import load, usage
+from pretrain.encoder.extensions import say_what_timm_lacks
+from pretrain.encoder.facts import image_data, image_size, num_channels, resolve
+from pretrain.ranks import on_main, open_shards
+from pretrain.records.bad_samples import say_unusable
+from pretrain.training.claim import claim
+from pretrain.training.contract import Evaluator, Measured
+from pretrain.training.launch import share, start
+from pretrain.training.memory import check_fits
+from pretrain.training.trainer import Trainer
+from pretrain.training.validation import require_finite
 
 
 def main(arguments: list[str]) -> None:

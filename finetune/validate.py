@@ -6,12 +6,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data.loader import LedgerEntry, Samples
+from data.batch import LedgerEntry
+from data.samples import Samples
 from data.stream import Share, evaluation_batches
 from finetune.metrics import Figures, Scores
-from pretrain.ledger import Unusable
-from pretrain.measures import Measured
-from pretrain.transfer import Copies
+from pretrain.records.bad_samples import Unusable
+from pretrain.training.contract import Measured
+from pretrain.training.device import Copies
 
 
 class Validation:

@@ -9,7 +9,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data.disks import explain
+from data.index.manifest import Manifest
+from data.index.open import open_manifest
 from data.settings import RunStopped, UserError
+from data.storage.locations import Storage
 
 Result = TypeVar("Result")
 
@@ -58,3 +61,10 @@ def first_problem(work: Callable[[], object]) -> str | None:
         problem = explain(error)
     problems: list[str | None] = gather_object([problem])
     return next((problem for problem in problems if problem is not None), None)
+
+
+def open_shards(
+    accelerator: Accelerator, spec: object, key: str, storage: Storage, fraction: float = 1.0
+) -> Manifest:
+    """Open the shards that a configuration key names; the main process makes missing indexes."""
+    return main_process_first(accelerator, lambda: open_manifest(spec, key, storage, fraction))

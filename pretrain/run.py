@@ -19,17 +19,19 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from data.settings import memory_errors, run_entry_point
 from data.text import count
-from pretrain.additions import say_what_timm_lacks
-from pretrain.claim import claim
-from pretrain.config import PretrainConfig, load, resolve, usage
+from pretrain.config import PretrainConfig
+from pretrain.configuration.load import load, usage
 from pretrain.encoder import make_encoder
-from pretrain.figures.illustrate import make_illustrator
-from pretrain.launch import share, start
-from pretrain.loop import Trainer
-from pretrain.memory import check_fits
-from pretrain.model import MaskedPatchModel
-from pretrain.opening import open_evaluators, open_stream
-from pretrain.words import learn_words
+from pretrain.encoder.extensions import say_what_timm_lacks
+from pretrain.encoder.facts import resolve
+from pretrain.inputs import open_evaluators, open_stream
+from pretrain.objective.learn import learn_words
+from pretrain.objective.model import MaskedPatchModel
+from pretrain.pictures.illustrate import make_illustrator
+from pretrain.training.claim import claim
+from pretrain.training.launch import share, start
+from pretrain.training.memory import check_fits
+from pretrain.training.trainer import Trainer
 
 DEMO = Path(__file__).resolve().parents[1] / "configs/pretrain/demo.yaml"
 

@@ -26,10 +26,10 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()  # before the imports below, which take seconds
 
 from data.settings import OneLineParser, require, require_utf8, run_entry_point
-from scripts.ablating.plan import Ablation
-from scripts.ablating.reading import read_plan
-from scripts.ablating.running import run_tasks, seeds_from, tasks_of
-from scripts.ablating.table import write_table
+from scripts._ablate.plan import Ablation
+from scripts._ablate.reading import read_plan
+from scripts._ablate.running import run_tasks, seeds_from, tasks_of
+from scripts._ablate.table import write_table
 
 
 def main(arguments: list[str]) -> None:

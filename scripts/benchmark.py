@@ -55,10 +55,10 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from data.settings import OneLineParser, run_entry_point
 from data.shards import atomic_write
-from data.storage import user_path
-from scripts.speed.options import add_images, add_outputs, add_rounds, check, count, values
-from scripts.speed.rounds import add_values, make_record, table
-from scripts.speed.training import Measured, add_run, add_step, measure_run, measure_step
+from data.storage.locations import user_path
+from scripts._benchmark.options import add_images, add_outputs, add_rounds, check, count, values
+from scripts._benchmark.rounds import add_values, make_record, table
+from scripts._benchmark.training import Measured, add_run, add_step, measure_run, measure_step
 
 # What each benchmark measures is imported where it starts: torch and timm take seconds, and a fresh
 # process of `order` or `resume` imports this file again.
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     if asked.benchmark == "compare":
         sys.exit(_compare(asked))
     if asked.benchmark == "page":
-        from scripts.speed.page import make_page
+        from scripts._benchmark.page import make_page
 
         print(make_page(asked.folder), end="")
         return
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
         with atomic_write(asked.json) as file:
             file.write(json.dumps(record, indent=1).encode() + b"\n")
     if getattr(asked, "png", None) is not None:
-        from scripts.speed.chart import draw
+        from scripts._benchmark.chart import draw
 
         draw(record, asked.png)
     if record.get("num_failed"):  # of `learn`
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _compare(asked: argparse.Namespace) -> int:
-    from scripts.speed import compare
+    from scripts._benchmark import compare
 
     text, num_fallen = compare.compare(asked.recorded, asked.new)
     print(text)
@@ -111,7 +111,7 @@ def _compare(asked: argparse.Namespace) -> int:
 
 
 def _measure_variants(asked: argparse.Namespace, _: Path) -> Measured:
-    from scripts.speed import variants
+    from scripts._benchmark import variants
 
     options = variants.VariantOptions(**values(asked, variants.VariantOptions))
     speeds = variants.measure_variants(options)
@@ -121,8 +121,8 @@ def _measure_variants(asked: argparse.Namespace, _: Path) -> Measured:
 
 
 def _measure_loader(asked: argparse.Namespace, folder: Path) -> Measured:
-    from scripts.speed import loader
-    from scripts.speed.photographs import make_photograph_shard
+    from scripts._benchmark import loader
+    from scripts._benchmark.photographs import make_photograph_shard
 
     asked.shards = asked.shards or [make_photograph_shard(folder)]
     options = loader.LoaderOptions(**values(asked, loader.LoaderOptions))
@@ -131,7 +131,7 @@ def _measure_loader(asked: argparse.Namespace, folder: Path) -> Measured:
 
 
 def _measure_order(asked: argparse.Namespace, _: Path) -> Measured:
-    from scripts.speed import order
+    from scripts._benchmark import order
 
     options = order.OrderOptions(**values(asked, order.OrderOptions))
     lookups, rest = order.measure_order(options)
@@ -145,7 +145,7 @@ def _measure_order(asked: argparse.Namespace, _: Path) -> Measured:
 
 
 def _measure_resume(asked: argparse.Namespace, folder: Path) -> Measured:
-    from scripts.speed import resume
+    from scripts._benchmark import resume
 
     samples = asked.samples
     asked.shards = asked.shards or resume.make_tiny_shards(folder, samples)
@@ -159,14 +159,14 @@ def _measure_resume(asked: argparse.Namespace, folder: Path) -> Measured:
 
 
 def _measure_faults(_: argparse.Namespace, folder: Path) -> Measured:
-    from scripts.speed import faults
+    from scripts._benchmark import faults
 
     found = faults.inject_faults(folder)
     return faults.make_faults_record(found), faults.faults_table(found)
 
 
 def _measure_learn(asked: argparse.Namespace, _: Path) -> Measured:
-    from scripts.ablating.learning import measure_learn
+    from scripts._ablate.learning import measure_learn
 
     return measure_learn(asked)
 

@@ -21,7 +21,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()
 
 from data.settings import OneLineParser, run_entry_point
-from scripts.ablating.jobs import Children
+from scripts._ablate.jobs import Children
 
 RUN = Path("runs/demo")
 PROBE = "probe.train=shards/demo/train-*.tar probe.val=shards/demo/val-000000.tar probe.every=100"

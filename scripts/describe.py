@@ -23,8 +23,8 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()  # before the imports below, which take seconds
 
 from data.settings import OneLineParser, require, require_utf8, run_entry_point
-from scripts.describing.building import build
-from scripts.describing.measuring import PRECISIONS, Costs, measure
+from scripts._describe.building import build
+from scripts._describe.measuring import PRECISIONS, Costs, measure
 
 _COLUMNS = (
     "preset",

@@ -38,14 +38,14 @@ from data.settings import (
     require_utf8,
     run_entry_point,
 )
-from data.storage import expand_home, user_path
+from data.storage.locations import expand_home, user_path
 from data.text import count
-from scripts.exporting import hugging_face, onnx_file, timm_folder, torch_program
-from scripts.exporting.card import NO_LICENCE, write_card
-from scripts.exporting.format import HUB, Format
-from scripts.exporting.pictures import pick_images
-from scripts.exporting.push import check_repository, push
-from scripts.exporting.source import Source, load_source
+from scripts._export import hugging_face, onnx_file, timm_folder, torch_program
+from scripts._export.card import NO_LICENCE, write_card
+from scripts._export.format import HUB, Format
+from scripts._export.pictures import pick_images
+from scripts._export.push import check_repository, push
+from scripts._export.source import Source, load_source
 
 TOLERANCE = 1e-4
 _FORMATS = {

@@ -38,15 +38,15 @@ from tqdm import tqdm
 
 from data.disks import explain
 from data.index.catalog import Catalog
-from data.index.check import unusable_members
 from data.index.making import Remarks, UnreadableShard, in_any_order, run_jobs
 from data.index.manifest import Manifest, Shard
-from data.index.opening import told_empty
+from data.index.open import told_empty
 from data.index.scan import UnusableShard
 from data.processes import end_children, end_with_parent
+from data.reading.check import unusable_members
 from data.settings import OneLineParser, RunStopped, UserError, require, run_entry_point
 from data.shards import atomic_write
-from data.storage import Missing, Storage, is_remote, user_path
+from data.storage.locations import Missing, Storage, is_remote, user_path
 from data.text import count
 
 _STORAGE = Storage()

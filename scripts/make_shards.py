@@ -36,9 +36,8 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
 from tqdm import tqdm
 
-from data.classes import CLASSES_NAME, read_classes
 from data.disks import explain
-from data.folder import (
+from data.folder.plan import (
     PlanOptions,
     Source,
     SourceImage,
@@ -48,10 +47,11 @@ from data.folder import (
     plan_shards,
 )
 from data.index.manifest import MANIFEST_NAME
-from data.index.opening import open_manifest
+from data.index.open import open_manifest
+from data.labels.classes import CLASSES_NAME, read_classes
 from data.settings import OneLineParser, RunStopped, require, run_entry_point
 from data.shards import INDEX_SUFFIX, atomic_write, write_shard
-from data.storage import user_path
+from data.storage.locations import user_path
 from data.text import count, name_some, printable
 
 _PLAN_NAME = "plan.json"

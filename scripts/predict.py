@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from data.devices import num_cores
 from data.disks import explain
-from data.image_folder import list_images
+from data.folder.images import list_images
+from data.images.transforms import UnreadableImage, evaluation_crop
 from data.settings import (
     OneLineParser,
     RunStopped,
@@ -43,12 +44,11 @@ from data.settings import (
     require_utf8,
     run_entry_point,
 )
-from data.storage import expand_home, user_path
+from data.storage.locations import expand_home, user_path
 from data.text import printable
-from data.transforms import UnreadableImage, evaluation_crop
 from finetune.head import Classifier
 from finetune.load import load_classifier
-from pretrain.encoder import image_size, num_channels
+from pretrain.encoder.facts import image_size, num_channels
 
 _MAX_PADDING = 30  # characters; one long class name does not push all others aside
 

@@ -25,16 +25,17 @@ if not __package__:  # started as a file: search the checkout, not this folder
 from data.devices import has_float64
 from data.settings import memory_errors, require, run_entry_point
 from data.text import count
-from pretrain.additions import say_what_timm_lacks
-from pretrain.claim import claim
-from pretrain.config import resolve, usage
+from pretrain.configuration.load import usage
 from pretrain.encoder import make_encoder
-from pretrain.launch import share, start
-from pretrain.loop import Trainer
-from pretrain.memory import check_fits
-from pretrain.opening import open_evaluators, open_stream
-from scripts.alternatives.config import AlternativePretrainConfig, load_alternative
-from scripts.alternatives.model import make_alternative
+from pretrain.encoder.extensions import say_what_timm_lacks
+from pretrain.encoder.facts import resolve
+from pretrain.inputs import open_evaluators, open_stream
+from pretrain.training.claim import claim
+from pretrain.training.launch import share, start
+from pretrain.training.memory import check_fits
+from pretrain.training.trainer import Trainer
+from scripts._benchmark.alternatives.config import AlternativePretrainConfig, load_alternative
+from scripts._benchmark.alternatives.model import make_alternative
 
 
 def main(arguments: list[str]) -> None:

@@ -34,15 +34,15 @@ if not __package__:  # started as a file: search the checkout, not this folder
 from data.disks import explain
 from data.settings import OneLineParser, UserError, require, require_utf8, run_entry_point
 from data.shards import atomic_write
-from data.storage import user_path
-from pretrain.figures.draw import require_matplotlib
-from scripts.report_page import one_run, several_runs
-from scripts.report_page.figures import Section
-from scripts.report_page.history import Run, describe, read_run
-from scripts.report_page.page import definitions, render
-from scripts.report_page.pictures import RECONSTRUCTIONS
+from data.storage.locations import user_path
+from pretrain.pictures.draw import require_matplotlib
+from scripts._report import one_run, several_runs
+from scripts._report.figures import Section
+from scripts._report.history import Run, describe, read_run
+from scripts._report.page import definitions, render
+from scripts._report.pictures import RECONSTRUCTIONS
 
-_TEMPLATE = Path(__file__).with_name("report_template.html")
+_TEMPLATE = Path(__file__).with_name("_report") / "template.html"
 
 
 def main(arguments: list[str]) -> None:

@@ -25,18 +25,19 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()  # before the imports below, which take seconds
 
 from data.disks import explain
-from data.index.opening import open_manifest
+from data.index.open import open_manifest
 from data.settings import OneLineParser, UserError, require, require_utf8, run_entry_point
 from data.shards import atomic_write
-from data.storage import user_path
+from data.storage.locations import user_path
 from data.text import count
 from finetune.config import FinetuneConfig
-from pretrain.checkpoint import find_newest
-from pretrain.config import PretrainConfig, load
-from pretrain.layers import read_yaml
-from pretrain.lineage import EpochCounts, Verdict, verify
-from pretrain.traces import trace_files
-from scripts.alternatives.config import AlternativePretrainConfig
+from pretrain.config import PretrainConfig
+from pretrain.configuration.layers import read_yaml
+from pretrain.configuration.load import load
+from pretrain.records.checkpoint import find_newest
+from pretrain.records.traces import trace_files
+from pretrain.records.verify import EpochCounts, Verdict, verify
+from scripts._benchmark.alternatives.config import AlternativePretrainConfig
 
 _NUM_SHOWN = 20  # violations, and epochs
 

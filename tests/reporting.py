@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.index.opening import open_manifest
+from data.index.open import open_manifest
 from data.shards import ImageFile, write_shard
 from tests.launching import run_forked
 

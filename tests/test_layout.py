@@ -51,13 +51,13 @@ def test_a_file_imports_only_leftwards_and_no_entry_point(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "line", "is_wrong"),
     [
-        ("data/a.py", "from pretrain.model import Sums", True),
+        ("data/a.py", "from pretrain.objective.model import Sums", True),
         ("data/a.py", "import finetune", True),
         ("pretrain/a.py", "from data.index import Manifest", False),
         ("pretrain/a.py", "def f():\n    from finetune import head", True),
         ("finetune/a.py", "from pretrain.run import main", True),
         ("finetune/a.py", "from pretrain import run", True),
-        ("finetune/a.py", "from pretrain.loop import Trainer", False),
+        ("finetune/a.py", "from pretrain.training.trainer import Trainer", False),
         ("scripts/a.py", "from scripts.export import main", True),
         ("scripts/a.py", "import pretrain.encoder", False),
     ],

@@ -4,9 +4,8 @@ import math
 
 import torch
 
-from pretrain.classes import Words
-from pretrain.targets import Target
-from pretrain.words import fit
+from pretrain.objective.targets import Target
+from pretrain.objective.words import Words, fit
 
 
 def learn_from_noise(target: Target) -> None:

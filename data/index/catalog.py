@@ -33,10 +33,11 @@ from data.index.manifest import (
     split_location,
 )
 from data.index.offsets import ShardIndex
-from data.listing import list_shards, shard_names
+from data.listing.shards import list_shards, shard_names
 from data.settings import RunStopped, UserError, require
 from data.shards import INDEX_SUFFIX, atomic_write
-from data.storage import Missing, Storage, is_remote, public_name, read_file, user_cache
+from data.storage.files import read_file
+from data.storage.locations import Missing, Storage, is_remote, public_name, user_cache
 
 _MAX_MANIFEST = 1 << 30  # bytes that are taken from a server
 _logger = logging.getLogger(__name__)

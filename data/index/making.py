@@ -26,7 +26,8 @@ from data.index.offsets import ShardIndex
 from data.index.scan import Beside, ScanResult, UnusableShard, scan
 from data.settings import RunStopped, UserError
 from data.shards import INDEX_SUFFIX
-from data.storage import Storage, Version, is_remote, open_file, probe
+from data.storage.files import open_file, probe
+from data.storage.locations import Storage, Version, is_remote
 from data.text import count, printable
 
 CHANGED = "changed since it was indexed"

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.shards import INDEX_SUFFIX, atomic_write
-from data.storage import Storage, is_remote, protocol_of
+from data.storage.locations import Storage, is_remote, protocol_of
 
 MANIFEST_NAME = "manifest.jsonl"
 _MAX_NAME = 240  # bytes; file systems allow 255, and the index adds its suffix

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from data.foreign import MAKE_SHARDS, kind_by_content
 from data.index.looks import Looks
 from data.index.offsets import Member, ShardIndex
+from data.listing.foreign import MAKE_SHARDS, kind_by_content
 from data.settings import UserError
 from data.shards import compression_of, is_hidden, split_name
-from data.storage import RangeFile
+from data.storage.locations import RangeFile
 from data.text import count, printable
 
 _BLOCK = tarfile.BLOCKSIZE

@@ -1,0 +1,1 @@
+"""What fetches remote shards before they are needed."""

@@ -1,0 +1,119 @@
+"""Folders as classes: which number each has, and what cannot be a class."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from data.folder.images import Listing, is_image_name
+from data.settings import require
+from data.text import count, name_some, printable
+
+_SPLIT = re.compile(
+    r"(train|training|val|valid|validation|dev|test|testing|eval|evaluation)"
+    r"([-_ ]?(set|split|data|images|\d+))?",
+    re.IGNORECASE,
+)
+_REMEDY = "rename it, or give --unlabelled"
+
+
+def label_folders(listing: Listing, given: Sequence[str] | None) -> dict[str, int]:
+    """Give each folder of images a class number.
+
+    Args:
+        listing: The source, all of whose images lie in folders.
+        given: The names of the classes in order; None: those of the folders, sorted.
+
+    Raises:
+        UserError: A name cannot be a class, the list lacks one, a class would lose all its images,
+            the folders are splits, or one lies in two classes.
+    """
+    folders = sorted({path.split("/")[0] for path in listing.images})
+    if given is None:
+        _require_no_splits(folders)
+    _require_images(listing, folders)
+    _require_one_class(listing)
+    names = _names_of(folders)
+    if given is None:
+        return dict(zip(folders, range(len(folders)), strict=True))
+    numbers = {name: number for number, name in enumerate(given)}
+    unknown = sorted(set(names) - set(given))
+    require(
+        not unknown,
+        f"--classes lacks {name_some(unknown)}, {count(len(unknown), 'class folder')} of "
+        f"SOURCE={listing.folder}; add each to the list, or move it away",
+    )
+    return {folder: numbers[name] for folder, name in zip(folders, names, strict=True)}
+
+
+def folders_without_images(listing: Listing) -> list[str]:
+    """Say which folders are no class, as no image lies in them: a text, or none."""
+    with_images = {path.split("/")[0] for path in listing.images}
+    folders = {path for path in listing.found.folders if "/" not in path}
+    bare = sorted(folders - with_images - {*listing.found.repeated})
+    what = count(
+        len(bare), "folder without images, so no class", "folders without images, so no classes"
+    )
+    return [f"{what} ({name_some(bare)})"] if bare else []
+
+
+def _require_no_splits(names: Sequence[str]) -> None:
+    """Refuse train/ and val/ as classes; one of many classes may be called "train"."""
+    splits = [name for name in names if _SPLIT.fullmatch(name)]
+    require(
+        len(splits) < min(2, len(names)),
+        f"SOURCE holds {name_some(splits)}, which would be {count(len(splits), 'class')} and are "
+        "likely splits; give each as a SOURCE of its own with an OUT of its own, or --unlabelled "
+        "for all images together, or, if they are classes, --classes FILE that lists them",
+    )
+
+
+def _require_images(listing: Listing, names: Sequence[str]) -> None:
+    """Refuse to lose a class, as the labels of those behind it would be others."""
+    found = listing.found
+    by_class: dict[str, list[str]] = {}
+    for path in (*listing.empty, *listing.undecodable, *found.broken, *found.special):
+        by_class.setdefault(path.split("/")[0], []).append(path)
+    for name in sorted({*by_class} - {*names}):
+        own = by_class[name]
+        is_stray = own == [name] and is_image_name(name)  # a file beside the classes
+        require(
+            is_stray,
+            f"SOURCE={listing.folder}: the class {printable(name)} would be lost, as none of "
+            f"its images can be read ({name_some(own)}); mend them, or remove the folder. "
+            f"Left out in all: {'; '.join(listing.left_out())}",
+        )
+
+
+def _require_one_class(listing: Listing) -> None:
+    """Refuse a folder that is in two classes; a link to what holds it is passed over."""
+    for path, first in listing.found.repeated.items():
+        require(
+            first == "" or path.split("/")[0] == first.split("/")[0],
+            f"SOURCE={listing.folder}: {printable(path)} is the same folder as "
+            f"{printable(first)}, and an image has one class; remove one of them, or give "
+            "--unlabelled",
+        )
+
+
+def _names_of(folders: Sequence[str]) -> list[str]:
+    """Name the classes as a list of them is read: letters with accents have one spelling (NFC)."""
+    named: dict[str, str] = {}
+    for folder in folders:
+        name = unicodedata.normalize("NFC", folder)
+        twin = named.setdefault(name, folder)
+        require(
+            twin == folder, f"SOURCE: two folders are both called {name}, accents apart; {_REMEDY}"
+        )
+        flaw = _flaw(name)
+        require(flaw is None, f"SOURCE: the class folder '{printable(name)}' {flaw}; {_REMEDY}")
+    return list(named)
+
+
+def _flaw(name: str) -> str | None:
+    """Say why a line of classes.txt would not give a name back."""
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        return "is not UTF-8"
+    if {"\n", "\r"} & set(name):
+        return "has a line break in its name"
+    is_trimmed = name == name.strip() and not name.startswith("\ufeff")
+    return None if is_trimmed else "begins or ends with a blank"

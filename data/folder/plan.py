@@ -1,0 +1,243 @@
+"""A folder of images, and the plan of the shards that it becomes.
+
+The plan is a pure function of the sorted list of files, their sizes and the options, so that
+writing can stop at any shard and go on later. scripts/make_shards.py carries it out.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from data.disks import explain
+from data.folder.classes import folders_without_images, label_folders
+from data.folder.images import Listing, extension_of, list_images
+from data.settings import RunStopped, UserError, require
+from data.shards import ImageFile, split_name
+from data.text import name_some
+
+_BLOCK = 512  # a tar's unit, bytes
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image file of the source.
+
+    Attributes:
+        path: Below the source, with "/".
+        key: The sample's key, unique in the source.
+        num_bytes: The file's size.
+        label: The class number, or None without labels.
+    """
+
+    path: str
+    key: str
+    num_bytes: int
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source folder holds.
+
+    Attributes:
+        images: Sorted by path.
+        classes: Class names in the order of their labels; empty without labels.
+        left_out: What was left out and how much of it, in words.
+        why_unlabelled: Why there are no labels; None where there are.
+    """
+
+    images: tuple[SourceImage, ...]
+    classes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    why_unlabelled: str | None
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What decides, beside the source, what each shard holds.
+
+    Attributes:
+        shard_bytes: The largest size of a shard, unless one image is larger.
+        val_ratio: The part of the images, by a hash of path and seed, that goes to validation.
+        shuffle: Whether images are in an order drawn from `seed`; else sorted by path.
+        seed: For the split and the order.
+    """
+
+    shard_bytes: int
+    val_ratio: float
+    shuffle: bool
+    seed: int
+
+
+def find_images(
+    source: Path, *, is_unlabelled: bool = False, classes: Sequence[str] | None = None
+) -> Source:
+    """List the images below a folder (see `Listing`).
+
+    Args:
+        source: The folder.
+        is_unlabelled: Take no labels. Else the first folder of each path is its class, unless an
+            image lies directly in `source`: then there are no labels either.
+        classes: The names of the classes in the order of their labels. None: those of the
+            folders, sorted.
+
+    Raises:
+        UserError: It is no folder, holds no image, or something that cannot be read; or its
+            folders cannot be classes.
+    """
+    require(source.is_dir(), f"SOURCE={source} is not a folder; give the folder of the images")
+    listing = list_images(source)
+    listing.require_readable("SOURCE")
+    listing.require_images("SOURCE")
+    why = _why_unlabelled(listing, is_unlabelled)
+    require(
+        why is None or classes is None,
+        f"--classes numbers the folders of a SOURCE with labels, and SOURCE={source} has none: "
+        f"{why}",
+    )
+    labels = {} if why else label_folders(listing, classes)
+    images = tuple(
+        SourceImage(path, key, listing.found.sizes[path], labels.get(path.split("/")[0]))
+        for path, key in zip(listing.images, unique_keys(listing.images), strict=True)
+    )
+    names = tuple(labels if classes is None else classes)
+    no_class = [] if why else folders_without_images(listing)
+    return Source(images, names, (*listing.left_out(), *no_class), why)
+
+
+def _why_unlabelled(listing: Listing, is_unlabelled: bool) -> str | None:
+    beside = [path for path in listing.images if "/" not in path]
+    if is_unlabelled:
+        return "--unlabelled"
+    return f"in no folder of a class: {name_some(beside, 1)}" if beside else None
+
+
+def unique_keys(paths: Sequence[str]) -> list[str]:
+    """Make a key of each path: without extension, "_" for dots, numbered if it occurs again."""
+    counts: Counter[str] = Counter()
+    taken: set[str] = set()
+    keys: list[str] = []
+    for path in paths:
+        base = key = _safe_key(path)
+        while key in taken:
+            counts[base] += 1
+            key = f"{base}~{counts[base]}"
+        taken.add(key)
+        keys.append(key)
+    return keys
+
+
+def _safe_key(path: str) -> str:
+    key = path.rpartition(".")[0].replace(".", "_").replace("\n", "_")
+    # webdataset takes names such as __this__ for metadata and skips them.
+    return key if split_name(key + ".jpg") is not None else "x" + key
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def plan_shards(
+    images: Sequence[SourceImage], options: PlanOptions
+) -> dict[str, list[SourceImage]]:
+    """Distribute images over shards.
+
+    Returns:
+        The images of each shard by file name: train-000000.tar and so on, then val-000000.tar.
+
+    Raises:
+        UserError: If an option is out of range or no image is left for training.
+    """
+    ratio = options.val_ratio
+    require(0 <= ratio < 1, f"--val-ratio={ratio} is not in [0, 1); try 0.05")
+    require(options.shard_bytes > 0, "--shard-mb is not above 0; try 256")
+    kept = kept_in_training(images, options)
+    splits: dict[str, list[SourceImage]] = {"train": [], "val": []}
+    for image in images:
+        is_val = _is_drawn(image, options) and image.path not in kept
+        splits["val" if is_val else "train"].append(image)
+    require(len(splits["train"]) > 0, f"--val-ratio={ratio} leaves no image for training; lower it")
+    plan: dict[str, list[SourceImage]] = {}
+    for split, members in splits.items():
+        if options.shuffle:
+            members.sort(key=lambda image: _draw(options.seed, "order", image.path))
+        shards = _cut(members, options.shard_bytes)
+        plan |= {f"{split}-{number:06d}.tar": shard for number, shard in enumerate(shards)}
+    return plan
+
+
+def kept_in_training(images: Sequence[SourceImage], options: PlanOptions) -> set[str]:
+    """Choose an image of each class that the draw would put into validation as a whole.
+
+    Returns:
+        Their paths. It is the one drawn last, so that other files change it as little as can be.
+    """
+    last: dict[int, tuple[float, str]] = {}
+    for image in images if options.val_ratio > 0 else ():
+        if image.label is not None:
+            own = (_draw(options.seed, "split", image.path), image.path)
+            last[image.label] = max(own, last.get(image.label, own))
+    return {path for draw, path in last.values() if draw < options.val_ratio}
+
+
+def _is_drawn(image: SourceImage, options: PlanOptions) -> bool:
+    """Tell whether the draw puts an image into validation."""
+    return _draw(options.seed, "split", image.path) < options.val_ratio
+
+
+def _draw(seed: int, purpose: str, path: str) -> float:
+    """Draw from [0, 1) by a hash, so that neither a library nor other files can change it."""
+    digest = sha256(os.fsencode(f"{seed}:{purpose}:{path}")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _cut(images: Sequence[SourceImage], shard_bytes: int) -> list[list[SourceImage]]:
+    """Cut a list into shards of at most `shard_bytes`, as they will be on disk."""
+    shards: list[list[SourceImage]] = []
+    room = 0
+    for image in images:
+        size = _tar_bytes(image)
+        if size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(image)
+        room -= size
+    return shards
+
+
+def _tar_bytes(image: SourceImage) -> int:
+    """Return what a sample takes in a tar: a header and whole blocks for each member."""
+    label_bytes = 0 if image.label is None else 2 * _BLOCK
+    return _BLOCK + -(-image.num_bytes // _BLOCK) * _BLOCK + label_bytes
+
+
+def plan_hash(source: Source, options: PlanOptions) -> str:
+    """Hash what decides the shards' bytes: files, sizes, labels, classes and options."""
+    digest = sha256(json.dumps([asdict(options), source.classes]).encode())
+    for image in source.images:
+        digest.update(json.dumps([image.path, image.num_bytes, image.label]).encode())
+    if kept := sorted(kept_in_training(source.images, options)):
+        digest.update(json.dumps(kept).encode())
+    return digest.hexdigest()
+
+
+def load_image(source: Path, image: SourceImage) -> ImageFile:
+    """Read an image's file into a sample.
+
+    Raises:
+        RunStopped: If the disk does not give it.
+        UserError: If the file is not as it was when the plan was made.
+    """
+    path = source / image.path
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    except OSError as error:
+        raise RunStopped(f"{path}: {explain(error)}; then the same command goes on") from error
+    if len(data) != image.num_bytes:
+        raise UserError(f"{path} has changed since it was listed; start again when it is whole")
+    return ImageFile(image.key, extension_of(image.path), data, image.label)

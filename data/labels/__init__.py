@@ -1,0 +1,1 @@
+"""Class labels: parsing them, class names, labelled splits."""

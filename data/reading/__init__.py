@@ -1,0 +1,1 @@
+"""Reading samples by their place, and checks that read them."""

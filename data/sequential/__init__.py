@@ -1,0 +1,1 @@
+"""Streams that only go forwards: pipes and stdin."""

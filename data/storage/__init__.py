@@ -1,0 +1,1 @@
+"""Files that are read by range, on this machine or behind a URL."""

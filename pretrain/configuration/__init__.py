@@ -1,0 +1,1 @@
+"""The engine of configurations: defaults <- YAML <- command line."""

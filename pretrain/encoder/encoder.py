@@ -1,0 +1,300 @@
+"""The encoder: a timm VisionTransformer, built, loaded and saved.
+
+The class token gets no loss in masked patch
+prediction, so every encoder pools by patch average, and `norm` stays inside `forward_features`
+(`fc_norm=False`): what a head reads is what the colour head was trained on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from timm.models.vision_transformer import VisionTransformer
+
+from data.config import check_values
+from data.settings import UserError, require, setting
+from pretrain.encoder import positions
+from pretrain.encoder.extensions import Additions, additions_of, build, describe_additions
+from pretrain.encoder.facts import (
+    check_channels,
+    check_image_size,
+    grid_size,
+    image_data,
+    image_size,
+    num_channels,
+    patch_size,
+)
+from pretrain.encoder.pretrained import begin_like, load_pretrained, make_bare
+from pretrain.encoder.stems import flatten_patches
+from pretrain.encoder.timm_model import BARE, DEFAULT_NAME, HYBRIDS, check_name, transformer_names
+
+_SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
+_PATCHES = ("conv", "linear")
+_FIXED_ARGS = {
+    **dict.fromkeys(("img_size", "num_classes", "global_pool", "fc_norm"), "leave it out"),
+    **dict.fromkeys(("pretrained", "patch_drop_rate"), "leave it out"),
+    "in_chans": "set data.channels",
+    "pos_embed": "set encoder.position",
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Which encoder, and what it starts from."""
+
+    name: str | None = setting(
+        None, f"timm VisionTransformer; default: that of encoder.init or like, else {DEFAULT_NAME}"
+    )
+    init: str | None = setting(
+        "none",
+        "what to start from: none (random), a RUN, a FOLDER of timm or transformers, a timm name",
+        is_path=True,
+        knows_none=True,
+    )
+    patch_size: int | None = setting(None, "pixels a side of a patch; default: as named")
+    embed_dim: int | None = setting(None, "width D; default: as named")
+    depth: int | None = setting(None, "number of blocks; default: as named")
+    num_heads: int | None = setting(
+        None, "attention heads, a divisor of the width; default: as named"
+    )
+    like: str | None = setting(
+        None,
+        "random weights, and all else as the encoder of such a RUN, FOLDER or timm name began",
+        is_path=True,
+    )
+    position: str | None = setting(
+        None,
+        f"positions: {', '.join(positions.KINDS)}; default: learned_1d, or as loaded",
+        knows_none=True,
+    )
+    position_at: str | None = setting(
+        None, f"where they act: {', '.join(positions.PLACES)}; default: stem, or as loaded"
+    )
+    patch_embed: str = setting("conv", "conv or linear: how patches are embedded; equal outputs")
+    stem: str | None = setting(
+        None, "timm CNN whose feature map is cut into patches, such as resnet26d; default: none"
+    )
+    stem_stride: int | None = setting(
+        None, "pixels a cell of that map; default: the largest that divides the patch's side"
+    )
+    sees_masked: bool = setting(
+        True, "false: mask embeddings enter a light decoder, not the encoder; pretraining only"
+    )
+    args: dict[str, Any] = setting(
+        dict, "further arguments of timm's model, such as args.mlp_ratio=2 args.drop_path_rate=0.1"
+    )
+
+    def __post_init__(self) -> None:
+        for key in _SIZES:
+            value = getattr(self, key)
+            require(value is None or value > 0, f"encoder.{key}={value} must be above 0")
+        for key in _FIXED_ARGS.keys() & self.args.keys():
+            raise UserError(f"encoder.args.{key} is set by this project; {_FIXED_ARGS[key]}")
+        require(
+            self.like is None or self.init in (None, "none"),
+            f"encoder.like={self.like} begins with random weights, and encoder.init={self.init} "
+            "with its own; leave one of them out",
+        )
+        positions.check(self.additions.position, self.additions.position_at)
+        if self.patch_embed not in _PATCHES:
+            raise UserError(
+                f"encoder.patch_embed={self.patch_embed} is not one of {', '.join(_PATCHES)}"
+            )
+        require(
+            self.stem is not None or self.stem_stride is None,
+            f"encoder.stem_stride={self.stem_stride} needs a CNN; set encoder.stem, as resnet26d",
+        )
+
+    @property
+    def additions(self) -> Additions:
+        """What the encoder gets besides timm's own parts."""
+        kind, place = self.position or "learned_1d", self.position_at or "stem"
+        return Additions(kind, place, self.stem, self.stem_stride)
+
+    @property
+    def source(self) -> str | None:
+        """What names the encoder, as it was typed: `encoder.init` or `encoder.like`, if either."""
+        if self.like is not None:
+            return f"encoder.like={self.like}"
+        return None if self.init in (None, "none") else f"encoder.init={self.init}"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it starts from weights that exist."""
+        return self.source is not None and self.like is None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The arguments over timm's own, those left out omitted."""
+        sizes = {key: getattr(self, key) for key in _SIZES if getattr(self, key) is not None}
+        return sizes | self.args
+
+
+# ---------------------------------------------------------------- building and loading
+
+
+def make_encoder(
+    config: EncoderConfig,
+    size: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    channels: int | None = None,
+) -> VisionTransformer:
+    """Build the encoder, or take that of `encoder.init` or `encoder.like`, for images of one size.
+
+    Position embeddings of one that was taken are interpolated in 2-D when the grid differs.
+
+    Args:
+        config: Which encoder.
+        size: (H, W); None keeps the encoder's own.
+        mean: Channel means of pixels in 0..1; None keeps the encoder's own.
+        std: Channel deviations, likewise.
+        channels: Of the images; None keeps the encoder's own.
+
+    Raises:
+        UserError: The name or an argument is unknown, sizes do not fit, or nothing can be loaded.
+    """
+    said = config.source
+    encoder = _create(config, size, channels) if said is None else _take(config, said, channels)
+    check_channels(encoder, said or f"encoder.name={config.name}", channels)
+    size = size or image_size(encoder)
+    check_image_size(size, patch_size(encoder))
+    set_image_size(encoder, size)
+    if config.patch_embed == "linear":
+        flatten_patches(encoder)
+    describe_images(encoder, size, mean, std)
+    return encoder
+
+
+def set_image_size(encoder: VisionTransformer, size: tuple[int, int]) -> None:
+    """Let an encoder take images of (H, W); its position embeddings are interpolated in 2-D."""
+    encoder.set_input_size(size)
+    positions.resize(encoder, grid_size(encoder))
+
+
+def describe_images(
+    encoder: Any,
+    size: tuple[int, int],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> None:
+    """Note in timm's record what a model will be fed; None keeps what is there.
+
+    Where timm's own mean and deviation are those of RGB and the images are not, they become 0.5.
+
+    Raises:
+        UserError: There are more or fewer values than channels.
+    """
+    data, channels = image_data(encoder), num_channels(encoder)
+    check_values(mean, std, channels)
+    data["input_size"] = (channels, *size)
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None:
+            data[key] = tuple(values)
+        elif len(data[key]) != channels:
+            data[key] = (0.5,) * channels
+    data.pop("label_names", None)  # those of a head that is not kept
+
+
+def load_encoder(path: str | Path, keep_head: bool = False) -> VisionTransformer:
+    """Load an encoder alone.
+
+    Args:
+        path: A run's folder, a folder that timm or transformers wrote, or the name of a pretrained
+            timm model.
+        keep_head: Keep a fine-tuned run's classifier; `encoder(images)` then gives logits.
+
+    Returns:
+        A timm VisionTransformer: `encoder(images)` gives patch averages (B, D) and
+        `encoder.forward_features(images)` all tokens (B, T, D), for float images (B, C, H, W)
+        normalised by `encoder.pretrained_cfg["mean"]` and `["std"]`.
+
+    Raises:
+        UserError: There is no encoder of that name.
+    """
+    encoder = load_pretrained(str(path), {})
+    if not keep_head:
+        make_bare(encoder, f"encoder.init={path}")
+    return encoder
+
+
+def _create(
+    config: EncoderConfig, size: tuple[int, int] | None, channels: int | None
+) -> VisionTransformer:
+    name = config.name or DEFAULT_NAME
+    check_name(name, transformer_names(), "VisionTransformer")
+    is_hybrid = name.split(".")[0] in transformer_names(HYBRIDS)
+    require(
+        not (is_hybrid and (config.patch_size or config.stem)),
+        f"encoder.name={name} has a CNN stem and patches of its own; leave encoder.patch_size and "
+        "encoder.stem out, or name a vit without _r",
+    )
+    if size is not None and config.patch_size is not None:
+        check_image_size(size, (config.patch_size, config.patch_size))
+    sizes = {"img_size": size, "in_chans": channels}
+    given = {key: value for key, value in sizes.items() if value is not None}
+    return build(name, config.overrides | given | BARE, config.additions)
+
+
+def _take(config: EncoderConfig, said: str, channels: int | None) -> VisionTransformer:
+    """Take what `encoder.init` or `encoder.like` names, as it was, as a bare encoder."""
+    if config.like is not None:
+        encoder = begin_like(config.like, config.args, channels)
+    else:
+        assert config.init is not None
+        encoder = load_pretrained(config.init, config.args, channels)
+    _check_asked(encoder, config, said)
+    make_bare(encoder, said)
+    return encoder
+
+
+def _check_asked(encoder: VisionTransformer, config: EncoderConfig, said: str) -> None:
+    """Refuse keys that ask for another encoder than the one that was taken."""
+    architecture = image_data(encoder)["architecture"]
+    require(
+        (config.name or architecture).split(".")[0] == architecture,
+        f"encoder.name={config.name}, but the encoder of {said} is a {architecture}; "
+        "leave the key out",
+    )
+    held = {
+        "patch_size": patch_size(encoder)[0],
+        "embed_dim": encoder.embed_dim,
+        "depth": len(encoder.blocks),
+        "num_heads": cast(Any, encoder.blocks[0]).attn.num_heads,
+        **asdict(additions_of(encoder)),
+    }
+    for key, value in held.items():
+        asked = getattr(config, key)
+        require(
+            asked in (None, value),
+            f"encoder.{key}={asked}, but the encoder of {said} has {value}; leave the key out",
+        )
+
+
+def save_encoder(encoder: VisionTransformer, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` in timm's own format.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it; image size, mean, std and
+    the names of a classifier's classes come from `encoder.pretrained_cfg`. What timm cannot hold is
+    written beside it, and then `load_encoder` alone loads it: see `pretrain.additions`.
+    """
+    data = {key: image_data(encoder)[key] for key in ("input_size", "mean", "std")}
+    data |= {"interpolation": "bilinear", "crop_pct": 1.0}
+    origin: dict[str, Any] = {"pretrained_cfg": {"tag": "masked_patch"}}  # not that of timm's own
+    if names := image_data(encoder).get("label_names"):
+        origin["label_names"] = names
+    if problem := getattr(encoder, "problem_type", None):
+        origin["problem_type"] = problem  # transformers' key; timm has none, and passes over it
+    origin |= describe_additions(encoder)
+    weights = positions.baked_state(encoder)
+    is_baked = weights.keys() != encoder.state_dict().keys()
+    args = {"pos_embed": "learn"} if is_baked else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors")
+    save_config_for_hf(encoder, str(folder / "config.json"), origin, args, data)
+
+
+# ---------------------------------------------------------------- what it is

@@ -1,0 +1,161 @@
+"""What an encoder may have that timm's own VisionTransformer has not, and how that is written down.
+
+config.json then has the key `additions`, which timm passes over and `load_encoder` follows. A table
+at the stem is saved as timm's `pos_embed`, and so timm loads the encoder too, equal in its outputs;
+that the table is fixed, or of rows and columns, only `additions` says. All else (positions in the
+layers, CNN stems) is saved under an architecture that timm does not know, and timm refuses it.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from timm.models.vision_transformer import VisionTransformer
+
+from data.settings import UserError, require
+from pretrain.encoder import positions
+from pretrain.encoder.stems import install_stem, stem_of
+from pretrain.encoder.timm_model import create_model, plain
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "masked_patch."  # of the architecture: no name of timm's begins so
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What is added to timm's encoder.
+
+    Attributes:
+        position: Kind of position embedding, one of `positions.KINDS`.
+        position_at: Where it acts, one of `positions.PLACES`.
+        stem: A timm CNN from whose feature map the patches are cut, or None.
+        stem_stride: Pixels a cell of that map, or None.
+    """
+
+    position: str = "learned_1d"
+    position_at: str = "stem"
+    stem: str | None = None
+    stem_stride: int | None = None
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it is timm's own encoder."""
+        return self.stem is None and positions.is_timms(self.position, self.position_at)
+
+    @property
+    def beyond_timm(self) -> str | None:
+        """What timm's format cannot hold of it, as keys; None where timm loads it."""
+        if self.stem is not None:
+            return f"encoder.stem={self.stem}"
+        if self.is_none or positions.is_bakeable(self.position, self.position_at):
+            return None
+        at = self.position_at
+        where = "" if at == "stem" else f" with encoder.position_at={at}"
+        return f"encoder.position={self.position}{where}"
+
+
+def build(name: str, arguments: dict[str, Any], additions: Additions) -> VisionTransformer:
+    """Create an encoder, its weights at random.
+
+    Args:
+        name: Of a timm VisionTransformer.
+        arguments: Of timm's model.
+        additions: What it gets besides.
+
+    Raises:
+        UserError: The name or an argument is unknown, or does not go with the additions.
+    """
+    kind, place = additions.position, additions.position_at
+    positions.check(kind, place)
+    if (kind, place) != ("learned_1d", "stem"):
+        arguments = arguments | {"pos_embed": "none"}
+    encoder = plain(create_model(name, arguments), name)
+    if additions.stem is not None:
+        install_stem(encoder, additions.stem, additions.stem_stride)
+    positions.install(encoder, kind, place)
+    return encoder
+
+
+def additions_of(encoder: VisionTransformer) -> Additions:
+    """Return what an encoder has that timm's has not."""
+    stem = stem_of(encoder)
+    return Additions(*positions.described(encoder), *(stem or (None, None)))
+
+
+def timm_format(encoder: VisionTransformer, what: str) -> VisionTransformer:
+    """Return an encoder as timm's own VisionTransformer, equal in its outputs.
+
+    A table that is added at the stem is put into `pos_embed`.
+
+    Args:
+        encoder: Any.
+        what: That cannot hold the rest, for the message, such as `--to timm`.
+
+    Raises:
+        UserError: It has more than timm's format can hold.
+    """
+    beyond = additions_of(encoder).beyond_timm
+    require(
+        beyond is None,
+        f"{what} cannot hold {beyond}: timm has a table at the stem, and no CNN before it; it is "
+        "kept in the run's own format, and in --to onnx and --to torch",
+    )
+    return positions.baked(encoder)
+
+
+def describe_additions(encoder: VisionTransformer) -> dict[str, Any]:
+    """Return what config.json states of the additions: nothing where the encoder is timm's own."""
+    additions = additions_of(encoder)
+    if additions.is_none:
+        return {}
+    data = cast(dict[str, Any], encoder.pretrained_cfg)
+    name = data["architecture"] if additions.beyond_timm is None else _PREFIX + data["architecture"]
+    return {"architecture": name, "additions": asdict(additions)}
+
+
+def say_what_timm_lacks(encoder: Any, folder: str) -> None:
+    """Tell the user of an encoder that timm alone will not load."""
+    beyond = additions_of(encoder).beyond_timm if isinstance(encoder, VisionTransformer) else None
+    if beyond is not None:
+        logger.info(
+            "timm alone cannot load %s, since it has no %s; "
+            "use pretrain.encoder.load_encoder, or export.py --to onnx or torch",
+            folder,
+            beyond,
+        )
+
+
+def has_additions(folder: Path) -> bool:
+    """Whether a folder holds an encoder with additions."""
+    return "additions" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def rebuild(folder: Path, args: dict[str, Any]) -> VisionTransformer:
+    """Create the encoder that config.json describes; its weights are still at random.
+
+    Args:
+        folder: Where `has_additions`.
+        args: Arguments over the saved ones.
+
+    Raises:
+        UserError: The description is not one that this version knows.
+    """
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        name, additions = saved["architecture"].removeprefix(_PREFIX), saved["additions"]
+        known, data = Additions(**additions), saved["pretrained_cfg"]
+        size = {"img_size": tuple(data["input_size"][1:]), "num_classes": saved["num_classes"]}
+        arguments = saved.get("model_args", {}) | size | args
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/config.json describes an encoder that this version does not know ({error}); "
+            "use the version that wrote it"
+        ) from error
+    encoder = build(name, arguments, known)
+    kept = {key: saved[key] for key in ("label_names",) if key in saved}
+    cast(dict[str, Any], encoder.pretrained_cfg).update(data | kept)
+    encoder.problem_type = saved.get("problem_type")
+    return encoder

@@ -1,0 +1,212 @@
+"""What a frozen encoder says of images: features by layer and pooling, in one pass over them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from tqdm import tqdm
+
+from data.batch import LedgerEntry
+from data.samples import Samples
+from data.settings import RunStopped, UserError, require
+from data.stream import Share, evaluation_batches
+from pretrain.encoder.tokens import Normalise
+from pretrain.records.bad_samples import Unusable
+
+POOLINGS = ("average", "class", "both")
+
+
+class View(NamedTuple):
+    """What is read of an encoder.
+
+    Attributes:
+        layer: 1 is the first block's output, `depth` the last's; the final norm is applied.
+        pooling: `average` over the patches; the `class` token, which pretraining by masked patches
+            gives no loss; or `both`, side by side.
+    """
+
+    layer: int
+    pooling: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frozen features of the usable images of a split, in listed order.
+
+    Attributes:
+        values: float32 (N, D), or (N, 2D) of `both`.
+        labels: int64 (N,).
+        positions: int64 (N,), each image's place among all that are listed.
+    """
+
+    values: Tensor
+    labels: Tensor
+    positions: Tensor
+
+    def at(self, positions: Tensor) -> "Features":
+        """Return the features of those listed positions that are usable."""
+        is_chosen = torch.isin(self.positions, positions.to(self.positions.device))
+        return self.where(is_chosen)
+
+    def where(self, is_chosen: Tensor) -> "Features":
+        """Return the chosen features, bool (N,)."""
+        return Features(self.values[is_chosen], self.labels[is_chosen], self.positions[is_chosen])
+
+    def to(self, device: torch.device) -> "Features":
+        """Move them to a device."""
+        tensors = {name: getattr(self, name).to(device) for name in vars(self)}
+        return replace(self, **tensors)
+
+
+def make_views(
+    encoder: VisionTransformer,
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    keys: tuple[str, str],
+) -> list[View]:
+    """Return each layer with each pooling.
+
+    Args:
+        encoder: Where the layers are.
+        layers: Numbers of blocks, from 1; 0 is the last.
+        poolings: Some of `POOLINGS`.
+        keys: The configuration keys of the two, for messages.
+
+    Raises:
+        UserError: The encoder has no such layer or pooling.
+    """
+    depth = len(encoder.blocks)
+    for layer in layers:
+        require(
+            0 <= layer <= depth, f"{keys[0]}={layer} is not in 1..{depth}, the encoder's blocks"
+        )
+    for pooling in poolings:
+        if pooling not in POOLINGS:
+            raise UserError(f"{keys[1]}={pooling} is not one of {', '.join(POOLINGS)}")
+        require(
+            pooling == "average" or encoder.cls_token is not None,
+            f"{keys[1]}={pooling}, but the encoder has no class token; use average",
+        )
+    views = [View(layer or depth, pooling) for layer in layers for pooling in poolings]
+    return list(dict.fromkeys(views))
+
+
+class Extracted(NamedTuple):
+    """What was read of a split.
+
+    Attributes:
+        features: On the main process, on the CPU; empty on the others.
+        unusable: The images without features.
+    """
+
+    features: dict[View, Features]
+    unusable: Unusable
+
+
+@torch.no_grad()
+def extract(
+    accelerator: Accelerator,
+    encoder: VisionTransformer,
+    samples: Samples,
+    views: Sequence[View],
+    batch_size: int,
+    workers: int,
+    name: str,
+) -> Extracted:
+    """Read the features of a split on all ranks; unusable images are named and left out.
+
+    They are the same on any number of ranks: every batch has the same positions there. The main
+    process holds all of them, N x D x 4 bytes a view and twice that for a moment.
+
+    Args:
+        accelerator: What `start` gave.
+        encoder: On this rank's device; left in evaluation mode.
+        samples: Labelled, in listed order.
+        views: What is read.
+        batch_size: Images a forward pass on each rank.
+        workers: Loader processes a rank.
+        name: The key of the split, for messages.
+
+    Raises:
+        RunStopped: What the encoder gives is no number, on all ranks.
+    """
+    encoder.eval()
+    normalise = Normalise(encoder).to(accelerator.device)
+    share = Share(accelerator.process_index, accelerator.num_processes, batch_size)
+    parts: list[list[Tensor]] = []
+    bad: list[LedgerEntry] = []
+    batches = evaluation_batches(samples, share, workers)
+    progress = tqdm(
+        batches,
+        f"features of {name}",
+        math.ceil(samples.manifest.num_samples / (batch_size * share.world_size)),
+        unit="batch",
+        delay=2,
+        leave=False,
+        disable=None if accelerator.is_main_process else True,  # None: where there is no terminal
+    )
+    for batch in progress:
+        images = normalise(batch.tensors["image"].to(accelerator.device))
+        with accelerator.autocast():
+            pooled = _pool(encoder, images, views)
+        about = [batch.tensors[key].to(accelerator.device) for key in ("weight", "label")]
+        # rank after rank: the listed order
+        gathered = cast(list[Tensor], accelerator.gather([*about, *pooled]))
+        _require_numbers(gathered[2:], name)
+        bad += batch.bad
+        if accelerator.is_main_process:
+            parts.append([tensor.cpu() for tensor in gathered])
+    features = _join(parts, views) if accelerator.is_main_process else {}
+    return Extracted(features, Unusable(name, samples.manifest.num_samples, gather_object(bad)))
+
+
+def _require_numbers(values: list[Tensor], name: str) -> None:
+    if not all(bool(value.isfinite().all()) for value in values):
+        raise RunStopped(
+            f"the features of {name} hold what is no finite number: the encoder has diverged; "
+            "take one of an earlier checkpoint, or precision fp32",
+            is_agreed=True,
+        )
+
+
+def _pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> list[Tensor]:
+    """Images -> float32 (B, D) for each view, or (B, 2D)."""
+    layers = sorted({view.layer for view in views})
+    outputs = encoder.forward_intermediates(
+        images,
+        indices=[layer - 1 for layer in layers],
+        norm=True,
+        stop_early=True,
+        output_fmt="NLC",
+        output_dict=True,
+        return_prefix_tokens=True,
+        intermediates_only=True,
+    )
+    tokens = cast(dict[str, list[Tensor]], outputs)
+    pooled: dict[View, Tensor] = {}
+    for place, layer in enumerate(layers):
+        pooled[View(layer, "average")] = tokens["image_intermediates"][place].float().mean(1)
+        if encoder.cls_token is not None:
+            prefix = tokens["image_intermediates_prefix"][place]
+            # a copy: a view would keep all tokens of all batches, 6 GB of CIFAR-10
+            first = prefix[:, 0].to(torch.float32, copy=True)
+            pooled[View(layer, "class")] = first
+            pooled[View(layer, "both")] = torch.cat([pooled[View(layer, "average")], first], dim=1)
+    return [pooled[view] for view in views]
+
+
+def _join(parts: list[list[Tensor]], views: Sequence[View]) -> dict[View, Features]:
+    """Put the batches together, without padding and unusable images."""
+    weight, label, *values = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    is_good = weight > 0
+    labels, positions = label[is_good], is_good.nonzero()[:, 0]
+    return {
+        view: Features(value[is_good], labels, positions)
+        for view, value in zip(views, values, strict=True)
+    }

@@ -1,1 +1,0 @@
-"""What an encoder has learnt, as numbers and as pictures."""

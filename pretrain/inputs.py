@@ -1,0 +1,138 @@
+"""What a pretraining run reads and is measured by, whatever its objective."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from timm.models.vision_transformer import VisionTransformer
+
+from data.config import DataConfig
+from data.demo import ensure_demo_shards
+from data.index.manifest import Manifest
+from data.reading.overlap import check_apart, shared_files, shared_shards
+from data.samples import Samples
+from data.sequential.stream import SequentialStream, open_sequential
+from data.settings import require
+from data.stream import Share, TrainingStream, evaluation_batches
+from data.text import count, name_some
+from pretrain.encoder.facts import image_size, num_channels
+from pretrain.evaluation.probe import Probe, ProbeConfig
+from pretrain.ranks import main_process_first, on_main, open_shards
+from pretrain.training.contract import Evaluator
+from pretrain.training.optim import OptimConfig
+from pretrain.training.run_config import RunConfig
+from pretrain.training.validation import evaluate
+
+logger = logging.getLogger(__name__)
+
+Illustrate = Callable[[Any], dict[str, Any]]
+
+
+class Opened(Protocol):
+    """What the configuration of a pretraining run has, whatever its objective."""
+
+    @property
+    def run(self) -> RunConfig:
+        """Where, how long between saves, on what."""
+        ...
+
+    @property
+    def data(self) -> DataConfig:
+        """The images."""
+        ...
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The steps."""
+        ...
+
+    @property
+    def probe(self) -> ProbeConfig:
+        """Whether it is learning."""
+        ...
+
+
+def open_stream(
+    accelerator: Accelerator, config: Opened, encoder: VisionTransformer, part: Share
+) -> TrainingStream | SequentialStream:
+    """Open the training samples of this rank.
+
+    Args:
+        accelerator: What `start` gave.
+        config: The run's.
+        encoder: Says the size and channels of images.
+        part: This rank's share.
+    """
+    data = config.data
+    main_process_first(accelerator, lambda: ensure_demo_shards(data.shards))
+    size, channels = image_size(encoder), num_channels(encoder)
+    seed, batch_size = config.run.seed, config.optim.batch_size
+    if data.read == "sequential":
+        return open_sequential(data, size, seed, batch_size, part, channels)
+    shards = open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction)
+    samples = Samples(shards, size, seed, data.crop_area, channels=channels)
+    return TrainingStream(samples, batch_size, part, data.workers)
+
+
+def open_evaluators(
+    accelerator: Accelerator,
+    config: Opened,
+    encoder: VisionTransformer,
+    part: Share,
+    stream: TrainingStream | SequentialStream,
+    illustrator: Callable[[Samples], Illustrate | None] = lambda _: None,
+) -> list[Evaluator]:
+    """Open what is measured in between: the validation, and the probe, as asked for.
+
+    Args:
+        accelerator: What `start` gave.
+        config: The run's.
+        encoder: What is trained.
+        part: This rank's share.
+        stream: What is trained on, which validation must not hold.
+        illustrator: The validation's samples -> what makes pictures for the trackers, or None.
+    """
+    data, evaluators = config.data, list[Evaluator]()
+    if data.val_shards:
+        shards = open_shards(accelerator, data.val_shards, "data.val_shards", data.storage)
+        on_main(accelerator, lambda: _check_apart(stream, shards))
+        size, channels = image_size(encoder), num_channels(encoder)
+        samples = Samples(shards, size, config.run.seed, channels=channels)
+        batches = partial(evaluation_batches, samples, part, data.workers)
+        total = shards.num_samples
+        validate = partial(evaluate, accelerator, batches, "data.val_shards", total)
+        every = config.run.eval_every
+        evaluators.append(Evaluator("val", every, validate, illustrator(samples)))
+    if config.probe.train:
+        probe = Probe(accelerator, config.probe, data, encoder, part)
+        if isinstance(stream, TrainingStream):
+            _say_seen(stream.samples.manifest, probe.val)
+        evaluators.append(Evaluator("probe", config.probe.every, probe))
+    return evaluators
+
+
+def _check_apart(stream: TrainingStream | SequentialStream, val: Manifest) -> None:
+    """Refuse shards that are trained on and validated on; warn of images that are."""
+    keys = ("data.shards", "data.val_shards")
+    if isinstance(stream, TrainingStream):
+        check_apart(stream.samples.manifest, val, keys)
+        return
+    # nothing is known of a stream's samples before they are read
+    shared = shared_files([source.location for source in stream.reading.sources], val.shards)
+    require(
+        not shared,
+        f"{name_some(shared)} would be trained on and validated on; leave it out of "
+        f"{' or '.join(keys)}",
+    )
+
+
+def _say_seen(train: Manifest, val: Manifest) -> None:
+    """Say that a probe is judged on images that the encoder sees, if only without labels."""
+    if number := len(shared_shards(train.shards, val.shards)):
+        logger.warning(
+            "probe.val: %s also in data.shards, so the encoder is trained on its images, without "
+            "their labels; the probe's figures may be better than on other images",
+            f"{count(number, 'shard')} {'is' if number == 1 else 'are'}",
+        )

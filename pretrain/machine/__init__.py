@@ -1,0 +1,1 @@
+"""The machine and what launched the run: memory, signals, launchers."""

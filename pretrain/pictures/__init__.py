@@ -1,0 +1,1 @@
+"""Pictures of what was learnt, for the report and the trackers."""

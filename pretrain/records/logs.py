@@ -1,0 +1,110 @@
+"""What a run writes down: JSONL records in step order, and lines for whoever watches."""
+
+import json
+import logging
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class JsonLines:
+    """A file of JSON records, one a line, each with its `step`, appended in order.
+
+    Where the disk is full, lines wait in memory: `sync` tells.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = bytearray()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; a number that is not finite becomes null: JSON has no name for it."""
+        values = {name: None if _is_odd(value) else value for name, value in record.items()}
+        text = json.dumps(values, ensure_ascii=False)
+        # what is no Unicode, as in a reason with a file's name, is escaped as JSON has it
+        self._waiting += text.encode("utf-8", "backslashreplace") + b"\n"
+        with suppress(OSError):
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        while self._waiting:
+            del self._waiting[: self._file.write(self._waiting)]
+
+    def sync(self) -> None:
+        """Wait until all records are on disk.
+
+        Raises:
+            OSError: They cannot be written; they are kept for another try.
+        """
+        self._hand_over()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _is_odd(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+class RunLogs:
+    """The files that one rank of a run writes; None where that is another rank's, or not asked for.
+
+    Attributes:
+        metrics: A record each logged step; of the main process.
+        ledger: The samples that could not be used; of the main process.
+        trace: The keys of each step's samples on this rank.
+    """
+
+    def __init__(self, folder: Path, rank: int, has_trace: bool) -> None:
+        self.metrics = JsonLines(folder / "metrics.jsonl") if rank == 0 else None
+        self.ledger = JsonLines(folder / "bad_samples.jsonl") if rank == 0 else None
+        self.trace = JsonLines(folder / f"trace/rank-{rank}.jsonl") if has_trace else None
+
+    @property
+    def _files(self) -> list[JsonLines]:
+        return [file for file in (self.metrics, self.ledger, self.trace) if file is not None]
+
+    def sync(self) -> None:
+        """Wait until all records are on disk."""
+        for file in self._files:
+            file.sync()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+
+def cut_logs_back(folder: Path, step: int) -> None:
+    """Cut all files of a run, of all ranks, back to a step."""
+    logs = [folder / "metrics.jsonl", folder / "bad_samples.jsonl"]
+    for path in [*logs, *folder.glob("trace/rank-*.jsonl")]:
+        cut_back(path, step)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read all records of a file; a torn last line is left out."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop the records past a step, and a torn last line: what a killed run wrote too early."""
+    if not path.exists():
+        return
+    end = 0
+    with path.open("rb+") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            end += len(line)
+        file.truncate(end)
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""The loop that pretraining and fine-tuning share; it knows no objective."""

@@ -1,0 +1,157 @@
+"""A run's folder belongs to one run, and to one process group at a time."""
+
+import os
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from data.config import SHARDS_TYPE
+from data.disks import explain
+from data.listing.shards import absolute
+from data.settings import UserError, require
+from data.shards import atomic_write
+from data.storage.locations import take_lock
+from pretrain.configuration.layers import read_yaml
+from pretrain.configuration.load import keys, plain_value, to_yaml
+from pretrain.configuration.values import Key, as_held, shown
+from pretrain.ranks import on_main
+from pretrain.training.run_config import RunConfig
+
+_LOCK = ".lock"
+
+
+_MARK = "# Written by a run: what it was told. It is a CONFIG.yaml, too.\n"
+_OWN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "bad_samples.jsonl",
+    "trace",
+    "checkpoints",
+    "encoder",
+    "result.json",
+)
+
+
+@contextmanager
+def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
+    """Hold the run's folder, with `config.yaml` in it, once it is sure that it is the same run.
+
+    The lock is the main process's own, and ends with it however it ends.
+
+    Raises:
+        UserError: The folder is in use, holds a run of another configuration or files that no run
+            wrote, cannot be made, or does not hold what `run.resume` asks for.
+    """
+    descriptor: int | None = None
+    before: bytes | None = None
+    folder = Path(config.run.dir)
+    path = folder / "config.yaml"
+
+    def take() -> None:
+        nonlocal descriptor, before
+        _check_own(folder)
+        if path.is_file() and (folder / "checkpoints").is_dir():
+            _check_unchanged(config, path)
+        _check_resume(config.run)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = _lock(folder)
+            before = path.read_bytes() if path.exists() else None
+            with atomic_write(path) as file:
+                file.write((_MARK + to_yaml(config, _absolute)).encode())
+        except OSError as error:
+            raise UserError(f"run.dir={folder} cannot be written: {explain(error)}") from error
+
+    try:
+        on_main(accelerator, take)
+        yield
+    except UserError:  # refused, as with other shards: the run that is there stays as it is
+        if before is not None:
+            with suppress(OSError), atomic_write(path) as file:
+                file.write(before)
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _absolute(key: Key, value: Any) -> Any:
+    """Name shards so that they are found from any folder."""
+    if key.type != SHARDS_TYPE or value is None:
+        return value
+    return [absolute(item) for item in value] if isinstance(value, list) else absolute(value)
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse to write over files that no run has written."""
+    config = folder / "config.yaml"
+    is_marked = config.is_file() and config.read_bytes().startswith(_MARK.encode())
+    if is_marked or (folder / _LOCK).exists() or any(folder.glob("checkpoints/step-*")):
+        return
+    for name in _OWN:
+        require(
+            not os.path.lexists(folder / name),
+            f"run.dir={folder} holds {name}, which no run has written and this one would replace; "
+            "move it elsewhere, or name another run.dir",
+        )
+
+
+def _lock(folder: Path) -> int:
+    """Take the folder's lock; it is given back when the descriptor is closed."""
+    try:
+        descriptor = take_lock(folder / _LOCK)
+    except BlockingIOError as error:
+        raise UserError(
+            f"run.dir={folder} is in use by {error.args[0] or 'another process'}; "
+            "wait for it, stop it, or name another folder"
+        ) from error
+    with suppress(OSError):  # only a message, for whoever comes second
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+def _check_unchanged(config: Any, path: Path) -> None:
+    """Refuse to resume a run with keys that would change its result."""
+    saved, different = read_yaml(str(path)), list[str]()
+    for key in keys(type(config)):
+        group, name = key.name.split(".")
+        now = plain_value(config, key.name)
+        before = (saved.get(group) or {}).get(name, now)  # now, of a key that was not known yet
+        is_same = now in (before, as_held(key, before)) or _is_same_path(key, now, before)
+        if key.changes_result and not is_same:
+            different.append(f"{key.name} is {shown(now)}, not {shown(before)}")
+    remedy = "give the same keys to resume it, or another run.dir"
+    if any(text.startswith("optim.steps ") for text in different):
+        remedy += (
+            "; optim.steps sets the learning rate of each step, so a run cannot be made longer: "
+            f"encoder.init={path.parent} run.dir=NEW begins another from its weights"
+        )
+    require(
+        not different,
+        f"run.dir={path.parent} holds a run of another configuration: {'; '.join(different)}; "
+        f"{remedy}",
+    )
+
+
+def _is_same_path(key: Key, now: Any, before: Any) -> bool:
+    """Tell whether two values name one path, as `runs/x`, `runs/x/` and `/here/runs/x` do."""
+    if not (key.is_path and isinstance(now, str) and isinstance(before, str)):
+        return False
+    return Path(now).absolute() == Path(before).absolute()
+
+
+def _check_resume(run: RunConfig) -> None:
+    has_checkpoints = any(Path(run.dir).glob("checkpoints/step-*"))
+    require(
+        has_checkpoints or run.resume != "must",
+        f"run.resume=must, but run.dir={run.dir} has no checkpoint; use run.resume=auto",
+    )
+    require(
+        not has_checkpoints or run.resume != "never",
+        f"run.resume=never, but run.dir={run.dir} has checkpoints; use another run.dir",
+    )

@@ -1,0 +1,283 @@
+"""Memory: what training takes at least, what is free, and what to do where it cannot fit.
+
+A pass on torch's fake tensors, which have shapes and no values, tells what a forward pass keeps for
+the backward pass. Those bytes are those of real tensors (tested). What lives for a moment within a
+pass, and what others take, comes on top: a count is a lower bound, and what fits is not refused.
+"""
+
+import copy
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from data.settings import UserError
+from data.stream import Share
+from data.text import count
+from pretrain.encoder.facts import image_size, num_channels
+from pretrain.encoder.recompute import recompute_blocks
+from pretrain.encoder.tokens import choose_attention
+from pretrain.machine.free_memory import free_bytes
+from pretrain.machine.malloc import release_heap
+from pretrain.training.optim import OptimConfig
+from pretrain.training.run_config import RunConfig
+
+Batch = dict[str, Tensor]
+
+_SURE = 0.98  # of a count is taken for certain: with selective it was .6 % too much (LOG.md)
+_HEADROOM = 0.9  # of the free memory that what is advised may take, being a lower bound
+_SMALLER = {"l16": 303e6, "b16": 86e6, "s16": 22e6, "ti16": 5.5e6}  # of configs/encoder
+_BYTES = 16  # a parameter, with adamw
+_logger = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------- what training takes
+
+
+def example_batch(encoder: Any, num_images: int, num_labels: int | None = None) -> Batch:
+    """Make a batch of zeros, as any objective takes it.
+
+    Args:
+        encoder: Says the size and channels of images.
+        num_images: B.
+        num_labels: K of images that may have several labels.
+    """
+    shape = (num_images, num_channels(encoder), *image_size(encoder))
+    labels = (num_images,) if num_labels is None else (num_images, num_labels)
+    return {
+        "image": torch.zeros(shape, dtype=torch.uint8),
+        "weight": torch.ones(num_images),
+        "key": torch.zeros(num_images, dtype=torch.int64),
+        "label": torch.zeros(labels, dtype=torch.int64),
+    }
+
+
+def count_state_bytes(model: nn.Module, optim: OptimConfig) -> int:
+    """Count the bytes that stay between passes: weights, gradients, moments and averages in fp32.
+
+    With adamw and everything trained, 16 a parameter.
+    """
+    return _weight_bytes(model, optim) + _gradient_bytes(model) * (1 + _num_moments(optim))
+
+
+def _weight_bytes(model: nn.Module, optim: OptimConfig) -> int:
+    number = sum(parameter.numel() for parameter in model.parameters())
+    return 4 * number * (2 if optim.ema else 1)
+
+
+def _gradient_bytes(model: nn.Module) -> int:
+    return 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _num_moments(optim: OptimConfig) -> int:
+    return 2 if optim.algorithm == "adamw" else int(optim.momentum > 0)
+
+
+def count_saved_bytes(model: nn.Module, batch: Batch, precision: str, device: str = "cpu") -> int:
+    """Count the bytes that a forward pass keeps for the backward pass, weights excepted.
+
+    A storage counts once, however many tensors share it. Under autocast, weights are kept in half
+    precision as well; those copies count.
+    """
+    made = _Made()
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    with made, torch.autocast(device, half, enabled=precision != "fp32"):
+        loss = model.train()(batch).loss
+    others = [*model.parameters(), *model.buffers(), *batch.values(), loss]
+    own = {_identity(tensor) for tensor in others}
+    return sum(size for identity, size in made.held().items() if identity not in own)
+
+
+class _Made(TorchDispatchMode):
+    """Notes the storages that operations return, without keeping them alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._made[_identity(tensor)] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    def held(self) -> dict[int, int]:
+        """Return the bytes of those that are still alive, by identity."""
+        return {key: size for key, (made, size) in self._made.items() if not made.expired()}
+
+
+def _identity(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one rank's training takes at its peak, at least.
+
+    Attributes:
+        model: An `Objective` on the CPU, its blocks told what is computed again.
+        run: The run's.
+        optim: What trains it.
+        device: Where it will be trained.
+        num_ranks: Among which the model is cut; 1 where each rank has a copy.
+        images_a_step: Images of a step on this rank.
+        num_labels: K of images that may have several labels.
+    """
+
+    model: Any
+    run: RunConfig
+    optim: OptimConfig
+    device: torch.device
+    num_ranks: int
+    images_a_step: int
+    num_labels: int | None
+
+    def bytes(self, num_images: int, saved: int) -> int:
+        """Count them for so many images a forward pass, which keeps `saved` bytes.
+
+        Gradients are there in a forward pass only when passes are added up, moments not before the
+        first step is done.
+        """
+        weights, gradients = _weight_bytes(self.model, self.optim), _gradient_bytes(self.model)
+        moments = gradients * _num_moments(self.optim)
+        is_added_up = num_images < self.images_a_step
+        in_forward = weights + moments * (self.optim.steps > 1) + gradients * is_added_up
+        at_the_end = weights + gradients + moments
+        return max(in_forward // self.num_ranks + saved, at_the_end // self.num_ranks)
+
+    def saved(self, num_images: int) -> int:
+        """Count what a forward pass of so many images keeps for the backward pass."""
+        if self.run.compile:
+            return 0  # a compiled model may compute anything again
+        with _on_fake_tensors(self.model, self.device) as model:
+            batch = example_batch(model.encoder, num_images, self.num_labels)
+            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            return count_saved_bytes(model, batch, self.run.precision, self.device.type)
+
+
+@contextmanager
+def _on_fake_tensors(model: nn.Module, device: torch.device) -> Generator[Any]:
+    """Copy a model without its values, and leave all random generators as they were."""
+    states = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 - timm draws from it
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fakes: dict[int, Any] = {}
+        for tensor in [*model.parameters(), *model.buffers()]:
+            fake = torch.empty_like(tensor, device=device)
+            is_weight = isinstance(tensor, nn.Parameter)
+            fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
+        yield copy.deepcopy(model, fakes)
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+
+
+# ---------------------------------------------------------------- whether it fits
+
+
+def check_fits(
+    accelerator: Accelerator,
+    run: RunConfig,
+    optim: OptimConfig,
+    part: Share,
+    model: Any,
+    num_labels: int | None = None,
+    multiple: int = 1,
+) -> None:
+    """Refuse a run that cannot fit into the device's free memory, before any slow work.
+
+    Args:
+        accelerator: What `start` gave.
+        run: The run's.
+        optim: What trains the model.
+        part: This rank's share.
+        model: An `Objective` on the CPU.
+        num_labels: K of images that may have several labels.
+        multiple: What the images of a forward pass must be a multiple of.
+
+    Raises:
+        UserError: It does not fit on one of the ranks; all raise it alike.
+    """
+    choose_attention(model, accelerator.device, accelerator.mixed_precision)
+    recompute_blocks(model.encoder, run.grad_checkpointing)
+    num_ranks = accelerator.num_processes if run.parallel == "fsdp" else 1
+    own = optim.batch_size // part.world_size
+    need = Need(model, run, optim, accelerator.device, num_ranks, own, num_labels)
+    problem = _problem(need, part.micro_batch_size, multiple)
+    problems: list[str | None] = gather_object([problem])
+    for problem in problems:
+        if problem is not None:
+            raise UserError(problem)
+
+
+def _problem(need: Need, num_images: int, multiple: int) -> str | None:
+    free = _free_for(need)
+    if free is None:
+        return None
+    try:
+        saved = need.saved(num_images)
+    except Exception as error:
+        _logger.debug("the memory cannot be counted: %s", error)
+        return None  # it may well train
+    taken = need.bytes(num_images, saved)
+    if _SURE * taken <= free:
+        return None
+    said = (
+        f"a forward pass of {count(num_images, 'image')} takes {_gib(taken)} GiB or more, and "
+        f"{_gib(free)} GiB are free on {need.device.type}"
+    )
+    fitting = _fitting(need, num_images, saved, multiple, int(_HEADROOM * free))
+    if fitting is None:
+        return f"{said}; fewer images do not fit either: {_remedy(need, free)}"
+    return f"{said}; run.micro_batch_size={fitting} should fit, and trains alike"
+
+
+def _fitting(need: Need, num_images: int, saved: int, multiple: int, free: int) -> int | None:
+    """Return the largest `run.micro_batch_size` below `num_images` that fits."""
+    few = 2 * multiple
+    if num_images <= few:
+        return None
+    by_few = need.saved(few)
+    by_one = (saved - by_few) / (num_images - few)  # an image more; each adds as much
+    for number in range(num_images - 1, 0, -1):
+        divides = need.images_a_step % number == 0 and number % multiple == 0
+        if divides and need.bytes(number, by_few + int(by_one * (number - few))) <= free:
+            return number
+    return None
+
+
+def _free_for(need: Need) -> int | None:
+    """Return the bytes that this rank can have, with what its weights hold by now."""
+    if need.device.type != "cpu":
+        return free_bytes(need.device)
+    release_heap()
+    free = free_bytes(need.device)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    held = 4 * sum(parameter.numel() for parameter in need.model.parameters())
+    return None if free is None else free // local + held
+
+
+def _remedy(need: Need, free: int) -> str:
+    number = sum(parameter.numel() for parameter in need.model.parameters())
+    for name, parameters in _SMALLER.items():
+        if parameters < 0.9 * number and _BYTES * parameters < _HEADROOM * free:
+            return f"try a smaller encoder, such as configs/encoder/{name}.yaml"
+    return "try a smaller encoder, smaller images, or run.grad_checkpointing=full"
+
+
+def _gib(number: int) -> str:
+    return f"{number / 2**30:,.1f}"

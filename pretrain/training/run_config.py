@@ -1,0 +1,108 @@
+"""The configuration of a run: `run.*`."""
+
+from dataclasses import dataclass
+
+from data.settings import UserError, require, setting
+from pretrain.encoder.recompute import check_kind
+from pretrain.machine.launcher import PRECISIONS
+from pretrain.records.trackers import check_names
+
+_PARALLEL = ("ddp", "fsdp")
+
+
+_RESUME = ("auto", "must", "never")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives, how often it speaks and saves, and on what it runs."""
+
+    dir: str = setting("runs/pretrain", "folder of the run", changes_result=False, is_path=True)
+    seed: int = setting(0, "seed of the weights, the order, the crops and the corruption")
+    resume: str = setting(
+        "auto",
+        "auto (continue if there is a checkpoint), must (or fail), never (fail if there is one)",
+        changes_result=False,
+    )
+    checkpoint_every: int = setting(
+        1000, "steps between checkpoints; 0: only by minutes and at the end", changes_result=False
+    )
+    checkpoint_minutes: float = setting(
+        30.0, "minutes between checkpoints; 0: only by steps", changes_result=False
+    )
+    keep_checkpoints: int = setting(2, "newest checkpoints to keep; 0: all", changes_result=False)
+    log_every: int = setting(50, "steps between records in metrics.jsonl", changes_result=False)
+    trackers: tuple[str, ...] = setting(
+        (),
+        "whom to tell the same records, such as [tensorboard, wandb]; those that accelerate knows",
+        changes_result=False,
+    )
+    eval_every: int = setting(
+        1000, "steps between validations; 0: only at the end", changes_result=False
+    )
+    deterministic: bool = setting(False, "deterministic GPU kernels, for bit-exact resume; slower")
+    micro_batch_size: int = setting(
+        0,
+        "images a forward pass on each process; 0: its whole share of the batch",
+        changes_result=False,
+    )
+    parallel: str = setting(
+        "ddp",
+        "ddp (each process holds the model) or fsdp (each holds a piece of it, for large models)",
+        changes_result=False,
+    )
+    compile: bool = setting(False, "compile the model with torch.compile: slow to start, then fast")
+    grad_checkpointing: str = setting(
+        "none",
+        "what is computed again in backward: none, selective (all but products), full (blocks)",
+        changes_result=False,
+    )
+    max_bad_steps: int = setting(
+        10,
+        "stop after so many steps in a row whose loss is not finite; each is skipped; 0: never",
+        changes_result=False,
+    )
+    requeue_status: int = setting(
+        75,
+        "exit status after SIGTERM or SIGUSR1, when a checkpoint was committed",
+        changes_result=False,
+    )
+    precision: str = setting("fp32", "fp32, bf16, or fp16 (GPUs only)")
+    threads: int = setting(
+        0,
+        "CPU threads a process when it trains on the CPU; 0: OMP_NUM_THREADS, else all, shared",
+        changes_result=False,
+    )
+
+    def __post_init__(self) -> None:
+        for key in (
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "eval_every",
+            "max_bad_steps",
+        ):
+            value = getattr(self, key)
+            require(value >= 0, f"run.{key}={value} is below 0; 0 turns it off")
+        for key in ("micro_batch_size", "threads"):
+            value = getattr(self, key)
+            require(value >= 0, f"run.{key}={value} is below 0; 0 chooses for you")
+        require(self.log_every > 0, f"run.log_every={self.log_every} must be above 0")
+        require(self.dir != "", "run.dir is empty; name a folder, such as runs/mine")
+        require(
+            0 <= self.seed < 1 << 63,
+            f"run.seed={self.seed} is not in 0..2^63-1, what torch takes; try 0",
+        )
+        if self.precision not in PRECISIONS:
+            raise UserError(f"run.precision={self.precision} is not one of fp32, bf16, fp16")
+        check_kind(self.grad_checkpointing)
+        if self.parallel not in _PARALLEL:
+            raise UserError(f"run.parallel={self.parallel} is not one of {', '.join(_PARALLEL)}")
+        require(
+            self.requeue_status in range(3, 126),
+            f"run.requeue_status={self.requeue_status} is not in 3..125, the statuses that nothing "
+            "else uses; try 75",
+        )
+        check_names(self.trackers)
+        if self.resume not in _RESUME:
+            raise UserError(f"run.resume={self.resume} is not one of {', '.join(_RESUME)}")

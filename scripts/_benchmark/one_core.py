@@ -1,0 +1,84 @@
+"""A source of images held to one core, in a process of its own that takes turns when it is told.
+
+All that the source runs shares that core: its worker, whatever threads its library starts, and the
+caller's side, which takes the batches. So the wall clock says what a core gives, and the processes'
+CPU clocks say the same where other programs want the core, too.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sized
+from typing import NamedTuple
+
+from scripts._benchmark.apart import Apart
+
+# What nearly all sources import, once: the server that they are forked from does not know where the
+# checkout lies (Python's issue 126631).
+PRELOAD = ["torchvision.transforms", "webdataset.compat"]
+_READ_AHEAD = 2  # batches that a worker makes while nobody asks
+
+
+class Turn(NamedTuple):
+    """What a source gave in its turn: so many images, in seconds of the wall and of the CPU."""
+
+    num_images: int
+    seconds: float
+    cpu_seconds: float
+
+
+class OneCore(Apart[Iterator[Sized]]):
+    """A process that makes a source and waits for its turns.
+
+    Args:
+        name: What to call it where it fails.
+        make: A module's function that returns the source: batches of images, without end.
+        arguments: What it is called with.
+    """
+
+    def __init__(self, name: str, make: Callable[..., Iterator[Sized]], *arguments: object) -> None:
+        core = max(os.sched_getaffinity(0))
+        super().__init__(name, _on_core, core, make, *arguments, preload=PRELOAD)
+
+    def take_turn(self, seconds: float) -> Turn:
+        """Let the source work for about some seconds, for one batch at least.
+
+        Raises:
+            UserError: The source raised that.
+            RuntimeError: The process ended; it has printed why.
+        """
+        return self.call(_take_turn, seconds)
+
+
+def _on_core(
+    core: int, make: Callable[..., Iterator[Sized]], *arguments: object
+) -> Iterator[Sized]:
+    os.sched_setaffinity(0, {core})  # before it starts a thread or a process
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is pinned for a GPU
+    multiprocessing.set_start_method("fork", force=True)  # workers: a server's child is asked
+    source = make(*arguments)
+    next(source)
+    return source
+
+
+def _take_turn(source: Iterator[Sized], seconds: float) -> Turn:
+    for _ in range(_READ_AHEAD):
+        next(source)
+    cpu = _cpu_seconds()
+    begin = now = time.perf_counter()
+    done = 0
+    while not done or now - begin < seconds:
+        done += len(next(source))
+        now = time.perf_counter()
+    return Turn(done, now - begin, _cpu_seconds() - cpu)
+
+
+def _cpu_seconds() -> float:
+    """Return what this process and its workers have used, all of their threads."""
+    workers = [worker.pid for worker in multiprocessing.active_children() if worker.pid]
+    return time.process_time() + sum(map(_process_seconds, workers))
+
+
+def _process_seconds(process: int) -> float:
+    """Read another process's CPU clock, by the number that Linux gives it (clock_getcpuclockid)."""
+    return time.clock_gettime((~process << 3) | 2)

@@ -1,0 +1,153 @@
+"""Speed of a run from shards, with loader processes and checkpoints, against the bare step."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data.batch import Batch, Request
+from data.config import DataConfig
+from data.index.open import open_manifest
+from data.samples import Samples
+from data.stream import Share, TrainingStream
+from pretrain.training.launch import start
+from pretrain.training.optim import OptimConfig
+from pretrain.training.run_config import RunConfig
+from pretrain.training.trainer import Trainer
+from scripts._benchmark.operations import MatrixPeak, count_flops
+from scripts._benchmark.our_step import ENDLESS, bare_step, make_model
+from scripts._benchmark.rounds import Speeds, add_values, clock, images_per_second, make_record
+from scripts._benchmark.subject import Step, Subject
+
+RATIOS = {"run_vs_step": ("run", "step")}
+
+
+@dataclass(frozen=True)
+class RunOptions(Subject):
+    """What is measured, and for how long.
+
+    Attributes:
+        shards: Read by the run.
+        workers: Loader processes of each process.
+        processes: 1: a run against its own step; 2: as in `processes`.
+        rounds: Turns of each variant.
+        seconds: Of each turn.
+    """
+
+    shards: list[str]
+    workers: int
+    processes: int
+    rounds: int
+    seconds: float
+
+
+def measure_run(options: RunOptions, folder: Path) -> dict[str, Any]:
+    """Measure a run as users have it, in turns with its own bare step.
+
+    - `step`: `Trainer._step` on a batch that is ready.
+    - `run`: `Trainer.train` of the same trainer: from shards to new weights, with its records and
+      checkpoints. Each turn ends with one; it counts by its share of the time from one to the next
+      at the default keys, which is longer than a turn. `checkpoint` of `seconds` has it whole.
+
+    Args:
+        options: What is asked for.
+        folder: An empty one, for the run.
+
+    Returns:
+        The record. `mfu` is as in `step.measure_step`.
+
+    Raises:
+        UserError: The encoder or the shards cannot be used.
+    """
+    stream = _measure(options, folder)
+    every = stream.num_steps
+    settings = asdict(options) | {"image_size": options.side, "checkpoint_every": every}
+    record = make_record("run", settings, stream.speeds, RATIOS)
+    for values in (stream.shares, stream.checkpoints):
+        add_values(record, values, {})
+    return record
+
+
+def _measure(options: RunOptions, folder: Path) -> "_InterleavedStream":
+    """Return the stream that has measured the run."""
+    run, data = options.run_config(str(folder / "run")), DataConfig(workers=options.workers)
+    accelerator = start(run)
+    side = (options.side, options.side)
+    samples = Samples(open_manifest(options.shards, "SHARDS"), side, run.seed, data.crop_area)
+    stream = _InterleavedStream(samples, options)
+    optim = OptimConfig(batch_size=options.batch_size, steps=ENDLESS)
+    trainer = _TimedTrainer(accelerator, run, optim, make_model(options), stream)
+    stream.step = bare_step(trainer, samples[Request(0, 0, options.batch_size)])
+    stream.flops = count_flops(stream.step) / options.batch_size
+    stream.num_steps = _steps_of(options, stream.step)
+    stream.checkpoints = trainer.checkpoints
+    trainer.run = replace(run, checkpoint_every=stream.num_steps)
+    trainer.train(has_trace=False, max_bad_ratio=1.0)
+    accelerator.end_training()
+    return stream
+
+
+def _steps_of(options: RunOptions, step: Step) -> int:
+    """Return how many steps fill a turn."""
+    step()
+    speed = images_per_second(step, options.batch_size, min(options.seconds, 5.0))
+    return max(1, round(options.seconds * speed / options.batch_size))
+
+
+def steps_between_checkpoints(seconds: float) -> float:
+    """Return how many steps of so many seconds the default keys have between two checkpoints."""
+    usual = RunConfig()
+    return min(usual.checkpoint_every, 60 * usual.checkpoint_minutes / seconds)
+
+
+class _TimedTrainer(Trainer):
+    """A trainer that measures its checkpoints."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.checkpoints = Speeds("seconds")
+
+    def _commit(self, done: int, *, is_last: bool) -> None:
+        begin = clock()
+        super()._commit(done, is_last=is_last)
+        self.checkpoints.add("checkpoint", clock() - begin)
+
+
+class _InterleavedStream(TrainingStream):
+    """The training stream, which measures the run that reads it and lets the bare step take turns.
+
+    A step lasts from the demand for its batch to the next demand, so that all of the run's own work
+    is counted. What the workers read ahead during the other's turn is trained on, uncounted.
+    """
+
+    step: Step
+    flops: float  # of an image
+    num_steps: int  # of a turn, and between two checkpoints
+    checkpoints: Speeds  # seconds of those that are done
+
+    def __init__(self, samples: Samples, options: RunOptions) -> None:
+        share = Share(0, 1, options.batch_size)
+        super().__init__(samples, options.batch_size, share, options.workers)
+        self.options = options
+        self.speeds, self.shares = Speeds(), Speeds("mfu")
+        self._matrices = MatrixPeak(options, options.seconds)
+
+    def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """Yield the steps of all rounds."""
+        source = super().steps(first, last)
+        size = self.batch_size
+        for _ in range(self.options.rounds):
+            peak = self._matrices.measure()
+            bare = images_per_second(self.step, size, self.options.seconds)
+            for _ in range(1 + 2 * self.workers):  # read ahead
+                yield next(source)
+            begin = clock()
+            for _ in range(self.num_steps):
+                yield next(source)
+            elapsed = clock() - begin
+            checkpoint = self.checkpoints.by_variant["checkpoint"][-1]
+            training = (elapsed - checkpoint) / self.num_steps  # seconds a step
+            speed = size / (training + checkpoint / steps_between_checkpoints(training))
+            for name, value in {"step": bare, "run": speed}.items():
+                self.speeds.add(name, value)
+                self.shares.add(name, value * self.flops / peak)

@@ -1,0 +1,144 @@
+"""What is exported: an encoder alone, or a classifier."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from data.settings import UserError
+from finetune.head import Classifier
+from finetune.load import load_classifier
+from pretrain.configuration.layers import read_yaml
+from pretrain.encoder import load_encoder
+from pretrain.encoder.extensions import timm_format
+from pretrain.encoder.facts import image_data, image_size, num_channels
+from pretrain.encoder.huggingface import is_hf_folder
+from pretrain.encoder.pretrained import encoder_folder
+from pretrain.encoder.tokens import Normalise
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported, in evaluation mode.
+
+    Attributes:
+        path: RUN, as it was typed.
+        encoder: A timm model; its own `head` gives logits where the classifier has no other.
+        classifier: None for an encoder alone.
+        config: The run's config.yaml as plain values; empty where there is none.
+    """
+
+    path: str
+    encoder: Any
+    classifier: Classifier | None
+    config: dict[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        return image_size(self.encoder)
+
+    @property
+    def channels(self) -> int:
+        """C of the images."""
+        return num_channels(self.encoder)
+
+    @property
+    def colours(self) -> str:
+        """What the channels are, in words."""
+        return {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels")
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return int(self.encoder.num_features)
+
+    @property
+    def class_names(self) -> list[str]:
+        """One a class, in order; none of an encoder alone."""
+        return self.classifier.class_names if self.classifier else []
+
+    @property
+    def output_names(self) -> list[str]:
+        """What a graph of it gives: `logits`, or what the encoder alone does."""
+        return ["logits"] if self.classifier else [tokens_name(self.encoder), "features"]
+
+    def timm_encoder(self, form: str) -> Any:
+        """Return the encoder as timm itself has it, equal in its outputs.
+
+        Raises:
+            UserError: timm has none such.
+        """
+        is_ours = isinstance(self.encoder, VisionTransformer)
+        return timm_format(self.encoder, f"--to {form}") if is_ours else self.encoder
+
+    @torch.no_grad()
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Run it: uint8 (B, C, H, W) -> all that a format may be compared with, by name."""
+        tokens = self.encoder.forward_features(Normalise(self.encoder)(images))
+        last = {"features": self.encoder.forward_head(tokens)}
+        if self.classifier is not None:
+            last = {"logits": self.classifier.logits(images)}
+        return {tokens_name(self.encoder): tokens} | last
+
+
+def tokens_name(encoder: object) -> str:
+    """Name what a timm model's `forward_features` gives."""
+    return "tokens" if isinstance(encoder, VisionTransformer) else "feature_map"
+
+
+def load_source(path: str, keep_head: bool) -> Source:
+    """Load what RUN names.
+
+    Args:
+        path: A run, a folder that timm or transformers wrote, or a timm name.
+        keep_head: A classifier is to stay one.
+
+    Raises:
+        UserError: There is nothing of that name.
+    """
+    config = read_config(path)
+    place = Path(path) if "head" in config else _find_classifier(path)
+    if place is None:
+        return Source(path, load_encoder(path).eval(), None, config)
+    classifier = load_classifier(place).eval()
+    encoder = classifier.encoder
+    if keep_head:
+        return Source(path, encoder, classifier, config)
+    encoder.reset_classifier(0)  # it still pools as the head did
+    image_data(encoder).pop("label_names", None)
+    encoder.problem_type = None
+    return Source(path, encoder, None, config)
+
+
+def _find_classifier(path: str) -> Path | None:
+    """Return the folder of a whole timm classifier, or None."""
+    folder = encoder_folder(path)
+    if folder is None or is_hf_folder(folder):
+        return None
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return folder if saved.get("num_classes", 0) > 0 else None
+
+
+def read_config(run: str) -> dict[str, Any]:
+    """Return a run's config.yaml as plain values; empty where there is none."""
+    path = Path(run, "config.yaml")
+    if not path.is_file():
+        return {}
+    return read_yaml(str(path))
+
+
+def refuse_other_heads(source: Source, form: str) -> None:
+    """Refuse a head that stands beside the encoder, where a format knows one linear layer alone."""
+    head = source.classifier.head if source.classifier else None
+    if head is None:
+        return
+    what = "a head with a hidden layer" if len(head) > 1 else "a head on two poolings"
+    raise UserError(
+        f"--to {form} cannot hold {what} (head.kind, head.pooling of {source.path}); "
+        "give --no-head, or --to onnx"
+    )

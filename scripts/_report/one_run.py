@@ -1,0 +1,95 @@
+"""The page of one run, from its first line to its last."""
+
+from collections.abc import Iterator
+
+from scripts._report import findings
+from scripts._report.charts import plots_of
+from scripts._report.curves import smoothing
+from scripts._report.distances import by_distance
+from scripts._report.drawing import chart
+from scripts._report.figures import Section
+from scripts._report.history import Run
+from scripts._report.page import details, panels, table
+from scripts._report.pictures import pictures
+from scripts._report.results import few_shot, fine_tuning
+
+_FIGURES = {
+    "loss": "Loss ({unit})",
+    "loss_mask": "Loss, masked patches ({unit})",
+    "loss_random": "Loss, random patches ({unit})",
+    "loss_kept": "Loss, kept patches ({unit})",
+    "class_entropy": "Baseline: class frequencies only (nats)",
+    "loss_neighbour": "Baseline: copying the nearest visible patch (mean squared error)",
+    "loss_mean": "Baseline: always the mean (mean squared error)",
+    "accuracy": "Accuracy",
+    "accuracy_mask": "Accuracy, masked patches",
+    "accuracy_random": "Accuracy, random patches",
+    "accuracy_kept": "Accuracy, kept patches",
+    "accuracy_neighbour": "Baseline: copying the nearest visible patch",
+    "accuracy_majority": "Baseline: most frequent class",
+    "accuracy_top5": "Accuracy, top 5",
+    "accuracy_balanced": "Accuracy, mean over classes",
+    "map": "Mean average precision",
+    "map_micro": "Average precision of all decisions",
+}
+
+
+def sections(run: Run, num_images: int) -> Iterator[Section]:
+    """Yield what a run's page shows, in the order to read it."""
+    yield _answers(run)
+    yield _curves(run)
+    yield by_distance(run)
+    yield _last_figures(run)
+    if run.is_pretraining:
+        yield from pictures(run, num_images)
+    yield few_shot(run.folder)
+    yield fine_tuning(run.folder)
+    text = (run.folder / "config.yaml").read_text(encoding="utf-8")
+    yield Section("Configuration", details("config.yaml", text))
+
+
+def _answers(run: Run) -> Section:
+    answers = {
+        "Is it learning?": findings.learning(run.records),
+        "Is it fast?": findings.speed(run.records),
+        "What did it cost?": findings.cost(run.records, run.batch_size, len(run.bad_samples)),
+    }
+    return Section("In short", panels(answers))
+
+
+def _curves(run: Run) -> Section:
+    width = smoothing(len(run.records))
+    note = f"Smoothed lines and training baselines are means over the last {width} records."
+    return Section(
+        "Over the steps",
+        figures=tuple(chart(plot) for plot in plots_of(run)),
+        notes=(note,) if width > 1 else (),
+    )
+
+
+def _last_figures(run: Run) -> Section:
+    """Set the last figures of both splits beside each other."""
+    lasts = {
+        f"{name}, step {last['step']:,.0f}": (split, last)
+        for split, name in (("train", "Training batch"), ("val", "Validation"))
+        if (last := findings.last_with(run.records, f"{split}/loss"))
+    }
+    rows = [
+        [label, *(last_value(f"{split}/{key}", last) for split, last in lasts.values())]
+        for key, label in figure_names(run.unit).items()
+        if any(f"{split}/{key}" in last for split, last in lasts.values())
+    ]
+    return Section("Last figures", table(["Figure", *lasts], rows))
+
+
+def figure_names(unit: str) -> dict[str, str]:
+    """Return what a run's figures are called, in the order to show them; `unit` is the loss's."""
+    return {key: label.format(unit=unit) for key, label in _FIGURES.items()}
+
+
+def last_value(key: str, record: findings.Record) -> str:
+    """Write a figure; an empty text where a record has none."""
+    if key not in record:
+        return ""
+    is_fraction = key.rpartition("/")[2].startswith(("accuracy", "map"))
+    return findings.percent(record[key]) if is_fraction else f"{record[key]:#.4g}"

@@ -1,0 +1,146 @@
+"""The script of k-NN and the linear probe."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
+
+import finetune.measure
+import finetune.probe
+import pretrain.evaluation.features
+from data.settings import UserError
+from tests.launching import run_ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, shards: Path, encoder: list[str]) -> list[str]:
+    """Give the arguments of a quick measure."""
+    return [
+        *encoder,
+        f"data.train={shards}/train-*.tar",
+        f"data.val={shards}/val-0.tar",
+        "data.workers=0",
+        "probe.batch_size=4",
+        "probe.threads=1",
+        f"probe.dir={tmp_path}/out",
+    ]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """Read a result without the time that it took."""
+    read = json.loads((folder / "result.json").read_text())
+    assert read.pop("seconds") > 0
+    return read
+
+
+def test_the_figures_are_those_of_the_kept_features(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """scikit-learn, on the features of the file, at the penalty that was chosen."""
+    finetune.probe.main([*arguments, "probe.layers=[1]", "probe.neighbours=5"])
+    read = result(tmp_path / "out")
+    train, val = (
+        load_file(next(tmp_path.glob(f"out/features/{key}-*"))) for key in ("train", "val")
+    )
+    scale = train["1/average"].mean(0), train["1/average"].std(0, correction=0)
+    x, new = (((s["1/average"] - scale[0]) / scale[1]).double().numpy() for s in (train, val))
+    theirs = LogisticRegression(C=1 / (len(x) * read["penalty"]), tol=1e-8, max_iter=10_000)
+    theirs.fit(x, train["labels"].numpy())
+    accuracy = theirs.score(new, val["labels"].numpy())
+    assert read["accuracy/linear_top1"] == pytest.approx(accuracy)
+    assert read["accuracy/linear_top5"] == read["accuracy/knn_top5"] == 1  # of three classes
+    assert torch.equal(train["positions"], torch.tensor([n for n in range(36) if n != 22]))
+    table = capsys.readouterr().out.splitlines()
+    header, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table[2::2])
+    shown = dict(zip(header, row, strict=True))
+    assert shown["penalty"] == f"{read['penalty']:g}"
+    assert shown["knn_top1"] == f"{read['accuracy/knn_top1']:.2%}"
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is one."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_a_terminal_shows_how_far_it_is(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(*values: Any, **options: Any) -> Any:
+        return tqdm(*values, **options | {"delay": 0, "mininterval": 0})
+
+    for module in (pretrain.evaluation.features, finetune.measure):
+        monkeypatch.setattr(module, "tqdm", at_once)
+    for is_terminal in (True, False):
+        stream = Terminal() if is_terminal else io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        finetune.probe.main(
+            [*arguments, "probe.layers=all", f"probe.features={tmp_path}/{is_terminal}"]
+        )
+        said = stream.getvalue()
+        assert ("features of data.train: 100%|##########| 9/9 [" in said) == is_terminal
+        # k-NN, four penalties and the last fit, of two layers; what is not needed is counted
+        assert ("fits: 100%|##########| 12/12 [" in said) == is_terminal
+
+
+def test_several_ranks_give_the_same_figures(tmp_path: Path, arguments: list[str]) -> None:
+    arguments = [*arguments, "probe.layers=all", "probe.penalties=[0.01,0.1]"]
+    finetune.probe.main(arguments)
+    for world in (2, 3):
+        more = [*arguments, f"probe.dir={tmp_path}/{world}"]
+        run_ranks(more, world, tmp_path / "logs", script="finetune.probe")
+        assert result(tmp_path / str(world)) == result(tmp_path / "out")
+
+
+def test_accelerate_launches_it_from_any_folder(tmp_path: Path, arguments: list[str]) -> None:
+    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu"]
+    launcher += ["--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
+    launcher += ["--dynamo_backend=no", str(ROOT / "finetune/probe.py")]
+    done = subprocess.run(
+        [*launcher, *arguments],
+        cwd="/",
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| layer | pooling |" in done.stdout
+    assert (tmp_path / "out/table.md").read_text() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ("probe.neighbours=40", "probe.neighbours=40 is more than the 36 images of data.train"),
+        ("probe.neighbours=0", "probe.neighbours=0 must be above 0"),
+        ("probe.penalties=[]", "probe.penalties=[] must be numbers above 0; try [1e-3, 1e-2]"),
+        ("probe.penalties=[0]", "probe.penalties=[0.0] must be numbers above 0; try [1e-3, 1e-2]"),
+        (
+            "data.fraction=0.5",
+            "probe.neighbours=20 is more than the 18 images of data.train (data.fr",
+        ),
+        ("probe.layers=[9]", "probe.layers=9 is not in 1..2, the encoder's blocks"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], argument: str, text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        finetune.probe.main([*arguments, argument])
+    assert str(caught.value).startswith(text)

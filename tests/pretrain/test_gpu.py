@@ -1,0 +1,296 @@
+"""What only a GPU can show, in one command: `pytest -m gpu`.
+
+Half precision, a resume that is exact there too, steps that the host does not wait in, copies on a
+stream of their own, and models that are compiled or cut.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import HashStore
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import pretrain.run
+from data.batch import Batch
+from finetune.backbone import flops_per_image, make_backbone
+from finetune.head import Classifier, HeadConfig
+from finetune.mixing import MixConfig
+from pretrain.encoder import EncoderConfig, make_encoder
+from pretrain.objective import corruption
+from pretrain.objective.corruption import CorruptionConfig
+from pretrain.objective.decoder import DecoderConfig
+from pretrain.objective.model import MaskedPatchModel
+from pretrain.objective.targets import TargetConfig
+from pretrain.records.logs import read_records
+from pretrain.training.device import Copies, to_device
+from pretrain.training.launch import start
+from pretrain.training.memory import Need
+from pretrain.training.operations import count_flops
+from pretrain.training.optim import OptimConfig
+from pretrain.training.parallel import cut
+from pretrain.training.run_config import RunConfig
+from pretrain.training.trainer import Trainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    # what compiling imports
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
+]
+
+ENCODER = EncoderConfig(
+    name="vit_tiny_patch16_224", patch_size=4, embed_dim=64, depth=3, num_heads=2
+)
+
+
+def losses(run: Path) -> list[float]:
+    return [record["train/loss"] for record in read_records(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_lowers_the_loss(tmp_path: Path, tiny: list[str], precision: str) -> None:
+    pretrain.run.main([*tiny, f"run.dir={tmp_path}", f"run.precision={precision}"])
+    found = losses(tmp_path)
+    assert len(found) == 40
+    assert sum(found[-5:]) < 0.95 * sum(found[:5])  # an H100 gave .911 in each precision
+
+
+def test_a_deterministic_run_is_the_same_twice(tmp_path: Path, tiny: list[str]) -> None:
+    for name in ("one", "two"):
+        arguments = [*tiny, f"run.dir={tmp_path / name}", "run.deterministic=true"]
+        pretrain.run.main([*arguments, "run.precision=bf16"])
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resume_is_bit_for_bit_exact(tmp_path: Path, tiny: list[str], workers: int) -> None:
+    arguments = [*tiny, f"run.dir={tmp_path}", "run.deterministic=true", "run.precision=bf16"]
+    arguments += [f"data.workers={workers}", "encoder.args.drop_path_rate=0.1", "optim.ema=0.9"]
+    pretrain.run.main(arguments)
+    weights = tmp_path / "checkpoints/step-00000040/model.safetensors"
+    whole = losses(tmp_path), weights.read_bytes()
+    for step in (28, 35, 40):
+        shutil.rmtree(tmp_path / f"checkpoints/step-{step:08d}")
+    pretrain.run.main(arguments)  # goes on at step 21
+    assert (losses(tmp_path), weights.read_bytes()) == whole
+
+
+# ---------------------------------------------------------------- steps
+
+
+def masked(sees_masked: bool = True, **config: Any) -> MaskedPatchModel:
+    encoder = make_encoder(ENCODER, (32, 32))
+    decoder = None if sees_masked else DecoderConfig()
+    return MaskedPatchModel(encoder, CorruptionConfig(**config), TargetConfig(), decoder)
+
+
+def classifier() -> Classifier:
+    names = [str(number) for number in range(10)]
+    mix = MixConfig(mixup=0.8, cutmix=1.0)
+    return Classifier(make_encoder(ENCODER, (32, 32)), names, HeadConfig(), mix=mix)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "paper": masked,
+    "blocks": partial(masked, kind="block"),
+    "coarse": partial(masked, kind="coarse"),
+    "mask-free": partial(masked, sees_masked=False, ratio=0.75),
+    "classifier": classifier,
+}
+
+
+def batches_of(number: int, size: int = 64, parts: int = 2) -> list[Batch]:
+    """Make a step's micro-batches, as a loader gives them: pinned where there is a GPU."""
+    generator = torch.Generator().manual_seed(number)
+    draw = partial(torch.randint, generator=generator)
+    found: list[Batch] = []
+    for _ in range(parts):
+        tensors = {
+            "image": draw(0, 256, (size, 3, 32, 32), dtype=torch.uint8),
+            "key": draw(0, 1 << 40, (size,)),
+            "label": draw(0, 10, (size,)),
+            "weight": torch.ones(size),
+        }
+        if torch.cuda.is_available():
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        found.append(Batch(tensors, [], []))
+    return found
+
+
+def stepper(model: nn.Module, run: RunConfig, **optim: Any) -> Callable[[int], None]:
+    """Return what takes the loop's step of a number."""
+    accelerator = start(run)
+    config = OptimConfig(steps=100, warmup_steps=0, batch_size=128, **optim)
+    trainer = Trainer(accelerator, run, config, model, cast(Any, None))
+
+    def take(number: int) -> None:
+        trainer._step(number, batches_of(number))
+        trainer._settle(number)
+
+    return take
+
+
+@contextmanager
+def no_waits() -> Generator[None]:
+    """Refuse what makes the host wait for the device, but for events."""
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_host_does_not_wait_in_steps(name: str, algorithm: str) -> None:
+    run = RunConfig(precision="bf16", micro_batch_size=64)
+    take = stepper(MODELS[name](), run, algorithm=algorithm, ema=0.9)
+    for number in range(3):
+        take(number)
+    with no_waits():
+        for number in range(3, 8):
+            take(number)
+
+
+@pytest.mark.parametrize("name", ["paper", "blocks", "mask-free"])
+def test_steps_compile_once(name: str) -> None:
+    take = stepper(MODELS[name](), RunConfig(precision="bf16", compile=True))
+    for number in range(3):
+        take(number)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(3, 8):
+            take(number)
+
+
+# ---------------------------------------------------------------- copies
+
+
+def test_copies_run_beside_what_is_computed() -> None:
+    device = torch.device("cuda")
+    own, seen = Copies(device), list[tuple[Tensor, Tensor]]()
+    started, passed = torch.cuda.Event(), torch.cuda.Event()
+    for number in range(20):  # of a few: memory that is used again too early would show
+        tensors = batches_of(number, size=2048, parts=1)[0].tensors
+        torch.cuda._sleep(20_000_000)  # about 10 ms
+        moved = own(tensors)
+        seen.append((moved["image"].sum(dtype=torch.int64), tensors["image"].sum()))
+        del moved
+    assert all(int(found) == int(right) for found, right in seen)
+    torch.cuda._sleep(1_000_000_000)  # half a second
+    started.record()
+    tensors = batches_of(99)[0].tensors
+    with no_waits():
+        own(tensors)
+    assert own._stream is not None
+    passed.record(own._stream)
+    passed.synchronize()
+    assert not started.query()  # the copy is there, and what was given before it is still computed
+
+
+@pytest.mark.parametrize("kind", ["random", "block", "coarse"])
+def test_choices_are_those_of_a_cpu(kind: str) -> None:
+    keys = torch.arange(500) * 7_919
+    here = corruption.draw(keys, (14, 14), CorruptionConfig(kind))
+    there = corruption.draw(keys.cuda(), (14, 14), CorruptionConfig(kind))
+    for own, other in zip(here[:3], there[:3], strict=True):
+        assert torch.equal(own, other.cpu())
+
+
+# ---------------------------------------------------------------- a model that is cut
+
+
+@pytest.fixture
+def lone_rank() -> Iterator[None]:
+    """Start a process group of this process alone."""
+    torch.distributed.init_process_group("nccl", store=HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("lone_rank")
+def test_a_model_that_is_cut_trains_as_a_whole_one() -> None:
+    device = torch.device("cuda")
+    whole = masked().to(device)
+    pieces = copy.deepcopy(whole)
+    cut(pieces, cast(Any, SimpleNamespace(device=device, num_processes=1)))
+    batch = to_device(batches_of(0)[0].tensors, device)
+    found: list[list[float]] = []
+    for model in (whole, pieces):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        found.append([])
+        for _ in range(4):
+            loss = model(batch).loss / 64
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found[-1].append(float(loss.detach()))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0][-1] < found[0][0]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        SDPBackend.MATH,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        None,  # the one that torch chooses
+    ],
+)
+def test_each_kernel_of_attention_counts_as_the_formula(kernel: SDPBackend | None) -> None:
+    product = 2 * 2 * 4 * 128 * 128 * 64  # query @ key
+    q, k, v = (
+        torch.randn(2, 4, 128, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+    with nullcontext() if kernel is None else sdpa_kernel(kernel):
+        with torch.no_grad():
+            forward = count_flops(lambda: F.scaled_dot_product_attention(q, k, v))
+        loss = partial(F.scaled_dot_product_attention, q, k, v)
+        both = count_flops(lambda: torch.autograd.backward(loss().sum()))
+    assert forward == 2 * product
+    again = kernel is not SDPBackend.MATH  # a fused kernel computes query @ key again
+    assert both == (6 + again) * product
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_an_encoders_operations_are_those_of_the_cpu(precision: torch.dtype) -> None:
+    encoder = make_backbone(ENCODER, (32, 32))
+    expected = flops_per_image(encoder)
+    with torch.autocast("cuda", precision, enabled=precision is not torch.float32):
+        assert flops_per_image(encoder.cuda()) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_takes_what_was_counted_and_little_more(
+    tmp_path: Path, tiny: list[str], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    count = Need.bytes
+
+    def note(need: Need, num_images: int, saved: int) -> int:
+        counted.append(count(need, num_images, saved))
+        return counted[-1]
+
+    monkeypatch.setattr(Need, "bytes", note)
+    larger = ["encoder.embed_dim=256", "data.image_size=64", "optim.batch_size=32"]
+    short = ["optim.steps=3", "optim.warmup_steps=0", "run.eval_every=0"]
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    arguments = [*tiny, *larger, *short, f"run.precision={precision}", f"run.dir={tmp_path}"]
+    pretrain.run.main(arguments)
+    taken = torch.cuda.max_memory_allocated() - before
+    assert 0.6 * taken < counted[0] <= taken

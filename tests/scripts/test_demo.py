@@ -1,0 +1,67 @@
+"""The demo in short: its shards are made where they are missing, and its configurations fit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.launching import Family, run_forked
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_demo_makes_its_shards_pretrains_and_is_measured(tmp_path: Path) -> None:
+    short = ["optim.steps=2", "optim.warmup_steps=1", "run.eval_every=0", "run.threads=1"]
+    config = f"{ROOT}/configs/pretrain/demo.yaml"
+    command = [sys.executable, f"{ROOT}/pretrain/run.py", config, *short]
+    done = run_forked(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "finished: 2 steps; the encoder is in runs/demo/encoder\n"
+    assert len(list((tmp_path / "shards/demo").glob("train-*.tar"))) == 4
+    script, config = f"{ROOT}/finetune/fewshot.py", f"{ROOT}/configs/finetune/demo-fewshot.yaml"
+    command = [sys.executable, script, config, "encoder.init=runs/demo", "fewshot.num_seeds=1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    measured = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert measured.returncode == 0, measured.stderr
+    table = measured.stdout
+    assert table.startswith("runs/demo: 800 images\n")
+    header, _, row = (line.strip("| ").split("|") for line in table.splitlines()[2:])
+    assert [name.strip() for name in header[2:]] == ["1shot", "5shot", "10shot", "25shot"]
+    assert [cell.strip() for cell in row[:2]] == ["4", "average"]
+
+
+def test_ctrl_c_ends_the_demo_in_a_line_and_leaves_nothing_running(tmp_path: Path) -> None:
+    for name in ("pretrain", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        demo = subprocess.Popen(
+            [sys.executable, f"{ROOT}/scripts/demo.py"],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+    family, log = Family(demo.pid), tmp_path / "runs/demo/metrics.jsonl"
+    for _ in range(1200):
+        if log.exists() or demo.poll() is not None:  # a step is being made, or will not be
+            break
+        time.sleep(0.1)
+    family.look()
+    os.killpg(demo.pid, signal.SIGINT)
+    assert demo.wait(60) == 130, (tmp_path / "err").read_text()
+    assert family.alive() == []
+    lines = (tmp_path / "err").read_text().splitlines()
+    assert lines[-1] == "stopped: SIGINT came; the same command goes on where this one was"
+    assert not any("Traceback" in line for line in lines)
+    assert "is committed, and the same command resumes from it" in lines[-2]
+
+
+def test_what_is_no_option_does_not_start_the_demo(tmp_path: Path) -> None:
+    done = run_forked([sys.executable, f"{ROOT}/scripts/demo.py", "optim.steps=2"], cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unrecognized arguments: optim.steps=2; see --help\n"

@@ -1,0 +1,270 @@
+"""What a configuration costs, counted without data and without weights."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import timm
+import torch
+
+from data.settings import UserError
+from pretrain.config import PretrainConfig
+from pretrain.configuration.load import load
+from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
+from pretrain.training.optim import OptimConfig
+from scripts._describe.building import build
+from scripts._describe.measuring import Costs, count_saved_bytes, count_state_bytes, measure
+from scripts.describe import main, summary
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = str(ROOT / "configs/pretrain/demo.yaml")
+PRESETS = sorted((ROOT / "configs/encoder").glob("*.yaml"))
+SOME = ("ti16", "b32", "h14")  # a model of each takes seconds
+# width, depth, heads and millions of parameters as published, patch 16 (g: 14), with a head of
+# 1000 classes. Dosovitskiy et al. 2021, Table 1; DeiT, Table 1; Zhai et al. 2022, Table 2.
+PUBLISHED = {
+    "ti": (192, 12, 3, 5.7),
+    "s": (384, 12, 6, 22),
+    "b": (768, 12, 12, 86),
+    "l": (1024, 24, 16, 307),
+    "h": (1280, 32, 16, 632),
+    "g": (1408, 40, 16, 1011),
+}
+OTHER = ["encoder.name=resnet18", "data.image_size=32"] + [
+    f"encoder.{key}=null" for key in ("patch_size", "embed_dim", "depth", "num_heads")
+]
+SMALL = ["data.image_size=32", "encoder.patch_size=8", "encoder.depth=2"]
+
+
+def preset(name: str) -> str:
+    return str(ROOT / f"configs/encoder/{name}.yaml")
+
+
+def costs(arguments: list[str], batch: int = 2) -> Costs:
+    return measure(build(arguments, num_classes=10), batch)
+
+
+# ---------------------------------------------------------------- the presets
+
+
+def test_there_is_a_preset_for_each_size_and_patch() -> None:
+    names = {f"{size}{patch}" for size in PUBLISHED for patch in (14, 16, 32)}
+    assert {path.stem for path in PRESETS} == names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem in SOME else pytest.mark.faults, id=path.stem)
+        for path in PRESETS
+    ],
+)
+def test_a_presets_header_gives_its_command_and_what_describe_counts(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    counted = summary(measure(build([str(path)], num_classes=10), 32, has_step=False))
+    assert f"#          {counted}" in header
+    assert any(f"scripts/describe.py configs/encoder/{path.name}" in line for line in header)
+    assert f"configs/encoder/{path.name} data.shards=" in "\n".join(header)
+    assert any(line.startswith("# source:") for line in header)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_holds_a_whole_encoder_and_nothing_else(path: Path) -> None:
+    """So that no size of the recipe before it is left over."""
+    config = load(PretrainConfig, [DEMO, str(path), "data.image_size=224"])
+    alone = load(PretrainConfig, [str(path), "data.shards=a.tar"])
+    assert config.encoder == alone.encoder
+    assert config.optim == load(PretrainConfig, [DEMO]).optim
+    size, patch = path.stem[:-2], int(path.stem[-2:])
+    assert (config.encoder.embed_dim, config.encoder.depth, config.encoder.num_heads) == (
+        PUBLISHED[size][:3]
+    )
+    assert config.encoder.patch_size == patch
+
+
+@pytest.mark.parametrize(("size", "published"), PUBLISHED.items())
+def test_presets_are_as_large_as_published(size: str, published: tuple[float, ...]) -> None:
+    width, millions = int(published[0]), published[3]
+    encoder = build([preset(f"{size}14" if size == "g" else f"{size}16")], 10).model.encoder
+    assert all(parameter.is_meta for parameter in encoder.parameters())
+    number = sum(parameter.numel() for parameter in encoder.parameters()) + 1000 * (width + 1)
+    assert number == pytest.approx(millions * 1e6, rel=0.02)
+
+
+@pytest.mark.parametrize("size", ["ti", "s"])
+def test_parameters_are_those_of_timms_model(size: str) -> None:
+    name = {"ti": "vit_tiny_patch16_224", "s": "vit_small_patch16_224"}[size]
+    real = timm.create_model(name, num_classes=0)
+    number = sum(parameter.numel() for parameter in cast(Any, real).parameters())
+    assert costs([preset(f"{size}16")]).encoder_parameters == number
+
+
+# ---------------------------------------------------------------- operations
+
+
+def test_operations_follow_the_formula() -> None:
+    width, depth, tokens = 384, 12, 197
+    found = costs([preset("s16")])
+    embedding = (tokens - 1) * 3 * 16 * 16 * width
+    linear = depth * 12 * tokens * width**2
+    attention = depth * 2 * tokens**2 * width
+    assert found.encoder_flops == 2 * (embedding + linear + attention)
+    asked = 98  # corrupted patches: in the last block of training, queries, projection, MLP
+    head = (asked * width) * 512
+    linear -= 10 * (tokens - asked) * width**2
+    attention -= 2 * tokens * (tokens - asked) * width
+    # backward: twice, but for the images' gradient; fused attention computes q @ k again
+    step = 3 * (linear + attention + head) + 2 * embedding + attention // 2
+    assert found.step_flops == 2 * step
+
+
+def test_masked_patches_that_do_not_enter_cost_less() -> None:
+    whole, fewer = (costs([DEMO, f"encoder.sees_masked={value}"]) for value in ("true", "false"))
+    assert whole.transformer is not None
+    assert fewer.transformer is not None
+    assert whole.transformer.tokens_in_training == whole.transformer.tokens == 37
+    assert fewer.transformer.tokens_in_training == 37 - 14  # 80 % of 18 corrupted
+    assert fewer.encoder_flops == whole.encoder_flops
+    assert fewer.other_parameters > whole.other_parameters
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["random", "block"])
+def test_saved_bytes_are_those_of_real_tensors(precision: str, kind: str) -> None:
+    arguments = [DEMO, f"corruption.kind={kind}"]
+    real = build(arguments, 10)
+    real.model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*real.model.parameters(), *real.model.buffers()]:
+            tensor.zero_()
+    expected = count_saved_bytes(real.model, real.make_batch(3), precision)
+    assert costs(arguments, 3).saved_bytes[precision] == expected > 1_000_000
+
+
+def test_adamw_takes_16_bytes_a_parameter_and_what_is_frozen_four() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(9, 10), torch.nn.Linear(9, 10))
+    assert count_state_bytes(model, OptimConfig()) == 16 * 200
+    assert count_state_bytes(model, OptimConfig(ema=0.9)) == 20 * 200
+    assert count_state_bytes(model, OptimConfig(algorithm="sgd")) == 12 * 200
+    model[0].requires_grad_(False)
+    assert count_state_bytes(model, OptimConfig()) == 4 * 100 + 16 * 100
+
+
+def test_a_billion_parameters_take_no_memory() -> None:
+    """ViT-g's weights alone are 3.8 GiB; torch and timm take 0.8."""
+    program = (
+        "import resource, sys; from scripts.describe import main; main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", program, "--table", preset("g14")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "1011 M" in done.stdout
+    assert int(done.stdout.splitlines()[-1]) < 2_000_000  # KiB
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    main(list(arguments))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_configuration_is_described_a_figure_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, DEMO, preset("ti16"), "data.image_size=[32,64]", "--batch", "4")
+    assert "encoder           vit_tiny_patch16_224" in lines
+    assert "image             32 x 64 pixels" in lines
+    assert "grid              2 x 4 = 8 patches" in lines
+    assert "tokens            9" in lines
+    assert "  of the encoder  5.49 M" in lines  # of 5.52 M, 188 fewer positions
+    assert "batch 4" in "\n".join(lines)
+    assert lines[-1].startswith("5.49 M parameters, ")
+
+
+def test_a_table_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "--table", preset("ti16"), DEMO, *SMALL)
+    assert lines[0].startswith("| preset | width | depth | heads | tokens | parameters |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| ti16", "| demo"]
+    assert [line.split(" | ")[4] for line in lines[2:]] == ["17", "17"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        ([str(ROOT / "configs/finetune/cifar10.yaml"), "encoder.like=test_vit"], "Classifier"),
+        ([preset("ti16"), "head.kind=mlp"], "Classifier"),
+        ([preset("ti16"), "data.train=a.tar"], "Classifier"),
+        ([DEMO], "MaskedPatchModel"),
+        ([str(ROOT / "configs/pretrain/vit_base.yaml")], "MaskedPatchModel"),
+    ],
+)
+def test_fine_tuning_is_told_by_its_keys(arguments: list[str], kind: str) -> None:
+    assert type(build(arguments, 10).model).__name__ == kind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "other"),
+    [
+        (["head.kind=mlp"], 192 * 193 + 193 * 10),
+        (["head.tuned_blocks=1", "mix.mixup=0.8"], 0),  # the head is the encoder's own
+        (["data.multi_label=true", "head.pooling=both"], 385 * 10),
+    ],
+)
+def test_fine_tuning_is_measured(arguments: list[str], other: int) -> None:
+    found = costs([preset("ti16"), "data.train=a.tar", *SMALL, *arguments], batch=4)
+    assert found.other_parameters == other
+    assert found.step_flops is not None
+    assert found.step_flops > found.encoder_flops > 0
+
+
+def test_another_model_of_timm_has_no_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, preset("ti16"), *OTHER, "data.train=a.tar", "--classes", "10")
+    assert "encoder           resnet18" in lines
+    assert not any(line.startswith("tokens") for line in lines)
+
+
+def test_a_loaded_encoder_is_described_as_it_was_saved(tmp_path: Path) -> None:
+    config = EncoderConfig("vit_tiny_patch16_224", "none", 8, 32, 2, 2)
+    encoder = make_encoder(config, (32, 32))
+    save_encoder(encoder, tmp_path)
+    arguments = [f"encoder.init={tmp_path}", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
+    (tmp_path / "empty.yaml").write_text("run:\n  seed: 0\n")
+    found = costs([str(tmp_path / "empty.yaml"), *arguments])
+    assert found.transformer is not None
+    assert (found.transformer.width, found.transformer.depth) == (32, 2)
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["nothing.yaml"], "nothing.yaml: no such configuration file; see configs/"),
+        (["optim.steps=3"], "no CONFIG.yaml stands before optim.steps=3"),
+        ([], "the following arguments are required"),
+        ([DEMO, "--batch", "0"], "--batch=0 must be above 0"),
+        ([DEMO, "--size"], "unrecognized arguments: --size; see --help"),
+        ([DEMO, "optim.stepz=1"], "optim.stepz is no key; did you mean optim.steps?"),
+        ([DEMO, "encoder.patch_size=7"], "is not a multiple of encoder.patch_size=7"),
+        (["--table", DEMO, "optim.steps=300", DEMO], "stands after a key.sub=value"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        main(arguments)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_leaves_with_status_2() -> None:
+    command = [sys.executable, str(ROOT / "scripts/describe.py"), "nothing.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: nothing.yaml: no such configuration file; see configs/\n"
+    assert done.stdout == ""
