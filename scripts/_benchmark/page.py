@@ -11,7 +11,7 @@ _HEAD = """# Benchmarks
 Made of the records in `benchmarks/` by `python scripts/benchmark.py page docs/benchmarks`. A figure
 is the median of the rounds, beside the lowest and the highest. Variants take turns within a round,
 and a ratio is made within one. `python scripts/benchmark.py --help` says what each benchmark
-compares, LOG.md what was tried. `make bench` measures most of it again and says what fell by more
+compares, docs/log what was tried. `make bench` measures most of it again and says what fell by more
 than the spread.
 """
 _UNTOLD = ("cpu", "cores", "threads", "load_average", "gpu")
