@@ -2,7 +2,7 @@
 
 A sample is what webdataset makes of consecutive members of a tar: those that share a key. Here it
 holds one image, as its file was on disk, and at most one label: an ASCII integer in a `cls` member.
-Images of other channels than RGB's are `npy` and `tif` members; see `data.transforms.decode`.
+Images of other channels than RGB's are `npy` and `tif` members; see data/images/transforms.py.
 """
 
 import os

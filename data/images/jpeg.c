@@ -1,4 +1,4 @@
-/* Decodes a part of a plain JPEG and resizes it; data/jpeg.py says which are plain, and loads this.
+/* Decodes a part of a plain JPEG and resizes it; jpeg.py says which are plain, and loads this.
 
    No Python.h: called through ctypes, which releases the GIL. There is no state between calls. */
 
@@ -240,7 +240,7 @@ static words8 *pair_weights(j_decompress_ptr image, Axis *axis, int is_flipped) 
 }
 
 /* Sum a row of pixels of four bytes to planes of `filled` bytes. On a big-endian machine the pixels
-   would be others, and data/jpeg.py would not use them. */
+   would be others, and jpeg.py would not use them. */
 static inline void sum_across(const byte *row, const Axis *axis, const words8 *pairs, int channels,
                               int filled, byte *planes) {
     const words8 shifts = {0, 0, 8, 8, 16, 16, 24, 24};

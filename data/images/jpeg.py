@@ -8,8 +8,8 @@ of whole images.
 
 A crop is resized row by row while it is decoded, and never stands in memory as a whole.
 
-`data/jpeg.c` is an optional extension (pyproject.toml): without a C compiler or libjpeg-turbo's
-headers it is not there, and whole images are decoded.
+`jpeg.c` beside it is an optional extension (pyproject.toml): without a C compiler or
+libjpeg-turbo's headers it is not there, and whole images are decoded.
 """
 
 import ctypes
@@ -68,7 +68,7 @@ def decode_box(
     size: tuple[int, int] | None = None,
     is_flipped: bool = False,
 ) -> torch.Tensor | None:
-    """Decode a part of a plain JPEG, and resize it as `data.resize` does.
+    """Decode a part of a plain JPEG, and resize it as `data.images.resize` does.
 
     Args:
         content: The file's bytes.

@@ -1,4 +1,4 @@
-"""The resize of what is decoded whole; `data.jpeg` gives the same pixels for parts."""
+"""The resize of what is decoded whole; `data.images.jpeg` gives the same pixels for parts."""
 
 import torch
 from torch import Tensor

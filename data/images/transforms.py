@@ -45,7 +45,7 @@ def decode(
 
     As RGB (3) or grey (1): any common image. Grey, palettes and CMYK are converted, transparency is
     laid over white, 16 bits become 8 by a shift, and what else holds other values than 8 bits is
-    read where its range is known (`data.levels`). Plain JPEGs take torchvision's decoder, 1.4 times
+    read where its range is known (`levels.py`). Plain JPEGs take torchvision's decoder, 1.4 times
     as fast as Pillow on photographs of 500x375.
 
     As any other number: what holds so many. That is a NumPy file (.npy) of such values, (height,
@@ -59,7 +59,7 @@ def decode(
         content: The file's bytes.
         channels: C.
         choose: (height, width) -> the part that is wanted; None: the whole image. Of a plain JPEG
-            no more is decoded than `data.jpeg` has to.
+            no more is decoded than `data.images.jpeg` has to.
 
     Raises:
         UnreadableImage: The image is damaged, unknown, has over `MAX_PIXELS` pixels, or channels

@@ -47,7 +47,7 @@ class Catalog:
     """What is known of the shards that a configuration names, in arrays with a place a shard.
 
     Args:
-        spec: As for `data.listing.list_shards`.
+        spec: As for `data.listing.shards.list_shards`.
         key: The configuration's key, for error texts.
         storage: How remote shards are read.
 

@@ -35,7 +35,7 @@ class Shard:
     Attributes:
         name: Its path below the deepest folder common to all shards of the manifest.
         location: The tar: an absolute path or a URL.
-        index_path: Its index, for `data.index.opening.load_index`.
+        index_path: Its index, for `data.index.open.load_index`.
         num_samples: Samples that are used.
         num_indexed: Readable samples when it was indexed; more than are used of a `thinned` one.
         num_bytes: The tar's size.

@@ -35,7 +35,7 @@ def open_manifest(
     but then each of them indexes.
 
     Args:
-        spec: As for `data.listing.list_shards`.
+        spec: As for `data.listing.shards.list_shards`.
         key: The configuration's key, for error texts.
         storage: How remote shards are read.
         fraction: Of the samples, to be used alone.

@@ -64,7 +64,7 @@ def list_sources(spec: object, key: str, *, allow_pipe: bool) -> list[Source]:
     """List the tars that a configuration names.
 
     Args:
-        spec: As for `data.listing.list_shards`; also `pipe:COMMAND`, its braces expanded as
+        spec: As for `data.listing.shards.list_shards`; also `pipe:COMMAND`, its braces expanded as
             webdataset does, and `-` alone.
         key: The configuration's key, for error texts.
         allow_pipe: Whether commands may be run.

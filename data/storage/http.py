@@ -30,7 +30,7 @@ _URL_CHARACTERS = "%/:?#[]@!$&'()*+,;=~"
 
 
 class HttpTransport:
-    """Asks web servers; see `data.remote.transport.Transport`."""
+    """Asks web servers; see `data.storage.transport.Transport`."""
 
     def __init__(self, timeout: float) -> None:
         self._aiohttp: Any = import_module("aiohttp")

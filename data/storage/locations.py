@@ -206,4 +206,4 @@ def check_location(location: str, key: str) -> None:
 # ---------------------------------------------------------------- files
 
 
-# `data.remote.files` is imported where a URL is met: fsspec is not needed for local files.
+# `data.storage.remote` is imported where a URL is met: fsspec is not needed for local files.

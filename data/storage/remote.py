@@ -1,6 +1,6 @@
 """Remote files: failures that may pass are tried again, and a changed file is refused.
 
-An answer of a server is checked before it counts: see `data.remote.transport` for one request.
+An answer of a server is checked before it counts: see `data.storage.transport` for one request.
 """
 
 import logging
@@ -165,14 +165,14 @@ class RemoteFile:
 
 
 def list_files(pattern: str, storage: Storage) -> list[str]:
-    """List the files behind a glob, sorted; see `data.storage.list_remote`."""
+    """List the files behind a glob, sorted; see `data.storage.files.list_remote`."""
     with connections.held():
         transport = connections.to(pattern, storage)
         return sorted(retry(lambda: transport.list(pattern), pattern, storage))
 
 
 def make_transport(protocol: str, timeout_seconds: float) -> Transport:
-    """Make the transport of one of `data.storage.PROTOCOLS`.
+    """Make the transport of one of `data.storage.locations.PROTOCOLS`.
 
     Raises:
         UserError: If its driver is not installed.

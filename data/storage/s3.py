@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class S3Transport:
-    """Asks object stores; see `data.remote.transport.Transport`."""
+    """Asks object stores; see `data.storage.transport.Transport`."""
 
     def __init__(self, timeout: float) -> None:
         self._errors: Any = import_module("botocore.exceptions")

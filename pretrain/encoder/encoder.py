@@ -279,7 +279,7 @@ def save_encoder(encoder: VisionTransformer, folder: Path) -> None:
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it; image size, mean, std and
     the names of a classifier's classes come from `encoder.pretrained_cfg`. What timm cannot hold is
-    written beside it, and then `load_encoder` alone loads it: see `pretrain.additions`.
+    written beside it, and then `load_encoder` alone loads it: see `pretrain.encoder.extensions`.
     """
     data = {key: image_data(encoder)[key] for key in ("input_size", "mean", "std")}
     data |= {"interpolation": "bilinear", "crop_pct": 1.0}

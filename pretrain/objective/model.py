@@ -138,5 +138,5 @@ class MaskedPatchModel(nn.Module):
         return self.head(self.decoder(tokens, visible, asked))
 
     def summarise(self, sums: Sums) -> dict[str, float]:
-        """Turn sums into figures; see `pretrain.sums.summarise`."""
+        """Turn sums into figures; see `pretrain.objective.statistics.summarise`."""
         return summarise(sums)

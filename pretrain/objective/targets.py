@@ -3,7 +3,7 @@
 Three targets are the paper's: the mean colour in 3 bits a channel (one of 8^3 = 512 classes), the
 patch downsized to 4x4 cells (16 such classes), and all pixels by L2. The fourth is MAE's, pixels
 normalised patch by patch. The fifth is the nearest of some patches that are learnt from the data
-before training (`pretrain.words`): classes as the mean colour's, of colour and structure. A target
+before training (`words.py`): classes as the mean colour's, of colour and structure. A target
 is made once, from the configuration and the images' shape; a model asks it for answers, losses and
 guesses, and never which kind it is.
 

@@ -3,7 +3,7 @@
 They are of the training crops that the run would begin with, whatever the number of ranks, so they
 follow from the shards and the seed; a checkpoint holds them, and a resume takes its own.
 
-Source: as `pretrain.classes.Words`.
+Source: as `pretrain.objective.words.Words`.
 """
 
 import math
@@ -32,7 +32,7 @@ def fit(patches: Tensor, num_words: int, num_components: int, seed: int) -> dict
         seed: Of that draw, and of the patches that k-means begins with.
 
     Returns:
-        The buffers of `pretrain.classes.Words`, float32: `mean` (V,), `components` (V, D), `words`
+        The buffers of `Words`, float32: `mean` (V,), `components` (V, D), `words`
         (K, D) and `pixels` (K, V).
     """
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +68,7 @@ def _means(values: Tensor, nearest: Tensor, otherwise: Tensor) -> Tensor:
 
 
 class Words(Classes):
-    """The nearest of `K` visual words, which `pretrain.words.fit` learns from patches.
+    """The nearest of `K` visual words, which `pretrain.objective.words.fit` learns from patches.
 
     Distances are Euclidean between the patches' whitened principal components, so that structure
     counts beside brightness. The words are buffers, and saved with the model: before `load`, or a
@@ -108,7 +108,7 @@ class Words(Classes):
 
     @torch.no_grad()
     def load(self, fitted: dict[str, Tensor]) -> None:
-        """Take over what `pretrain.words.fit` found."""
+        """Take over what `pretrain.objective.words.fit` found."""
         for name, value in fitted.items():
             getattr(self, name).copy_(value)
 

@@ -113,7 +113,7 @@ def measure_loader(options: LoaderOptions) -> LoaderFigures:
     the first 2,000, as JPEG or PNG), cut the same part of 8 to 100 % of the area at 3/4 to 4/3,
     resize it to one size and flip half of them.
 
-    - `loader`: `TrainingStream`; only the crop decoded, and resized meanwhile, where `data/jpeg.c`
+    - `loader`: `TrainingStream`; only the crop decoded, and resized meanwhile, where `jpeg.c`
       could be built (the record's `decodes_crops`), bilinear with antialiasing, uint8.
     - `pil`: Pillow and torchvision's usual transform, from bytes in memory; bicubic, normalised
       float32.

@@ -71,7 +71,7 @@ def measure_step(options: StepOptions) -> dict[str, Any]:
     - those of `step_alternatives`.
 
     Each variant has a process of its own, started as a run is: it compiles its own code, and keeps
-    its heap (`pretrain.heap`).
+    its heap (`pretrain.machine.malloc`).
 
     Returns:
         The record. `mfu` is a variant's images/s times the operations of an image, forward and

@@ -72,7 +72,7 @@ class AlternativePretrainConfig:
 
 
 def load_alternative(arguments: list[str]) -> AlternativePretrainConfig:
-    """Load as `pretrain.config.load` does, and say which keys are of our own objective.
+    """Load as `pretrain.configuration.load.load` does, and say which keys are of our own objective.
 
     Raises:
         UserError: A key or a value is wrong; or a key is of our own objective.

@@ -17,7 +17,7 @@ _KINDS: dict[str, type[Any]] = {"mpp": Mpp, "mae": Mae, "simmim": Simmim}
 
 
 class AlternativeModel(nn.Module):
-    """An encoder and an alternative's own objective; a `pretrain.model.Objective`.
+    """An encoder and an alternative's own objective; a `pretrain.training.contract.Objective`.
 
     Args:
         encoder: What is trained.

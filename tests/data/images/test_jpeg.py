@@ -23,7 +23,8 @@ from data.samples import Samples
 from data.shards import ImageFile, write_shard
 
 needs_extension = pytest.mark.skipif(
-    not jpeg.is_available(), reason="data/jpeg.c is not built: no C compiler, or no libjpeg-turbo"
+    not jpeg.is_available(),
+    reason="data/images/jpeg.c is not built: no C compiler, or no libjpeg-turbo",
 )
 
 
