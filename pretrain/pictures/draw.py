@@ -7,9 +7,10 @@ readable on light and on dark.
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -217,6 +218,7 @@ def render(
     ink: str = GREY,
     is_clear: bool = True,
     dpi: int = _PAPER_DPI,
+    look: Mapping[str, str] = MappingProxyType({}),
 ) -> bytes:
     """Draw a figure and return the file's content, the same bytes at each call.
 
@@ -226,12 +228,13 @@ def render(
         ink: Colour of text and lines.
         is_clear: Clear ground rather than white.
         dpi: Dots an inch of PNG.
+        look: Further settings of matplotlib.
     """
     import matplotlib
 
-    look: dict[Any, Any] = {"svg.hashsalt": "figure", "font.size": 10.5}
-    look.update(dict.fromkeys(_INKED, ink))
-    with matplotlib.rc_context(look):
+    settings: dict[Any, Any] = {"svg.hashsalt": "figure", "font.size": 10.5, **look}
+    settings.update(dict.fromkeys(_INKED, ink))
+    with matplotlib.rc_context(settings):
         content = BytesIO()
         dates = ("Date", "Creator", "Format", "Type") if suffix == "svg" else ("Software",)
         nothing = dict.fromkeys(dates)

@@ -1,28 +1,33 @@
-"""Which charts over the steps a run has, what each shows, and how it is read."""
+"""The charts over the steps of a run: which lines each has, and how it is read."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
+from dataclasses import replace
+from itertools import accumulate
 
-from scripts._report.curves import Chart, Series
-from scripts._report.figures import Line, Plot
-from scripts._report.findings import last_with
+from scripts._report.figures import Kind, Line, Plot
+from scripts._report.findings import Record, last_with
 from scripts._report.history import Run
+
+_SMOOTHING = (10, 50)  # a mean over a tenth of the records, 50 at most
+_KINDS = (("mask", "blue", "o"), ("random", "orange", "s"), ("kept", "green", "^"))
 
 
 def plots_of(run: Run) -> list[Plot]:
     """Return the charts for which a run has records, each with the lines that it has."""
-    wanted = [*_charts_of(run), *_SHARED]
-    plots = [chart.plot(run.records) for chart in wanted]
-    return [plot for plot in [*plots, *_bad_samples(run)] if plot.lines]
+    plots = [_fill(plot, run.records) for plot in (*_wanted(run), *_SHARED)]
+    return [plot for plot in (*plots, *_bad_samples(run)) if plot.lines]
 
 
-def _charts_of(run: Run) -> tuple[Chart, ...]:
+def _wanted(run: Run) -> Iterator[Plot]:
     if not run.is_pretraining:
-        return _FINETUNING
-    has_kinds = any(last_with(run.records, f"train/loss_{kind}") for kind in ("random", "kept"))
-    by_kind = (_loss_by_kind(run.unit),) if has_kinds else ()  # all masked: it would repeat itself
-    return (*(_OF_CLASSES if run.has_classes else _OF_PIXELS), *by_kind, _FROZEN)
+        yield from _FINETUNING
+        return
+    yield from _OF_CLASSES if run.has_classes else (_OF_PIXELS,)
+    if any(last_with(run.records, f"train/loss_{kind}") for kind in ("random", "kept")):
+        yield _loss_by_kind(run.unit)  # where all are masked it would be the loss again
+    yield _FROZEN
 
 
 def _bad_samples(run: Run) -> Iterator[Plot]:
@@ -31,178 +36,186 @@ def _bad_samples(run: Run) -> Iterator[Plot]:
         return
     by_step = Counter(run.bad_samples)
     steps = [0, *sorted(by_step)]
-    counts = accumulate(by_step[step] for step in steps)
-    points = [(float(step), float(num)) for step, num in zip(steps, counts, strict=True)]
-    end = max(points[-1][0], run.records[-1]["step"])
-    line = Line("samples", "orange", "line", (*_stairs(points), (end, points[-1][1])))
+    counts = list(accumulate(by_step[step] for step in steps))
+    end = max(steps[-1], int(run.records[-1]["step"]))
+    points = tuple(zip([*steps, end], [*counts, counts[-1]], strict=True))
     yield Plot(
         "Samples that could not be used",
         "samples since the start",
-        (line,),
+        (Line("samples", "orange", "steps", points),),
         "A flat line is healthy; a jump is a damaged shard, a steady climb is bad files here and "
         "there. bad_samples.jsonl names each with its reason.",
-        start_at_zero=True,
     )
 
 
-def _stairs(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Hold each value until the next step."""
-    held = [(after[0], before[1]) for before, after in pairwise(points)]
-    return [points[0], *(point for pair in zip(held, points[1:], strict=True) for point in pair)]
+# ---------------------------------------------------------------- from records to lines
+
+
+def _fill(plot: Plot, records: list[Record]) -> Plot:
+    """Fill in the values by step; a line that has none, or another's, is left out."""
+    drawn = {line.key for line in plot.lines if line.kind == "raw"}
+    if smoothing(len(records)) > 1:
+        drawn = set[str]()
+    lines = (
+        replace(line, points=tuple(_points(line, records, plot.scale)))
+        for line in plot.lines
+        if not (line.kind == "smooth" and line.key in drawn)
+    )
+    return replace(plot, lines=tuple(line for line in lines if line.points))
+
+
+def _points(line: Line, records: list[Record], scale: float) -> list[tuple[float, float]]:
+    """Return a line's values; of baselines that were measured on single batches a running mean."""
+    points = points_of(records, line.key, scale)
+    is_noisy = line.key.startswith(("train/", "optim/", "speed/"))
+    return smooth(points) if is_noisy and line.kind in ("smooth", "dashed", "dotted") else points
+
+
+def points_of(records: list[Record], key: str, scale: float) -> list[tuple[float, float]]:
+    """Return (step, value) of each record that has a key."""
+    return [(record["step"], scale * record[key]) for record in records if key in record]
+
+
+def smoothing(num_records: int) -> int:
+    """Return over how many records the smoothed lines are a mean."""
+    part, most = _SMOOTHING
+    return min(most, max(1, num_records // part))
+
+
+def smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Replace each value by the mean of it and those before it, as many as `smoothing` says."""
+    width, values = smoothing(len(points)), [value for _, value in points]
+    windows = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
+    means = (math.fsum(window) / len(window) for window in windows)
+    return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
 
 
 # ---------------------------------------------------------------- the charts
 
 
-def _accuracy(kind: str, colour: str, marker: str) -> tuple[Series, ...]:
-    return (
-        Series(f"train/accuracy_{kind}", f"{kind}, training", colour, "smooth"),
-        Series(f"val/accuracy_{kind}", f"{kind}, validation", colour, "points", marker),
-    )
+def _line(key: str, label: str, colour: str, kind: Kind, marker: str = "o") -> Line:
+    return Line(label, colour, kind, marker=marker, key=key)
 
 
-def _loss(kind: str, colour: str, marker: str) -> tuple[Series, ...]:
-    return (
-        Series(f"train/loss_{kind}", f"{kind}, training", colour, "smooth"),
-        Series(f"val/loss_{kind}", f"{kind}, validation", colour, "points", marker),
-    )
+def _each_and_smoothed(key: str, name: str = "") -> tuple[Line, Line]:
+    each, smoothed = f"{name}each record", f"{name}smoothed"
+    return _line(key, each, "blue", "raw"), _line(key, smoothed, "blue", "smooth")
 
 
-def _loss_by_kind(unit: str) -> Chart:
-    return Chart(
+def _by_kind(figure: str) -> Iterator[Line]:
+    for kind, colour, marker in _KINDS:
+        yield _line(f"train/{figure}_{kind}", f"{kind}, training", colour, "smooth")
+        yield _line(f"val/{figure}_{kind}", f"{kind}, validation", colour, "points", marker)
+
+
+def _loss_by_kind(unit: str) -> Plot:
+    return Plot(
         "Loss by kind of corruption",
         f"loss ({unit})",
-        (
-            *_loss("mask", "blue", "o"),
-            *_loss("random", "orange", "s"),
-            *_loss("kept", "green", "^"),
-        ),
+        tuple(_by_kind("loss")),
         "Lower is better. 'mask' is the task itself; a 'kept' patch can be seen, and so its loss "
         "falls first and furthest; 'random' shows another patch and must be seen through.",
+        start_at_zero=False,
     )
 
 
 _LOSS = (
-    Series("train/loss", "training, each record", "blue", "raw"),
-    Series("train/loss", "training, smoothed", "blue", "smooth"),
-    Series("val/loss", "validation", "orange", "points"),
+    *_each_and_smoothed("train/loss", "training, "),
+    _line("val/loss", "validation", "orange", "points"),
 )
 _SHARED = (
-    Chart(
+    Plot(
         "Learning rate",
         "learning rate",
-        (Series("optim/lr", "learning rate", "blue", "line"),),
+        (_line("optim/lr", "learning rate", "blue", "line"),),
         "It should rise during the warm-up and then fall to nearly 0 at the last step.",
-        start_at_zero=True,
     ),
-    Chart(
+    Plot(
         "Gradient norm",
         "norm before clipping",
-        (
-            Series("optim/grad_norm", "each record", "blue", "raw"),
-            Series("optim/grad_norm", "smoothed", "blue", "smooth"),
-        ),
+        _each_and_smoothed("optim/grad_norm"),
         "A steady level is healthy; a climb or tall spikes ask for a lower learning rate.",
-        start_at_zero=True,
     ),
-    Chart(
+    Plot(
         "Throughput",
         "images per second",
-        (
-            Series("speed/images_per_second", "each record", "blue", "raw"),
-            Series("speed/images_per_second", "smoothed", "blue", "smooth"),
-        ),
+        _each_and_smoothed("speed/images_per_second"),
         "Higher is faster; all processes together, without validation and saving. A drop that "
         "stays means that the machine got other work or the storage became slow.",
-        start_at_zero=True,
     ),
-    Chart(
+    Plot(
         "Waiting for data",
         "% of the time",
-        (Series("speed/data_wait_ratio", "waiting for data", "orange", "raw"),),
+        (_line("speed/data_wait_ratio", "waiting for data", "orange", "raw"),),
         "Near 0 the model sets the pace; much above 10 % the loader does.",
-        scale=100,
-        start_at_zero=True,
         least_top=10,
     ),
 )
-_FROZEN = Chart(
+_FROZEN = Plot(
     "Frozen features on labelled images",
     "accuracy (%)",
     (
-        Series("probe/knn", "k nearest neighbours", "blue", "joined"),
-        Series("probe/1shot", "1 image a class", "grey", "joined", "^"),
-        Series("probe/5shot", "5 images a class", "orange", "joined", "s"),
-        Series("probe/10shot", "10 images a class", "green", "joined", "^"),
+        _line("probe/knn", "k nearest neighbours", "blue", "joined"),
+        _line("probe/1shot", "1 image a class", "grey", "joined", "^"),
+        _line("probe/5shot", "5 images a class", "orange", "joined", "s"),
+        _line("probe/10shot", "10 images a class", "green", "joined", "^"),
     ),
     "Higher is better; what the encoder is worth for other work, measured while it is trained.",
-    scale=100,
-    start_at_zero=True,
 )
 _OF_CLASSES = (
-    Chart(
+    Plot(
         "Loss",
         "loss (nats)",
         (
             *_LOSS,
-            Series("train/class_entropy", "class frequencies only, training", "grey", "dotted"),
-            Series("val/class_entropy", "class frequencies only, validation", "grey", "dashed"),
+            _line("train/class_entropy", "class frequencies only, training", "grey", "dotted"),
+            _line("val/class_entropy", "class frequencies only, validation", "grey", "dashed"),
         ),
         "Lower is better; only below the grey baselines, the entropy of the class distribution, "
         "has the model learnt more than how frequent each class is.",
+        start_at_zero=False,
     ),
-    Chart(
+    Plot(
         "Accuracy on corrupted patches",
         "accuracy (%)",
         (
-            *_accuracy("mask", "blue", "o"),
-            *_accuracy("random", "orange", "s"),
-            *_accuracy("kept", "green", "^"),
-            Series("train/accuracy_neighbour", "copying the nearest visible", "grey", "dashed"),
-            Series("train/accuracy_majority", "most frequent class", "grey", "dotted"),
+            *_by_kind("accuracy"),
+            _line("train/accuracy_neighbour", "copying the nearest visible", "grey", "dashed"),
+            _line("train/accuracy_majority", "most frequent class", "grey", "dotted"),
         ),
         "Higher is better; the blue line is the task itself (kept patches can be seen), and above "
         "the dashed line the model beats copying the nearest visible patch.",
-        scale=100,
-        start_at_zero=True,
     ),
 )
-_OF_PIXELS = (
-    Chart(
-        "Loss",
-        "loss (mean squared error)",
-        (
-            *_LOSS,
-            Series("train/loss_neighbour", "copying the nearest, training", "grey", "dashed"),
-            Series("val/loss_neighbour", "copying the nearest, validation", "grey", "points", "s"),
-            Series("train/loss_mean", "always the mean, training", "grey", "dotted"),
-            Series("val/loss_mean", "always the mean, validation", "grey", "points", "^"),
-        ),
-        "Lower is better; below the dotted baseline the model knows more than the mean of all "
-        "patches, below the dashed one more than copying the nearest visible patch.",
-        start_at_zero=True,
+_OF_PIXELS = Plot(
+    "Loss",
+    "loss (mean squared error)",
+    (
+        *_LOSS,
+        _line("train/loss_neighbour", "copying the nearest, training", "grey", "dashed"),
+        _line("val/loss_neighbour", "copying the nearest, validation", "grey", "points", "s"),
+        _line("train/loss_mean", "always the mean, training", "grey", "dotted"),
+        _line("val/loss_mean", "always the mean, validation", "grey", "points", "^"),
     ),
+    "Lower is better; below the dotted baseline the model knows more than the mean of all "
+    "patches, below the dashed one more than copying the nearest visible patch.",
 )
 _FINETUNING = (
-    Chart(
+    Plot(
         "Loss",
         "loss (nats)",
         _LOSS,
         "Lower is better; validation that rises while training falls is overfitting.",
+        start_at_zero=False,
     ),
-    Chart(
+    Plot(
         "Accuracy",
         "accuracy (%)",
         (
-            Series("train/accuracy", "training, each record", "blue", "raw"),
-            Series("train/accuracy", "training, smoothed", "blue", "smooth"),
-            Series("val/accuracy", "validation", "orange", "points"),
-            Series(
-                "val/accuracy_balanced", "validation, mean over classes", "green", "points", "^"
-            ),
+            *_each_and_smoothed("train/accuracy", "training, "),
+            _line("val/accuracy", "validation", "orange", "points"),
+            _line("val/accuracy_balanced", "validation, mean over classes", "green", "points", "^"),
         ),
         "Higher is better; the orange points are the top-1 accuracy on images not trained on.",
-        scale=100,
-        start_at_zero=True,
     ),
 )

@@ -1,7 +1,9 @@
 """Whether a run learnt more than copying: its last validation by distance to what is visible."""
 
+from dataclasses import replace
+
 from scripts._report.drawing import chart
-from scripts._report.figures import Kind, Line, Plot, Section
+from scripts._report.figures import Line, Plot, Section
 from scripts._report.findings import (
     Record,
     common_distances,
@@ -13,79 +15,66 @@ from scripts._report.findings import (
 from scripts._report.history import Run
 from scripts._report.page import table
 
-_ACROSS = "distance to the nearest visible patch, in patches"
+ACROSS = "distance to the nearest visible patch, in patches"
+_MODEL = Line("the model", "blue", "joined")
+_COPYING = Line("copying the nearest visible patch", "grey", "dashed", key="neighbour")
 
 
-def by_distance(run: Run, prefix: str = "") -> Section:
+def by_distance(run: Run) -> Section:
     """Show the last validation by distance; an empty section for a run that has none."""
-    _, record, figures = newest(run.records)
+    _, step, figures = newest(run.records)
     bins = distances(figures)
     title = "Does it learn more than copying?"
     if not bins:
         return Section(title)
-    drawn = common_distances(figures)
-    plots = [plot for plot in (_accuracies(figures, drawn), _losses(run, figures, drawn)) if plot]
-    notes = (
-        f"Masked patches of the last validation, at step {record['step']:,.0f}. Far from what is "
+    plots = [_losses(run)] if not run.has_classes else [_ACCURACIES, _losses(run)]
+    charts = tuple(chart(_fill(plot, figures)) for plot in plots)
+    note = (
+        f"Masked patches of the last validation, at step {step:,.0f}. Far from what is "
         "visible copying fails: there only what was learnt of images helps. Distances of fewer "
-        "than 1 % of the patches are not drawn.",
+        "than 1 % of the patches are not drawn."
     )
-    return Section(
-        title,
-        _table(run, figures, bins),
-        tuple(chart(plot, prefix) for plot in plots),
-        notes,
+    return Section(title, _table(run, figures, bins), charts, (note,))
+
+
+def _fill(plot: Plot, figures: Record) -> Plot:
+    """Fill in the values by distance."""
+    numbers = common_distances(figures)
+    lines = (
+        replace(line, points=points_at(numbers, line.key, figures, plot.scale))
+        for line in plot.lines
     )
+    return replace(plot, lines=tuple(line for line in lines if line.points))
 
 
-def _lines(figures: Record, bins: list[int], wanted: dict[str, Line], scale: float) -> list[Line]:
-    """Fill lines with the figures by distance; those that the record lacks are left out."""
-    lines: list[Line] = []
-    for key, look in wanted.items():
-        points = [
-            (float(num), scale * figures[f"{key}_distance_{num}"])
-            for num in bins
-            if f"{key}_distance_{num}" in figures
-        ]
-        if points:
-            lines.append(Line(look.label, look.colour, look.kind, tuple(points), look.marker))
-    return lines
+def points_at(
+    numbers: list[int], key: str, figures: Record, scale: float
+) -> tuple[tuple[float, float], ...]:
+    """Return (distance, value) of a measure at those distances where a record has it."""
+    names = {num: f"{key}_distance_{num}" for num in numbers}
+    return tuple((num, scale * figures[name]) for num, name in names.items() if name in figures)
 
 
-def _look(label: str, colour: str, kind: Kind, marker: str = "o") -> Line:
-    return Line(label, colour, kind, (), marker)
+_ACCURACIES = Plot(
+    "Accuracy by distance",
+    "accuracy (%)",
+    (replace(_MODEL, key="accuracy"), _COPYING),
+    "Higher is better; where the blue line stays above the dashed one, the model knows more "
+    "than its neighbour. Copying gets worse with the distance.",
+    ACROSS,
+)
 
 
-def _accuracies(figures: Record, bins: list[int]) -> Plot | None:
-    if f"accuracy_distance_{bins[0]}" not in figures:
-        return None
-    wanted = {
-        "accuracy": _look("the model", "blue", "joined"),
-        "neighbour": _look("copying the nearest visible patch", "grey", "dashed"),
-    }
-    return Plot(
-        "Accuracy by distance",
-        "accuracy (%)",
-        tuple(_lines(figures, bins, wanted, 100)),
-        "Higher is better; where the blue line stays above the dashed one, the model knows more "
-        "than its neighbour. Copying gets worse with the distance.",
-        _ACROSS,
-        start_at_zero=True,
-    )
-
-
-def _losses(run: Run, figures: Record, bins: list[int]) -> Plot:
-    wanted = {"loss": _look("the model", "blue", "joined")}
-    if not run.has_classes:
-        wanted["neighbour"] = _look("copying the nearest visible patch", "grey", "dashed")
+def _losses(run: Run) -> Plot:
     beats = " Where it stays below the dashed line, the model knows more than its neighbour."
     return Plot(
         "Loss by distance",
         f"loss ({run.unit})",
-        tuple(_lines(figures, bins, wanted, 1)),
+        (replace(_MODEL, key="loss"), *([] if run.has_classes else [_COPYING])),
         "Lower is better; a blue line that climbs means that patches are harder the farther they "
         "are from what is visible." + (beats * (not run.has_classes)),
-        _ACROSS,
+        ACROSS,
+        start_at_zero=False,
     )
 
 
@@ -109,8 +98,6 @@ def _value(run: Run, key: str, num: int, figures: Record) -> str:
     if value is None:
         return ""
     is_error = key == "loss" or (key == "neighbour" and not run.has_classes)
-    return f"{value:#.4g}" if is_error else _share(value)
-
-
-def _share(fraction: float) -> str:
-    return "under 0.1 %" if 0 < fraction < 5e-4 else percent(fraction)
+    if is_error:
+        return f"{value:#.4g}"
+    return "under 0.1 %" if 0 < value < 5e-4 else percent(value)

@@ -6,9 +6,10 @@ On the page, colours are CSS variables: the page decides them for light and dark
 import re
 from base64 import b64encode
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -31,7 +32,7 @@ _SIZE = (5.4, 3.1)  # inches; small, so that the text is still readable on a pho
 _DPI = 150  # of pictures on the page
 _SMALL = 40_000  # bytes of SVG that are not worth a second drawing
 _MOST_TICKS = 6  # at steps of six digits they do not touch
-_STYLES = {"dashed": "--", "dotted": ":"}
+_STYLES = {"points": "none", "dashed": "--", "dotted": ":"}
 
 
 # ---------------------------------------------------------------- onto the page, into files
@@ -44,33 +45,23 @@ def as_element(make: Make, alt: str) -> str:
         make: Draws it, in the colours that it finds set.
         alt: What it shows, for those who cannot see it.
     """
-    svg = _embeddable(
-        _render(make, "svg", {"grid.color": _FAINT, "svg.fonttype": "none"}, _INK), alt
-    )
+    look = {"grid.color": _FAINT, "svg.fonttype": "none"}
+    svg = _embeddable(render(make, "svg", ink=_INK, look=look), alt)
     if len(svg) < _SMALL:
         return svg
-    png = _render(make, "png", {"grid.color": GREY}, GREY, _DPI)
+    png = render(make, "png", dpi=_DPI, look={"grid.color": GREY})
     return min(svg, as_image(_on_palette(png), alt), key=len)
 
 
 def as_file(make: Make, suffix: Suffix) -> bytes:
     """Return a figure for a paper: black on white, the same bytes at each call."""
-    return _render(make, suffix, _ON_PAPER, "black", is_clear=False)
+    return render(make, suffix, ink="black", is_clear=False, look=_ON_PAPER)
 
 
-def _render(
-    make: Make,
-    suffix: Suffix,
-    look: dict[Any, Any],
-    ink: str,
-    dpi: int = 200,
-    *,
-    is_clear: bool = True,
-) -> bytes:
-    import matplotlib
-
-    with matplotlib.rc_context(look):
-        return render(make, suffix, ink=ink, is_clear=is_clear, dpi=dpi)
+def drawn(title: str, make: Make, alt: str, reading: str) -> Figure:
+    """Return a figure that matplotlib draws, alike on the page and in files."""
+    picture = as_element(make, f"{title}: {alt}")
+    return Figure(title, file_name(title), picture, reading, partial(as_file, make))
 
 
 def as_image(png: bytes, alt: str) -> str:
@@ -114,15 +105,11 @@ def _on_palette(png: bytes) -> bytes:
 # ---------------------------------------------------------------- charts
 
 
-def chart(plot: Plot, prefix: str = "") -> Figure:
+def chart(plot: Plot) -> Figure:
     """Return a chart with its legend and the sentence on how to read it."""
-    name = prefix + file_name(plot.title)
     picture = as_element(lambda: draw(plot), describe(plot)) + legend(plot)
-
-    def export(suffix: Suffix) -> bytes:
-        return as_file(lambda: draw(plot, has_legend=True), suffix)
-
-    return Figure(plot.title, name, picture, plot.reading, export)
+    export = partial(as_file, lambda: draw(plot, has_legend=True))
+    return Figure(plot.title, file_name(plot.title), picture, plot.reading, export)
 
 
 def draw(plot: Plot, *, has_legend: bool = False) -> "Drawing":
@@ -142,18 +129,22 @@ def draw(plot: Plot, *, has_legend: bool = False) -> "Drawing":
 
 def _draw_line(axes: "Axes", line: Line) -> None:
     x, y = [x for x, _ in line.points], [y for _, y in line.points]
-    colour, label = PALETTE[line.colour], line.label
+    colour, is_points = PALETTE[line.colour], line.kind == "points"
     if line.spread:
         axes.errorbar(x, y, line.spread, fmt="none", color=colour, elinewidth=1, capsize=3)
-    if line.kind == "points":
-        axes.plot(x, y, line.marker, color=colour, markersize=5.5, zorder=3, label=label)
-        return
-    style = _STYLES.get(line.kind, "-")
-    thickness = 1.0 if line.kind in ("raw", "joined") else 2.0
-    has_marker = line.kind == "joined" or len(y) == 1  # a line of one point would not be seen
-    marker = line.marker if has_marker else ""
+    # a line of one point would not be seen
+    has_markers = is_points or line.kind == "joined" or len(y) == 1
     axes.plot(
-        x, y, style, color=colour, linewidth=thickness, marker=marker, markersize=5.5, label=label
+        x,
+        y,
+        color=colour,
+        linestyle=_STYLES.get(line.kind, "-"),
+        linewidth=1.0 if line.kind in ("raw", "joined") else 2.0,
+        drawstyle="steps-post" if line.kind == "steps" else "default",
+        marker=line.marker if has_markers else "",
+        markersize=5.5,
+        zorder=3 if is_points else 2,
+        label=line.label,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["raw", "line", "joined", "points", "dashed", "dotted"]
+Kind = Literal["raw", "line", "joined", "points", "dashed", "dotted", "smooth", "steps"]
 Suffix = Literal["png", "svg"]
 
 # Okabe and Ito's palette and neighbours of it, told apart by colour-blind readers. The names are
@@ -29,18 +29,21 @@ class Line:
     Attributes:
         label: Its name in the legend.
         colour: A name in `PALETTE`.
-        kind: `raw` is thin; `points` are markers, `joined` markers on a thin line.
+        kind: `raw` is thin; `points` are markers, `joined` markers on a thin line; `smooth` is a
+            running mean; `steps` hold each value until the next.
         points: (x, y) in the axes' units.
         marker: matplotlib's sign, where the kind has markers.
         spread: A deviation for each point, drawn as a bar; empty for none.
+        key: Of the records that its values come from, where they are filled in later.
     """
 
     label: str
     colour: str
     kind: Kind
-    points: tuple[tuple[float, float], ...]
+    points: tuple[tuple[float, float], ...] = ()
     marker: str = "o"
     spread: tuple[float, ...] = ()
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,14 @@ class Plot:
     lines: tuple[Line, ...]
     reading: str
     across: str = "step"
-    start_at_zero: bool = False
+    start_at_zero: bool = True
     least_top: float | None = None
     is_of_runs: bool = False
+
+    @property
+    def scale(self) -> float:
+        """The factor on the records' values, which are fractions where the axis says percent."""
+        return 100 if "%" in self.axis else 1
 
     @property
     def has_legend(self) -> bool:

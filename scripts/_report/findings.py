@@ -2,9 +2,11 @@
 
 import math
 import statistics
+from typing import NamedTuple
 
 Record = dict[str, float]
 
+_SPLITS = {"train": "training", "val": "validation"}
 _SCORES = {
     "accuracy": "accuracy",
     "accuracy_balanced": "mean over classes",
@@ -34,12 +36,41 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
+class Measured(NamedTuple):
+    """What a run last measured on one split.
+
+    Attributes:
+        split: training or validation.
+        step: When.
+        figures: By their names within the split, the loss among them.
+    """
+
+    split: str
+    step: float
+    figures: Record
+
+
+def last_measured(records: list[Record], split: str) -> Measured | None:
+    """Return what was last measured on `train` or `val`; None if nothing was."""
+    prefix = f"{split}/"
+    record = last_with(records, f"{prefix}loss")
+    figures = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+    return Measured(_SPLITS[split], record["step"], figures) if record else None
+
+
+def newest(records: list[Record]) -> Measured:
+    """Return what was last measured on validation images, else on training images."""
+    measured = last_measured(records, "val") or last_measured(records, "train")
+    assert measured is not None
+    return measured
+
+
 # ---------------------------------------------------------------- is it learning?
 
 
 def learning(records: list[Record]) -> list[str]:
     """Say how the newest figures stand, on validation images where there are any."""
-    name, record, figures = newest(records)
+    name, step, figures = newest(records)
     if not math.isfinite(figures["loss"]):
         return [f"The {name} loss is not a finite number: the run has diverged. Lower optim.lr."]
     if "class_entropy" in figures:
@@ -51,18 +82,9 @@ def learning(records: list[Record]) -> list[str]:
         f"{label} {percent(figures[key])}" for key, label in _SCORES.items() if key in figures
     )
     return [
-        f"At step {record['step']:.0f} the {name} loss is {figures['loss']:.3f} nats"
+        f"At step {step:.0f} the {name} loss is {figures['loss']:.3f} nats"
         + (f"; {scores}." if scores else ".")
     ]
-
-
-def newest(records: list[Record]) -> tuple[str, Record, Record]:
-    """Return the split's name, the last record with a loss of it, and its figures alone."""
-    validated = last_with(records, "val/loss")
-    prefix, name = ("val/", "validation") if validated else ("train/", "training")
-    record = validated or last_with(records, "train/loss")
-    figures = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
-    return name, record, figures
 
 
 def _against_entropy(name: str, figures: Record) -> str:

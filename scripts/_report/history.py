@@ -1,31 +1,30 @@
-"""What a run's folder tells afterwards: its records, its configuration, its encoder. Reads only."""
+"""What a run's folder holds afterwards: its records, its configuration, its encoder. Reads only."""
 
 import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
-from safetensors import safe_open
-
 from data.disks import one_line
 from data.settings import UserError, require
+from finetune.backbone import load_as_saved
+from finetune.config import FinetuneConfig
+from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import read_yaml
-from pretrain.encoder.extensions import has_additions, rebuild
+from pretrain.configuration.load import keys
+from pretrain.encoder.facts import image_data
 from pretrain.records.checkpoint import find_newest
 from pretrain.records.logs import read_records
-from scripts._report.findings import Record, last_with, percent
+from scripts._report.findings import Record, last_measured, percent
 
 Content = TypeVar("Content")
 
 _NEEDED = ("metrics.jsonl", "config.yaml")
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "position", "position_at", "stem")
 _OF_PIXELS = ("pixels", "normalised_pixels")  # kinds of target that are values, not classes
-_OUR_FORMAT = "masked_patch."  # what is written before timm's name where timm cannot hold it
 _RESULTS = {"accuracy": "accuracy", "map": "mean average precision"}
 
 
@@ -36,7 +35,7 @@ class Run:
     Attributes:
         folder: RUN.
         records: Those of metrics.jsonl, at least one; what was not finite is NaN.
-        config: config.yaml as plain values.
+        config: The dotted keys of config.yaml and their values; what it lacks has its default.
         checkpoint: The newest whole one, or None.
         bad_samples: The step of each entry of bad_samples.jsonl.
     """
@@ -55,32 +54,27 @@ class Run:
     @property
     def is_pretraining(self) -> bool:
         """Whether pretrain/run.py wrote it, and not finetune/run.py."""
-        return "corruption" in self.config
-
-    @property
-    def target(self) -> str:
-        """What a pretraining run predicts, by its name in target.kind."""
-        return self.config["target"].get("kind", "mean_colour")
+        return "target.kind" in self.config
 
     @property
     def has_classes(self) -> bool:
         """Whether its loss is a cross entropy over classes, and not an error of pixels."""
-        return not (self.is_pretraining and self.target in _OF_PIXELS)
+        return self.config.get("target.kind") not in _OF_PIXELS
 
     @property
     def task(self) -> str:
-        """What is asked of each patch: losses are comparable within it."""
+        """The task of each patch: losses are comparable within it."""
         if not self.is_pretraining:
             return "classes"
-        target = self.config["target"]
-        sizes = [f"{target['bits']} bits"] if self.has_classes else []
-        cells = [f"{target['grid']} x {target['grid']}"] if self.target == "colour_grid" else []
-        return ", ".join([self.target, *cells, *sizes])
+        kind, grid = self.config["target.kind"], self.config["target.grid"]
+        sizes = [f"{self.config['target.bits']} bits"] if self.has_classes else []
+        cells = [f"{grid} x {grid}"] if kind == "colour_grid" else []
+        return ", ".join([kind, *cells, *sizes])
 
     @property
     def batch_size(self) -> int:
         """Images a step."""
-        return self.config["optim"]["batch_size"]
+        return self.config["optim.batch_size"]
 
     @property
     def unit(self) -> str:
@@ -101,24 +95,18 @@ def read_run(folder: Path) -> Run:
             f"RUN={folder} has no {name}; name a folder that pretrain/run.py or finetune/run.py "
             "has written",
         )
-    records = read_file(folder / "metrics.jsonl", read_records)
+    records = _read(folder / "metrics.jsonl", read_records)
     require(
         len(records) > 0,
         f"{folder}/metrics.jsonl has no record yet; the first comes after run.log_every steps",
-    )
-    config = read_yaml(str(folder / "config.yaml"))
-    require(
-        "alternative" not in config,
-        f"RUN={folder} was trained by another project's objective, of which there is no report; "
-        "its losses are in its metrics.jsonl",
     )
     bad = folder / "bad_samples.jsonl"
     return Run(
         folder,
         [_with_nan(record) for record in records],
-        config,
+        _read_config(folder),
         find_newest(folder),
-        tuple(r["step"] for r in read_file(bad, read_records)) if bad.is_file() else (),
+        tuple(r["step"] for r in _read(bad, read_records)) if bad.is_file() else (),
     )
 
 
@@ -127,17 +115,24 @@ def _with_nan(record: dict[str, float | None]) -> Record:
     return {key: math.nan if value is None else value for key, value in record.items()}
 
 
-def read_file(path: Path, read: Callable[[Path], Content]) -> Content:
-    """Return `read(path)`.
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the dotted keys of config.yaml; a run that is older than some has their defaults."""
+    groups = read_yaml(str(folder / "config.yaml"))
+    require(
+        "alternative" not in groups,
+        f"RUN={folder} was trained by another project's objective, of which there is no report; "
+        "its losses are in its metrics.jsonl",
+    )
+    config = PretrainConfig if "corruption" in groups else FinetuneConfig
+    return {key.name: key.default for key in keys(config)} | dict(_flat(groups))
 
-    Raises:
-        UserError: The file is not in its format.
-    """
-    try:
-        return read(path)
-    except ValueError as error:
-        reason = one_line(error)
-        raise UserError(f"{path} is damaged: {reason}; restore or delete it") from error
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(cast(dict[str, Any], value), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -146,33 +141,31 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is not valid.
     """
-    content = read_file(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
+    content = _read(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
     require(isinstance(content, dict), f"{path} holds no JSON object; restore or delete it")
     return cast(dict[str, Any], content)
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield a configuration's dotted keys and their values."""
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from flat(cast(dict[str, Any], value), f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _read(path: Path, read: Callable[[Path], Content]) -> Content:
+    try:
+        return read(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}; restore or delete it") from error
 
 
 # ---------------------------------------------------------------- in words
 
 
 def describe(run: Run) -> dict[str, str]:
-    """Say what a run was: names -> values, in the order to read them."""
-    last, steps = run.records[-1], run.config["optim"]["steps"]
+    """Return a run's kind, data and state: names -> values, in the order to read them."""
+    last, steps = run.records[-1], run.config["optim.steps"]
     written = datetime.fromtimestamp((run.folder / "metrics.jsonl").stat().st_mtime, UTC)
     return {
         "Kind": _kind(run),
         "Steps": f"{last['step']:,.0f} of {steps:,} ({last['epoch']:.1f} epochs)",
         "Encoder": _encoder(run),
-        "Images": " x ".join(map(str, run.config["data"]["image_size"])) + " pixels",
-        "Data": _data(run.config["data"]),
+        "Images": " x ".join(map(str, run.config["data.image_size"])) + " pixels",
+        "Data": _data(run),
         "Result": _result(run),
         "Last record": f"{written:%Y-%m-%d %H:%M} UTC",
     }
@@ -181,46 +174,38 @@ def describe(run: Run) -> dict[str, str]:
 def _kind(run: Run) -> str:
     if not run.is_pretraining:
         return "fine-tuning"
-    corruption, encoder = run.config["corruption"], run.config["encoder"]
-    masks = f"{corruption['ratio']:.0%} of the patches".replace("%", " %")
-    sight = "" if encoder.get("sees_masked", True) else "; masked patches do not enter the encoder"
+    config = run.config
+    sight = "" if config["encoder.sees_masked"] else "; masked patches do not enter the encoder"
     return (
-        f"masked patch pretraining; target {run.target}, {corruption.get('kind', 'random')} masks "
-        f"on {masks}{sight}"
+        f"masked patch pretraining; target {config['target.kind']}, {config['corruption.kind']} "
+        f"masks on {config['corruption.ratio'] * 100:.0f} % of the patches{sight}"
     )
 
 
 def _encoder(run: Run) -> str:
     """Name the encoder, what was changed in it, what it started from, and its size."""
-    config = run.config["encoder"]
-    changed = [f"{key}={config[key]}" for key in _SIZES if config.get(key) is not None]
-    origin = _origin(config)
-    name, size = config["name"], []
+    changes = {key: run.config[f"encoder.{key}"] for key in _SIZES}
+    changed = [f"{key}={value}" for key, value in changes.items() if value is not None]
+    name, size = run.config["encoder.name"], []
     if run.checkpoint is not None:
-        encoder = run.checkpoint / "encoder"
-        name = read_json(encoder / "config.json")["architecture"].removeprefix(_OUR_FORMAT)
-        size = [f"{_num_parameters(encoder) / 1e6:,.2f} million parameters"]
-    return ", ".join([*([name] if name else []), *changed, *origin, *size])
+        encoder = load_as_saved(run.checkpoint)
+        name = image_data(encoder)["architecture"]
+        num = sum(parameter.numel() for parameter in encoder.parameters())
+        size = [f"{num / 1e6:,.2f} million parameters"]
+    return ", ".join([*([name] if name else []), *changed, *_origin(run), *size])
 
 
-def _origin(config: dict[str, Any]) -> list[str]:
-    """Say what a run's encoder started from; nothing where it was made anew."""
-    if config.get("like") is not None:
-        return [f"from random weights, begun like {config['like']}"]
-    return [] if config["init"] in (None, "none") else [f"started from {config['init']}"]
+def _origin(run: Run) -> list[str]:
+    """Return what a run's encoder started from; nothing where it was made anew."""
+    like, init = run.config["encoder.like"], run.config["encoder.init"]
+    if like is not None:
+        return [f"from random weights, begun like {like}"]
+    return [] if init in (None, "none") else [f"started from {init}"]
 
 
-def _num_parameters(encoder: Path) -> int:
-    if has_additions(encoder):  # a table there may be fixed
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in rebuild(encoder, {}).parameters())
-    with safe_open(encoder / "model.safetensors", "pt") as file:
-        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-
-
-def _data(config: dict[str, Any]) -> str:
-    train = config["shards"] if "shards" in config else config["train"]
-    val = config["val_shards"] if "val_shards" in config else config["val"]
+def _data(run: Run) -> str:
+    names = ("shards", "val_shards") if run.is_pretraining else ("train", "val")
+    train, val = (run.config[f"data.{name}"] for name in names)
     return f"{_spec(train)}; validation: {_spec(val) if val else 'none'}"
 
 
@@ -229,17 +214,12 @@ def _spec(spec: Any) -> str:
 
 
 def _result(run: Run) -> str:
-    """Give the last loss and accuracy of each split."""
+    """Return the last loss and accuracy of each split, in words."""
     parts: list[str] = []
-    for split, name in (("val", "validation"), ("train", "training")):
-        last = last_with(run.records, f"{split}/loss")
-        if last:
-            others = [
-                f"{label} {percent(last[f'{split}/{key}'])}"
-                for key, label in _RESULTS.items()
-                if f"{split}/{key}" in last
-            ]
-            parts.append(
-                ", ".join([f"{name} loss {last[f'{split}/loss']:.3f} ({run.unit})", *others])
-            )
+    for measured in (last_measured(run.records, split) for split in ("val", "train")):
+        if measured is not None:
+            figures = measured.figures
+            loss = f"{measured.split} loss {figures['loss']:.3f} ({run.unit})"
+            scores = [f"{_RESULTS[k]} {percent(figures[k])}" for k in _RESULTS if k in figures]
+            parts.append(", ".join([loss, *scores]))
     return "; ".join(parts)

@@ -1,20 +1,19 @@
 """What an encoder has learnt, in pictures: filters, positions, attention."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from data.settings import UserError
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.pictures import attention, draw, weights
-from scripts._report.drawing import Make, as_element, as_file
-from scripts._report.figures import Figure, Section, file_name
+from scripts._report.drawing import drawn
+from scripts._report.figures import Figure, Section
 
 Take = Callable[[int], tuple[Tensor, Tensor]]
+_Part = Figure | str  # or why there is none
 
 _FOR_DISTANCE, _FOR_ROLLOUT = 128, 6  # images
 _FILTERS = "Principal filters of the patch embedding"
@@ -23,50 +22,30 @@ _DISTANCE = "Mean attention distance"
 _ROLLOUT = "Attention rollout"
 
 
-@dataclass(frozen=True)
-class Missing:
-    """A picture that there is not, and why."""
-
-    title: str
-    reason: str
-
-
-def learnt(model: MaskedPatchModel, take: Take | None, prefix: str = "") -> Section:
+def learnt(model: MaskedPatchModel, take: Take | None) -> Section:
     """Draw what an encoder has learnt; notes say what cannot be drawn.
 
     Args:
         model: In evaluation mode, on the CPU.
         take: How many images -> that many at most, uint8 (B, C, H, W), and their keys; None
             where there are none.
-        prefix: Of the figures' file names.
     """
-    parts = [_filters(model.encoder), _positions(model.encoder)]
-    parts += _attention(model, take) if take is not None else [_no_images(_DISTANCE)]
-    figures = [part(prefix) for part in parts if not isinstance(part, Missing)]
-    notes = [f"{part.title}: {part.reason}." for part in parts if isinstance(part, Missing)]
-    return Section("What the encoder has learnt", figures=tuple(figures), notes=tuple(notes))
-
-
-def _figure(title: str, make: Make, alt: str, reading: str, prefix: str) -> Figure:
-    name = prefix + file_name(title)
-    picture = as_element(make, f"{title}: {alt}")
-    return Figure(title, name, picture, reading, partial(as_file, make))
-
-
-Part = Callable[[str], Figure] | Missing  # a prefix -> its figure
+    parts = [_filters(model.encoder), _positions(model.encoder), *_attention(model, take)]
+    figures = tuple(part for part in parts if isinstance(part, Figure))
+    notes = tuple(part for part in parts if isinstance(part, str))
+    return Section("What the encoder has learnt", figures=figures, notes=notes)
 
 
 # ---------------------------------------------------------------- from the weights
 
 
-def _filters(encoder: VisionTransformer) -> Part:
+def _filters(encoder: VisionTransformer) -> _Part:
     components = weights.principal_filters(encoder)
     if components is None:
-        return Missing(_FILTERS, "none, since the patches are cut from a CNN's feature map")
+        return f"{_FILTERS}: none, since the patches are cut from a CNN's feature map."
     channels = components.shape[1]
     grey = "" if channels == 3 else f" The mean over the {channels} channels is drawn, in grey."
-    return partial(
-        _figure,
+    return drawn(
         _FILTERS,
         partial(draw.filters, components),
         f"{len(components)} small pictures of weights, the strongest first",
@@ -76,17 +55,15 @@ def _filters(encoder: VisionTransformer) -> Part:
     )
 
 
-def _positions(encoder: VisionTransformer) -> Part:
+def _positions(encoder: VisionTransformer) -> _Part:
     table = weights.position_similarity(encoder)
     if table is None:
-        return Missing(
-            _POSITIONS,
-            "none, since the encoder has no table of position embeddings (encoder.position is none "
-            "or relative)",
+        return (
+            f"{_POSITIONS}: none, since the encoder has no table of position embeddings "
+            "(encoder.position is none or relative)."
         )
     rows, columns = table.shape[1:]
-    return partial(
-        _figure,
+    return drawn(
         _POSITIONS,
         partial(draw.similarity, table),
         f"a map of {rows} x {columns} patches for each patch, yellow where alike",
@@ -100,24 +77,26 @@ def _positions(encoder: VisionTransformer) -> Part:
 # ---------------------------------------------------------------- from images
 
 
-def _attention(model: MaskedPatchModel, take: Take) -> Iterator[Part]:
+def _attention(model: MaskedPatchModel, take: Take | None) -> Iterator[_Part]:
+    if take is None:
+        yield f"{_DISTANCE} and {_ROLLOUT.lower()}: none without images."
+        return
     try:
         images, _ = take(_FOR_DISTANCE)
     except (UserError, OSError) as error:
-        yield Missing(_DISTANCE, f"none: {error}")
+        yield f"{_DISTANCE}: none: {error}."
         return
-    for part in (_distance, _rollout):
+    for title, make in ((_DISTANCE, _distance), (_ROLLOUT, _rollout)):
         try:
-            yield part(model, images)
+            yield make(model, images)
         except UserError as error:
-            yield Missing(_TITLES[part], f"none: {error}")
+            yield f"{title}: none: {error}."
 
 
-def _distance(model: MaskedPatchModel, images: Tensor) -> Part:
-    values = attention.distances(model.encoder, _normalised(model, images))  # (L, heads)
+def _distance(model: MaskedPatchModel, images: Tensor) -> _Part:
+    values = attention.distances(model.encoder, model.normalise(images))  # (L, heads)
     first, last = values[0].mean(), values[-1].mean()
-    return partial(
-        _figure,
+    return drawn(
         _DISTANCE,
         partial(draw.distances, values),
         f"a dot a head; mean of the heads {first:.1f} pixels in the first block, {last:.1f} in the "
@@ -129,11 +108,10 @@ def _distance(model: MaskedPatchModel, images: Tensor) -> Part:
     )
 
 
-def _rollout(model: MaskedPatchModel, images: Tensor) -> Part:
+def _rollout(model: MaskedPatchModel, images: Tensor) -> _Part:
     chosen = images[:: max(1, len(images) // _FOR_ROLLOUT)][:_FOR_ROLLOUT]
-    masks = attention.rollout(model.encoder, _normalised(model, chosen))
-    return partial(
-        _figure,
+    masks = attention.rollout(model.encoder, model.normalise(chosen))
+    return drawn(
         _ROLLOUT,
         partial(draw.rollout, chosen, masks),
         f"{len(chosen)} images, each beside itself darkened where little reaches the output",
@@ -141,15 +119,3 @@ def _rollout(model: MaskedPatchModel, images: Tensor) -> Part:
         "bright parts count most. It is scaled to the brightest place of each image, and says "
         "where the encoder looks, not what it makes of it.",
     )
-
-
-_TITLES = {_distance: _DISTANCE, _rollout: _ROLLOUT}
-
-
-@torch.no_grad()
-def _normalised(model: MaskedPatchModel, images: Tensor) -> Tensor:
-    return model.normalise(images)
-
-
-def _no_images(title: str) -> Missing:
-    return Missing(f"{title} and {_ROLLOUT.lower()}", "none without images")

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from scripts._report import findings
-from scripts._report.charts import plots_of
-from scripts._report.curves import smoothing
+from scripts._report.charts import plots_of, smoothing
 from scripts._report.distances import by_distance
 from scripts._report.drawing import chart
 from scripts._report.figures import Section
@@ -69,27 +68,27 @@ def _curves(run: Run) -> Section:
 
 def _last_figures(run: Run) -> Section:
     """Set the last figures of both splits beside each other."""
-    lasts = {
-        f"{name}, step {last['step']:,.0f}": (split, last)
-        for split, name in (("train", "Training batch"), ("val", "Validation"))
-        if (last := findings.last_with(run.records, f"{split}/loss"))
+    names = {"train": "Training batch", "val": "Validation"}
+    columns = {
+        f"{name}, step {measured.step:,.0f}": measured.figures
+        for split, name in names.items()
+        if (measured := findings.last_measured(run.records, split))
     }
-    rows = [
-        [label, *(last_value(f"{split}/{key}", last) for split, last in lasts.values())]
-        for key, label in figure_names(run.unit).items()
-        if any(f"{split}/{key}" in last for split, last in lasts.values())
+    rows = figure_rows(run.unit, [*columns.values()])
+    return Section("Last figures", table(["Figure", *columns], rows))
+
+
+def figure_rows(unit: str, columns: list[findings.Record]) -> list[list[str]]:
+    """Return a row for each figure that a column has; `unit` is the loss's."""
+    return [
+        [label.format(unit=unit), *(_value(key, figures) for figures in columns)]
+        for key, label in _FIGURES.items()
+        if any(key in figures for figures in columns)
     ]
-    return Section("Last figures", table(["Figure", *lasts], rows))
 
 
-def figure_names(unit: str) -> dict[str, str]:
-    """Return what a run's figures are called, in the order to show them; `unit` is the loss's."""
-    return {key: label.format(unit=unit) for key, label in _FIGURES.items()}
-
-
-def last_value(key: str, record: findings.Record) -> str:
-    """Write a figure; an empty text where a record has none."""
-    if key not in record:
+def _value(key: str, figures: findings.Record) -> str:
+    if key not in figures:
         return ""
-    is_fraction = key.rpartition("/")[2].startswith(("accuracy", "map"))
-    return findings.percent(record[key]) if is_fraction else f"{record[key]:#.4g}"
+    is_fraction = key.startswith(("accuracy", "map"))
+    return findings.percent(figures[key]) if is_fraction else f"{figures[key]:#.4g}"

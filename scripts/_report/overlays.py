@@ -1,122 +1,78 @@
 """Several runs' curves over each other, a chart a measure."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from scripts._report.curves import smooth
+from scripts._report.charts import points_of, smooth
+from scripts._report.distances import ACROSS
 from scripts._report.figures import PALETTE, Kind, Line, Plot
 from scripts._report.findings import common_distances, newest
 from scripts._report.history import Run
 
 _COLOURS = tuple(PALETTE)
 _MARKERS = ("o", "s", "^", "D", "v", "X")
-_KINDS: tuple[Kind, ...] = ("line", "dashed", "dotted")  # of the first 8 runs, the next, the third
-MOST = len(_COLOURS) * len(_KINDS)
+_STROKES: tuple[Kind, ...] = (
+    "line",
+    "dashed",
+    "dotted",
+)  # of the first 8 runs, the next, the third
+MOST = len(_COLOURS) * len(_STROKES)
 
-
-@dataclass(frozen=True)
-class Measure:
-    """One chart.
-
-    Attributes:
-        key: Of the records.
-        title: Heading.
-        axis: Label of the vertical axis.
-        reading: How to read it.
-        scale: Factor on all values; 100 for percent.
-        is_loss: Of one target only: runs with different ones have charts of their own.
-    """
-
-    key: str
-    title: str
-    axis: str
-    reading: str
-    scale: float = 1.0
-    is_loss: bool = False
-
-    @property
-    def is_noisy(self) -> bool:
-        """Whether it is of single batches: a running mean is drawn."""
-        return self.key.startswith(("train/", "speed/")) or self.key == "optim/grad_norm"
-
-
-_LOWER, _HIGHER = "Lower is better.", "Higher is better."
-_MEASURES = (
-    Measure(
-        "val/loss",
+_FAIR = (
+    "Higher is better. What the encoder is worth for other work; fair between all targets and "
+    "masks."
+)
+_FINE_TUNED = {
+    "val/accuracy": (
+        "Validation accuracy",
+        "accuracy (%)",
+        "Higher is better. Top 1, on images not trained on.",
+    )
+}
+_MEASURES = {  # a key of the records -> its chart's title, axis and reading
+    "val/loss": (
         "Validation loss",
         "loss ({unit})",
-        f"{_LOWER} On images not trained on; other masks or ratios make it another task.",
-        is_loss=True,
+        "Lower is better. On images not trained on; other masks or ratios make it another task.",
     ),
-    Measure(
-        "train/loss",
+    "train/loss": (
         "Training loss",
         "loss ({unit})",
-        f"{_LOWER} Where it falls and that of validation rises, a run overfits.",
-        is_loss=True,
+        "Lower is better. Where it falls and that of validation rises, a run overfits.",
     ),
-    Measure(
-        "val/accuracy_mask",
+    "val/accuracy_mask": (
         "Validation accuracy on masked patches",
         "accuracy (%)",
-        f"{_HIGHER} The task itself, on images not trained on.",
-        100,
+        "Higher is better. The task itself, on images not trained on.",
     ),
-    Measure(
-        "train/accuracy_mask",
+    "train/accuracy_mask": (
         "Training accuracy on masked patches",
         "accuracy (%)",
-        f"{_HIGHER} The task itself, on training batches.",
-        100,
+        "Higher is better. The task itself, on training batches.",
     ),
-    Measure(
-        "val/map",
+    "val/map": (
         "Mean average precision",
         "mean average precision (%)",
-        f"{_HIGHER} On images not trained on, the mean over classes.",
-        100,
+        "Higher is better. On images not trained on, the mean over classes.",
     ),
-    Measure(
-        "probe/knn",
-        "Frozen features, k nearest neighbours",
-        "accuracy (%)",
-        f"{_HIGHER} What the encoder is worth for other work; fair between all targets and masks.",
-        100,
-    ),
-    Measure(
-        "probe/5shot",
-        "Frozen features, 5 images a class",
-        "accuracy (%)",
-        f"{_HIGHER} What the encoder is worth for other work; fair between all targets and masks.",
-        100,
-    ),
-    Measure(
-        "speed/images_per_second",
+    "probe/knn": ("Frozen features, k nearest neighbours", "accuracy (%)", _FAIR),
+    "probe/5shot": ("Frozen features, 5 images a class", "accuracy (%)", _FAIR),
+    "speed/images_per_second": (
         "Throughput",
         "images per second",
         "Higher is faster; all processes together.",
     ),
-    Measure(
-        "optim/grad_norm",
+    "optim/grad_norm": (
         "Gradient norm",
         "norm before clipping",
         "A steady level is healthy; a climb or tall spikes ask for a lower learning rate.",
     ),
-    Measure(
-        "optim/lr",
+    "optim/lr": (
         "Learning rate",
         "learning rate",
         "What each run was told for each step; it explains bends in the other curves.",
     ),
-)
-_FINE_TUNED = Measure(
-    "val/accuracy",
-    "Validation accuracy",
-    "accuracy (%)",
-    f"{_HIGHER} Top 1, on images not trained on.",
-    100,
-)
+}
 
 
 def overlays(named: dict[str, Run]) -> tuple[list[Plot], str]:
@@ -126,74 +82,78 @@ def overlays(named: dict[str, Run]) -> tuple[list[Plot], str]:
     """
     is_by_step = len({run.batch_size for run in named.values()}) == 1
     looks = {name: _look(name, number) for number, name in enumerate(named)}
-    across = "step" if is_by_step else "images seen"
-    measures = _MEASURES if next(iter(named.values())).is_pretraining else (_FINE_TUNED, *_MEASURES)
-    plots: list[Plot] = []
-    for measure in measures:
-        for suffix, group in _groups(measure, named):
-            unit = next(iter(group.values())).unit
-            lines = [
-                _line(run, measure, looks[name], 1 if is_by_step else run.batch_size)
-                for name, run in group.items()
-            ]
-            plots.append(
-                Plot(
-                    measure.title + suffix,
-                    measure.axis.format(unit=unit),
-                    tuple(line for line in lines if line.points),
-                    measure.reading,
-                    across,
-                    start_at_zero=not measure.is_loss,
-                    is_of_runs=True,
-                )
-            )
-    plots.append(_gains(named, looks))
+    is_pretraining = all(run.is_pretraining for run in named.values())
+    measures = _MEASURES if is_pretraining else _FINE_TUNED | _MEASURES
+    plots = [
+        _plot(key, suffix, group, looks, is_by_step=is_by_step)
+        for key in measures
+        for suffix, group in _groups(key, named)
+    ]
     why = "" if is_by_step else " The runs' batches differ in size, so steps are counted in images."
     note = "Curves of single batches are running means, over a tenth of a run's records." + why
-    return [plot for plot in plots if plot.lines], note
+    return [plot for plot in (*plots, _gains(named, looks)) if plot.lines], note
 
 
 def _look(name: str, number: int) -> Line:
     """Give a run a colour, a marker and, past the last colour, another stroke."""
-    kind = _KINDS[number // len(_COLOURS)]
+    stroke = _STROKES[number // len(_COLOURS)]
     marker = _MARKERS[number % len(_MARKERS)]
-    return Line(name, _COLOURS[number % len(_COLOURS)], kind, (), marker)
+    return Line(name, _COLOURS[number % len(_COLOURS)], stroke, marker=marker)
 
 
-def _line(run: Run, measure: Measure, look: Line, images: int) -> Line:
-    points = [
-        (images * record["step"], measure.scale * record[measure.key])
-        for record in run.records
-        if measure.key in record
-    ]
-    if measure.is_noisy:
-        points = smooth(points)
-    is_sparse = measure.key.startswith(("val/", "probe/")) and look.kind == "line"
-    return replace(look, kind="joined" if is_sparse else look.kind, points=tuple(points))
-
-
-def _groups(measure: Measure, named: dict[str, Run]) -> Iterator[tuple[str, dict[str, Run]]]:
+def _groups(key: str, named: dict[str, Run]) -> Iterator[tuple[str, dict[str, Run]]]:
     """Yield runs that a measure can compare, and how their chart's title ends."""
     tasks = {name: run.task for name, run in named.items()}
-    if not measure.is_loss or len(set(tasks.values())) == 1:
+    if not key.endswith("/loss") or len(set(tasks.values())) == 1:
         yield "", named
         return
     for task in dict.fromkeys(tasks.values()):
         yield f", target {task}", {name: run for name, run in named.items() if tasks[name] == task}
 
 
+def _plot(
+    key: str, suffix: str, runs: dict[str, Run], looks: dict[str, Line], *, is_by_step: bool
+) -> Plot:
+    title, axis, reading = (_FINE_TUNED | _MEASURES)[key]
+    plot = Plot(
+        title + suffix,
+        axis.format(unit=next(iter(runs.values())).unit),
+        (),
+        reading,
+        "step" if is_by_step else "images seen",
+        start_at_zero=not key.endswith("/loss"),
+        is_of_runs=True,
+    )
+    lines = (
+        _line(run, key, looks[name], plot.scale, 1 if is_by_step else run.batch_size)
+        for name, run in runs.items()
+    )
+    return replace(plot, lines=tuple(line for line in lines if line.points))
+
+
+def _line(run: Run, key: str, look: Line, scale: float, images: int) -> Line:
+    points = points_of(run.records, key, scale)
+    if key.startswith(("train/", "speed/")) or key == "optim/grad_norm":  # of single batches
+        points = smooth(points)
+    line = _with_markers(look) if key.startswith(("val/", "probe/")) else look
+    return replace(line, points=tuple((images * step, value) for step, value in points))
+
+
+def _with_markers(look: Line) -> Line:
+    return replace(look, kind="joined") if look.kind == "line" else look
+
+
 def _gains(named: dict[str, Run], looks: dict[str, Line]) -> Plot:
     """Draw by how much each run beats copying, over the distance to what is visible."""
     lines: list[Line] = []
     for name, run in named.items():
-        _, _, figures = newest(run.records)
+        figures = newest(run.records).figures
         points = [
             (float(num), 100 * (figures[key] - figures[f"neighbour_distance_{num}"]))
             for num in common_distances(figures)
             if (key := f"accuracy_distance_{num}") in figures
         ]
-        kind: Kind = "joined" if looks[name].kind == "line" else looks[name].kind
-        lines.append(replace(looks[name], kind=kind, points=tuple(points)))
+        lines.append(replace(_with_markers(looks[name]), points=tuple(points)))
     return Plot(
         "Gain over copying, by distance",
         "accuracy above copying (points)",
@@ -201,6 +161,7 @@ def _gains(named: dict[str, Run], looks: dict[str, Line]) -> Plot:
         "Higher is better: by how many percentage points the model beats copying the nearest "
         "visible patch, at each distance from it. At 0 it knows no more than its neighbour's "
         "colour. Distances at which fewer than 1 % of the patches are would be noise.",
-        "distance to the nearest visible patch, in patches",
+        ACROSS,
+        start_at_zero=False,
         is_of_runs=True,
     )

@@ -1,6 +1,6 @@
 """Pieces of HTML. All texts are escaped here; only bodies and pictures are taken as they are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from scripts._report.figures import Figure, Line, Plot, Section
@@ -36,15 +36,11 @@ def _figure(figure: Figure) -> str:
 
 def panels(texts: dict[str, list[str]]) -> str:
     """Set lists of sentences side by side, each in a box with a heading."""
-    boxes = "".join(
-        f'<div class="panel"><h3>{escape(title)}</h3>{_bullets(sentences)}</div>'
-        for title, sentences in texts.items()
-    )
-    return f'<div class="grid">{boxes}</div>'
-
-
-def _bullets(texts: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+    boxes: list[str] = []
+    for title, sentences in texts.items():
+        items = "".join(f"<li>{escape(text)}</li>" for text in sentences)
+        boxes.append(f'<div class="panel"><h3>{escape(title)}</h3><ul>{items}</ul></div>')
+    return f'<div class="grid">{"".join(boxes)}</div>'
 
 
 def definitions(rows: dict[str, str]) -> str:

@@ -20,15 +20,15 @@ from pretrain.pictures.reconstruct import (
     reconstruct,
 )
 from scripts._report.drawing import as_image, wrapped
-from scripts._report.figures import Figure, Section, Suffix
+from scripts._report.figures import Figure, Section
 from scripts._report.history import Run
 from scripts._report.learnt import learnt
 
 RECONSTRUCTIONS = "reconstructions"
-_REMEDY = "Start the script from the folder in which the run was started."
+_TITLE = "Reconstructions"
 
 
-class Images:
+class _Images:
     """Images that a model is shown: of the validation split, or of training where a run has none.
 
     Args:
@@ -45,68 +45,55 @@ class Images:
     def __init__(self, config: PretrainConfig, model: MaskedPatchModel) -> None:
         data, encoder = config.data, model.encoder
         self.split = "validation" if data.val_shards else "training"
-        self._key = "val_shards" if data.val_shards else "shards"
-        manifest = open_manifest(getattr(data, self._key), f"data.{self._key}", data.storage)
+        self._key = "data.val_shards" if data.val_shards else "data.shards"
+        manifest = open_manifest(data.val_shards or data.shards, self._key, data.storage)
         size, channels = image_size(encoder), num_channels(encoder)
         self._samples = Samples(manifest, size, config.run.seed, channels=channels)
 
     def take(self, num: int) -> tuple[Tensor, Tensor]:
         """Return uint8 (B, C, H, W) and their keys int64 (B,), `num` at most."""
         images, keys = pick(self._samples, num)
-        require(len(images) > 0, f"data.{self._key}: none of the chosen images can be read")
+        require(len(images) > 0, f"{self._key}: none of the chosen images can be read")
         return images, keys
 
 
-def pictures(run: Run, num_images: int, prefix: str = "") -> Iterator[Section]:
-    """Yield the pictures; for each that there is not, the reason.
-
-    Args:
-        run: A pretraining run.
-        num_images: How many images are reconstructed.
-        prefix: Of the figures' file names.
-    """
-    title = "Reconstructions"
+def pictures(run: Run, num_images: int) -> Iterator[Section]:
+    """Yield the pictures of a pretraining run; for each that there is not, the reason."""
     if run.checkpoint is None:
-        yield Section(title, notes=("None yet: the run has no whole checkpoint.",))
+        yield Section(_TITLE, notes=("None yet: the run has no whole checkpoint.",))
         return
     try:
         config = load(PretrainConfig, [str(run.folder / "config.yaml")])
         model = load_model(run.checkpoint, config)
     except (UserError, OSError) as error:
-        yield Section(title, notes=(f"None: {error}. {_REMEDY}",))
+        yield _none(error)
         return
-    images = None
+    take = None
     try:
-        images = Images(config, model)
-        figure = _reconstructions(model, images, config, num_images, run, prefix)
-        yield Section(title, figures=(figure,))
+        images = _Images(config, model)
+        take = images.take
+        result = reconstruct(model, *take(num_images), config.corruption)
+        yield Section(_TITLE, figures=(_reconstructions(result, images.split, run),))
     except (UserError, OSError) as error:
-        yield Section(title, notes=(f"None: {error}. {_REMEDY}",))
-    yield learnt(model, None if images is None else images.take, prefix)
+        yield _none(error)
+    yield learnt(model, take)
 
 
-def _reconstructions(
-    model: MaskedPatchModel,
-    images: Images,
-    config: PretrainConfig,
-    num_images: int,
-    run: Run,
-    prefix: str,
-) -> Figure:
-    result = reconstruct(model, *images.take(num_images), config.corruption)
+def _none(error: Exception) -> Section:
+    remedy = "Start the script from the folder in which the run was started."
+    return Section(_TITLE, notes=(f"None: {error}. {remedy}",))
+
+
+def _reconstructions(result: Reconstruction, split: str, run: Run) -> Figure:
     picture = draw_grid(panels(result))
     alt = f"Rows of four pictures: input, corrupted, predicted, true. {result.verdict}."
-
-    def export(suffix: Suffix) -> bytes:
-        return picture if suffix == "png" else wrapped(picture)
-
     assert run.checkpoint is not None
     return Figure(
-        f"Target {run.target}",
-        f"{prefix}{RECONSTRUCTIONS}",
+        f"Target {run.config['target.kind']}",
+        RECONSTRUCTIONS,
         as_image(picture, alt),
-        _reading(result, images.split, run.checkpoint.name),
-        export,
+        _reading(result, split, run.checkpoint.name),
+        lambda suffix: picture if suffix == "png" else wrapped(picture),
         is_wide=True,
     )
 

@@ -30,26 +30,33 @@ _ACCURACIES = {
 # ---------------------------------------------------------------- few-shot
 
 
-def few_shot(folder: Path, prefix: str = "") -> Section:
+def few_shot(folder: Path) -> Section:
     """Compare the pretrained with the untrained encoder; an empty section without a result."""
-    cells = read_cells(folder)
-    if not cells:
-        return Section("Few-shot accuracy")
-    shots = sorted({num for of_encoder in cells.values() for num in shots_of(of_encoder)})
+    results = _read_few_shot(folder)
+    title = "Few-shot accuracy"
+    if not results:
+        return Section(title)
+    cells = {name: _cells(result) for name, result in results.items()}
+    shots = shots_of([cell for of_encoder in cells.values() for cell in of_encoder])
     rows = [
         [_row_name(name, cell, of_encoder), *(shot(cell, num) for num in shots)]
         for name, of_encoder in cells.items()
         for cell in of_encoder
     ]
+    body = table(["Encoder", *(f"{num} a class" for num in shots)], rows)
+    plot = _by_layer(cells, shots)
+    charts = (chart(plot),) if len({x for line in plot.lines for x, _ in line.points}) > 1 else ()
+    notes = [_best_text(name, own) for name, own in cells.items() if len(own) > 1]
     note = (
         "Accuracy of a ridge regression on frozen features, by labelled images a class: mean ± "
-        f"deviation over choices of those images. {_how_to_compare(folder)}"
+        f"deviation over choices of those images. {_how_to_compare(list(results.values()))}"
     )
-    notes = [_best_text(name, found) for name, found in cells.items() if len(found) > 1]
-    body = table(["Encoder", *(f"{num} a class" for num in shots)], rows)
-    plots = [plot for plot in [_by_layer(cells, shots)] if plot]
-    charts = tuple(chart(plot, prefix) for plot in plots)
-    return Section("Few-shot accuracy", body, charts, (*notes, note))
+    return Section(title, body, charts, (*notes, note))
+
+
+def best_pretrained(folder: Path) -> Cell:
+    """Return the pretrained encoder's best layer and pooling; empty without a result."""
+    return best(_cells(_read_few_shot(folder).get("pretrained", {})))
 
 
 def best(cells: list[Cell]) -> Cell:
@@ -76,23 +83,18 @@ def shown_shots(shots: list[int]) -> int:
     return min(shots, key=lambda num: abs(num - _SHOWN_SHOTS), default=0)
 
 
-def read_cells(folder: Path) -> dict[str, list[Cell]]:
-    """Return what was measured: encoder's name -> a result for each layer and pooling."""
-    results = _read_few_shot(folder)
-    return {name: result.get("cells") or [result] for name, result in results.items()}
-
-
 def _read_few_shot(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        name: read_json(folder / file)
-        for name, file in _FEW_SHOT.items()
-        if (folder / file).is_file()
-    }
+    paths = {name: folder / file for name, file in _FEW_SHOT.items()}
+    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
 
 
-def _how_to_compare(folder: Path) -> str:
-    """Say what a difference means; where the encoders saw other images, it means nothing."""
-    results = _read_few_shot(folder).values()
+def _cells(result: dict[str, Any]) -> list[Cell]:
+    """Return a result for each layer and pooling."""
+    return result.get("cells") or [result]
+
+
+def _how_to_compare(results: list[dict[str, Any]]) -> str:
+    """Explain a difference; where the encoders saw other images, it has no meaning."""
     known = ({result[key] for result in results if key in result} for key in _IMAGES)
     if all(len(values) < 2 for values in known):
         return "Pretraining helped where it beats untrained."
@@ -104,8 +106,8 @@ def _how_to_compare(folder: Path) -> str:
 
 def shots_of(cells: list[Cell]) -> list[int]:
     """Return for how many images a class there are accuracies."""
-    found = (re.fullmatch(r"accuracy/(\d+)shot", key) for cell in cells for key in cell)
-    return sorted({int(match[1]) for match in found if match})
+    matches = (re.fullmatch(r"accuracy/(\d+)shot", key) for cell in cells for key in cell)
+    return sorted({int(match[1]) for match in matches if match})
 
 
 def shot(cell: Cell, num: int) -> str:
@@ -120,16 +122,13 @@ def _row_name(name: str, cell: Cell, cells: list[Cell]) -> str:
     return f"{name}, {view_name(cell)}" if len(cells) > 1 else name
 
 
-def _by_layer(cells: dict[str, list[Cell]], shots: list[int]) -> Plot | None:
-    """Draw the accuracy over layers, a line a pooling; None of a single layer."""
+def _by_layer(cells: dict[str, list[Cell]], shots: list[int]) -> Plot:
+    """Draw the accuracy over layers, a line a pooling."""
     num = shown_shots(shots)
-    if len({cell.get("layer") for of_encoder in cells.values() for cell in of_encoder}) < 2:
-        return None
     lines = [
-        _line(name, pooling, [cell for cell in of_encoder if cell["pooling"] == pooling], num)
-        for name, of_encoder in cells.items()
-        for pooling in dict.fromkeys(cell.get("pooling") for cell in of_encoder)
-        if pooling in _POOLINGS
+        _line(name, pooling, [cell for cell in own if cell.get("pooling") == pooling], num)
+        for name, own in cells.items()
+        for pooling in _POOLINGS
     ]
     return Plot(
         "Few-shot accuracy by layer and pooling",
@@ -139,21 +138,21 @@ def _by_layer(cells: dict[str, list[Cell]], shots: list[int]) -> Plot | None:
         "'average' is over the patches, 'class' is the class token, which gets no loss in "
         "pretraining. Bars are the deviation over choices of the labelled images.",
         "layer",
+        start_at_zero=False,
     )
 
 
 def _line(name: str, pooling: str, cells: list[Cell], num: int) -> Line:
-    key, (colour, marker) = f"{num}shot", _POOLINGS[pooling]
-    held = sorted(
-        (cell for cell in cells if f"accuracy/{key}" in cell), key=lambda cell: cell["layer"]
-    )
+    mean, deviation = f"accuracy/{num}shot", f"deviation/{num}shot"
+    colour, marker = _POOLINGS[pooling]
+    held = sorted((cell for cell in cells if mean in cell), key=lambda cell: cell["layer"])
     return Line(
         f"{name}, {pooling}",
         colour,
         "joined" if name == "pretrained" else "dotted",
-        tuple((cell["layer"], 100 * cell[f"accuracy/{key}"]) for cell in held),
+        tuple((cell["layer"], 100 * cell[mean]) for cell in held),
         marker,
-        tuple(100 * cell.get(f"deviation/{key}", 0.0) for cell in held),
+        tuple(100 * cell.get(deviation, 0.0) for cell in held),
     )
 
 
@@ -165,13 +164,17 @@ def fine_tuning(folder: Path) -> Section:
     results = read_fine_tuning(folder)
     if not results:
         return Section("Fine-tuning")
-    held = {
-        key: label
-        for key, label in _ACCURACIES.items()
-        if any(key in result for result in results.values())
-    }
-    rows = [_row(name, result, list(held)) for name, result in results.items()]
-    header = ["Run", "Started from", *held.values(), "Steps"]
+    held = [key for key in _ACCURACIES if any(key in result for result in results.values())]
+    rows = [
+        [
+            name,
+            name_encoder(result),
+            *(score(result, key) for key in held),
+            str(result.get("steps", "")),
+        ]
+        for name, result in results.items()
+    ]
+    header = ["Run", "Started from", *(_ACCURACIES[key] for key in held), "Steps"]
     note = "Validation accuracy at the last step; random weights are from scratch."
     return Section("Fine-tuning", table(header, rows), notes=(note,))
 
@@ -182,6 +185,6 @@ def read_fine_tuning(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: read_json(path) for path in sorted(paths)}
 
 
-def _row(name: str, result: dict[str, Any], keys: list[str]) -> list[str]:
-    accuracies = (percent(result[key]) if key in result else "" for key in keys)
-    return [name, name_encoder(result), *accuracies, str(result.get("steps", ""))]
+def score(result: dict[str, Any], key: str) -> str:
+    """Write an accuracy; an empty text without one."""
+    return percent(result[key]) if key in result else ""

@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from data.settings import require
-from finetune.config import FinetuneConfig
-from pretrain.config import PretrainConfig
-from pretrain.configuration.load import keys
 from scripts._report import findings
 from scripts._report.drawing import chart
 from scripts._report.figures import Section, file_name
-from scripts._report.history import Run, describe, flat
-from scripts._report.one_run import figure_names, last_value
+from scripts._report.history import Run, describe
+from scripts._report.one_run import figure_rows
 from scripts._report.overlays import MOST, overlays
 from scripts._report.page import panels, table
 from scripts._report.pictures import pictures
-from scripts._report.results import best, read_cells, read_fine_tuning, shot, shots_of, view_name
+from scripts._report.results import (
+    best_pretrained,
+    read_fine_tuning,
+    score,
+    shot,
+    shots_of,
+    view_name,
+)
 
 _NO_KEY = "-"
 _OWN = ("run.dir",)  # keys that differ between any two runs
@@ -69,31 +73,27 @@ def sections(runs: list[Run], num_images: int) -> Iterator[Section]:
     yield Section("Over each other", figures=tuple(map(chart, plots)), notes=(note,))
     for name, run in named.items():
         if run.is_pretraining:
-            for section in pictures(run, num_images, f"{file_name(name)}-"):
-                yield replace(section, title=f"{name}: {section.title}")
+            yield from (_of_run(name, section) for section in pictures(run, num_images))
+
+
+def _of_run(name: str, section: Section) -> Section:
+    """Put a run's name before a section's title and the names of its figures' files."""
+    figures = (replace(f, name=f"{file_name(name)}-{f.name}") for f in section.figures)
+    return replace(section, title=f"{name}: {section.title}", figures=tuple(figures))
 
 
 def _differences(named: dict[str, Run]) -> Section:
     """Show the keys of the configurations that are not alike."""
-    configs = [_defaults(run) | dict(flat(run.config)) for run in named.values()]
+    configs = [run.config for run in named.values()]
     names = dict.fromkeys(key for config in configs for key in config if key not in _OWN)
-    rows = [
-        [key, *(_text(config, key) for config in configs)]
-        for key in names
-        if len({_text(config, key) for config in configs}) > 1
-    ]
+    rows = [[name, *(_text(config, name) for config in configs)] for name in names]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
     title = "What differs in their configurations"
     if not rows:
         return Section(title, notes=("Nothing but run.dir.",))
-    note = "A dash: the run had no such key."
     has_gap = any(_NO_KEY in row for row in rows)
-    return Section(title, table(["Key", *named], rows, is_text=True), (), (note,) * has_gap)
-
-
-def _defaults(run: Run) -> dict[str, Any]:
-    """Return what keys are by default, for runs that are older than some of them."""
-    config = PretrainConfig if run.is_pretraining else FinetuneConfig
-    return {key.name: key.default for key in keys(config)}
+    notes = ("A dash: the run had no such key.",) if has_gap else ()
+    return Section(title, table(["Key", *named], rows, is_text=True), notes=notes)
 
 
 def _text(config: dict[str, Any], key: str) -> str:
@@ -108,11 +108,10 @@ def _text(config: dict[str, Any], key: str) -> str:
 def _last_figures(named: dict[str, Run]) -> Section:
     runs = list(named.values())
     newest = [findings.newest(run.records) for run in runs]
-    measured = [f"{split}, step {record['step']:,.0f}" for split, record, _ in newest]
     unit = " or ".join(dict.fromkeys(run.unit for run in runs))
     rows = [
-        ["Measured on", *measured],
-        *_rows(figure_names(unit), [figures for _, _, figures in newest]),
+        ["Measured on", *(f"{split}, step {step:,.0f}" for split, step, _ in newest)],
+        *figure_rows(unit, [measured.figures for measured in newest]),
         *_costs(runs),
         *few_shot_rows(runs),
         *_fine_tuned(runs),
@@ -122,14 +121,6 @@ def _last_figures(named: dict[str, Run]) -> Section:
         "there, compare few-shot accuracy, k-NN or fine-tuning."
     )
     return Section("Last figures", table(["Figure", *named], rows), (), (note,))
-
-
-def _rows(labels: dict[str, str], records: list[findings.Record]) -> list[list[str]]:
-    return [
-        [label, *(last_value(key, record) for record in records)]
-        for key, label in labels.items()
-        if any(key in record for record in records)
-    ]
 
 
 def _costs(runs: list[Run]) -> list[list[str]]:
@@ -144,7 +135,7 @@ def _costs(runs: list[Run]) -> list[list[str]]:
 
 def few_shot_rows(runs: list[Run]) -> list[list[str]]:
     """Give each run's few-shot accuracy of its best layer and pooling, and say which that is."""
-    cells = [best(read_cells(run.folder).get("pretrained", [])) for run in runs]
+    cells = [best_pretrained(run.folder) for run in runs]
     views = list(map(view_name, cells))
     rows = [
         [f"Few-shot accuracy, {num} a class", *(shot(cell, num) for cell in cells)]
@@ -158,12 +149,8 @@ def _fine_tuned(runs: list[Run]) -> list[list[str]]:
     names = dict.fromkeys(name for result in results for name in result)
     labels = {"accuracy": "top 1", "map": "mean average precision"}
     return [
-        [f"{name}, {label}", *(percents)]
+        [f"{name}, {label}", *scores]
         for name in names
         for key, label in labels.items()
-        if any(percents := [_percent(result.get(name, {}), key) for result in results])
+        if any(scores := [score(result.get(name, {}), key) for result in results])
     ]
-
-
-def _percent(result: dict[str, Any], key: str) -> str:
-    return findings.percent(result[key]) if key in result else ""

@@ -48,11 +48,8 @@ def by_number(figures: dict[str, tuple[float, ...]]) -> dict[str, float]:
 
 
 def make_run(records: list[findings.Record], kind: str = "mean_colour", **optim: Any) -> Run:
-    config = {
-        "corruption": {"ratio": 0.5},
-        "target": {"kind": kind, "bits": 3, "grid": 4},
-        "optim": {"batch_size": 8, **optim},
-    }
+    sizes = {f"optim.{key}": value for key, value in ({"batch_size": 8} | optim).items()}
+    config = {"target.kind": kind, "target.bits": 3, "target.grid": 4, **sizes}
     return Run(Path("mine"), records, config, None)
 
 
