@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ROUNDS ?= 3
 
-.PHONY: help install demo test test-faults bench bench-compiled lint format clean
+.PHONY: help install demo test test-faults docs bench bench-compiled lint format clean
 
 help:
 	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
 	@echo "make demo      the whole job on 8 photographs, 4 to 6 minutes on 2 CPU cores"
 	@echo "make test      the test suite, about 12 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
+	@echo "make docs      the documentation, into site/; no network, and a warning fails"
 	@echo "make bench     speed against alternatives, and what fell; an idle machine, 40 minutes"
 	@echo "make bench-compiled   training steps again, compiled by torch.compile; 40 minutes"
 	@echo "make lint      ruff and pyright (strict)"
@@ -37,6 +38,11 @@ test: install
 
 test-faults: install
 	$(BIN)/pytest -m faults
+
+docs: install
+	$(BIN)/ruff check --quiet --select D100,D101,D102,D103,D104
+	$(BIN)/python -m mkdocs build
+	@echo "open site/index.html; with search: $(BIN)/python -m http.server --directory site"
 
 # measures what $(1) says into runs/bench/$(2).json and .png; recorded: docs/benchmarks/$(2).json
 define measure

@@ -103,7 +103,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "model", type=expand_home, metavar="MODEL", help="a fine-tuning run, or a timm folder"
     )
-    parser.add_argument("images", nargs="+", type=user_path, metavar="IMAGE_OR_FOLDER")
+    text = "images, folders of images, or both"
+    parser.add_argument("images", nargs="+", type=user_path, metavar="IMAGE_OR_FOLDER", help=text)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--top", type=int, default=5, help="classes to show (5)")
     shown.add_argument("--threshold", type=float, help="show all classes of this probability on")

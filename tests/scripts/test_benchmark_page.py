@@ -23,7 +23,7 @@ def test_a_page_has_each_record_with_its_command_machine_and_spread(
         (tmp_path / f"{name}.json").write_text(json.dumps(record | {"command": command}))
     main(["page", str(tmp_path)])
     page = capsys.readouterr().out
-    assert page.index("## a\n") < page.index("step --json a.json") < page.index("## b\n")
+    assert page.index("### a\n") < page.index("step --json a.json") < page.index("### b\n")
     assert "| step | 2.000 | 1.000 | 3.000 |" in page
     assert "| timm | 2,000 | 1,000 | 2,000 |" in page
     assert "| cost (lower is better) | 0.001 | 0.001 | 0.003 |" in page
@@ -36,4 +36,4 @@ def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_page_in_docs_is_made_of_the_records_there() -> None:
-    assert (DOCS / "benchmarks.md").read_text() == make_page(DOCS / "benchmarks")
+    assert (DOCS / "results/speed.md").read_text() == make_page(DOCS / "benchmarks")

@@ -1,0 +1,1 @@
+"""Parts of the documentation's build: pages made of code, records and configurations."""
