@@ -50,19 +50,13 @@ class Tile:
     side: int
 
 
-def ensure_demo_shards(spec: object) -> None:
-    """Make the demo's shards if `spec`, a `data.shards`, names them and they are missing."""
-    if isinstance(spec, str) and Path(spec).parent == FOLDER:
-        make_demo_shards(FOLDER)
-
-
 def demo_shards_exist(folder: Path) -> bool:
     """Tell whether `make_demo_shards` has made this folder; it makes all of it or nothing."""
     return (folder / "classes.txt").exists() and (folder / "val-000000.tar").exists()
 
 
-def make_demo_shards(folder: Path) -> None:
-    """Make the demo's shards, classes.txt and index in a new folder, whole or not at all.
+def make_demo_shards(folder: Path = FOLDER) -> None:
+    """Make the demo's shards, classes.txt and index, whole or not at all; those there are kept.
 
     The bytes are the same each time: 4 training shards with 4,000 tiles, 1 validation shard with
     800, both with an equal number of each photograph.

@@ -62,7 +62,11 @@ class UserError(ValueError):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser of a script's arguments whose complaints are one line."""
+    """A parser of a script's arguments: an error is one line, the description keeps its lines."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         """Raise what `run_entry_point` prints.
@@ -71,6 +75,13 @@ class OneLineParser(argparse.ArgumentParser):
             UserError: Always.
         """
         raise UserError(f"{message}; see --help")
+
+
+def positive(text: str) -> int:
+    """Read a number above 0, as argparse's `type`."""
+    if not text.strip().isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
 
 
 def setting(

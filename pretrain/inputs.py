@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
 from data.config import DataConfig
-from data.demo import ensure_demo_shards
 from data.index.manifest import Manifest
 from data.reading.overlap import check_apart, shared_files, shared_shards
 from data.samples import Samples
@@ -19,7 +18,7 @@ from data.stream import Share, TrainingStream, evaluation_batches
 from data.text import count, name_some
 from pretrain.encoder.facts import image_size, num_channels
 from pretrain.evaluation.probe import Probe, ProbeConfig
-from pretrain.ranks import main_process_first, on_main, open_shards
+from pretrain.ranks import on_main, open_shards
 from pretrain.training.contract import Evaluator
 from pretrain.training.optim import OptimConfig
 from pretrain.training.run_config import RunConfig
@@ -66,7 +65,6 @@ def open_stream(
         part: This rank's share.
     """
     data = config.data
-    main_process_first(accelerator, lambda: ensure_demo_shards(data.shards))
     size, channels = image_size(encoder), num_channels(encoder)
     seed, batch_size = config.run.seed, config.optim.batch_size
     if data.read == "sequential":

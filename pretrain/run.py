@@ -17,6 +17,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()  # before the imports below, which take seconds
 
+from data.demo import make_demo_shards
 from data.settings import memory_errors, run_entry_point
 from data.text import count
 from pretrain.config import PretrainConfig
@@ -28,6 +29,7 @@ from pretrain.inputs import open_evaluators, open_stream
 from pretrain.objective.learn import learn_words
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.pictures.illustrate import make_illustrator
+from pretrain.ranks import main_process_first
 from pretrain.training.claim import claim
 from pretrain.training.launch import share, start
 from pretrain.training.memory import check_fits
@@ -55,6 +57,8 @@ def main(arguments: list[str]) -> None:
     check_fits(accelerator, config.run, config.optim, part, model)
 
     # ---- the stream
+    if not arguments:
+        main_process_first(accelerator, make_demo_shards)
     stream = open_stream(accelerator, config, encoder, part)
 
     # ---- what is measured in between

@@ -20,6 +20,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()
 
+from data.demo import FOLDER, make_demo_shards
 from data.settings import OneLineParser, run_entry_point
 from scripts._ablate.jobs import Children
 
@@ -30,7 +31,7 @@ FINETUNE = "python finetune/run.py configs/finetune/demo.yaml"
 
 STEPS = (
     (
-        "Make the shards if they are missing, and pretrain",
+        "Pretrain",
         f"python pretrain/run.py configs/pretrain/demo.yaml {PROBE}",
     ),
     (
@@ -56,6 +57,8 @@ def main(arguments: list[str]) -> None:
     print(f"The demo takes {len(STEPS)} steps, 4 to 6 minutes on 2 CPU cores:")
     for number, (title, _) in enumerate(STEPS, start=1):
         print(f"  {number}. {title}")
+    print(f"\n== The shards, tiles of eight photographs, lie in {FOLDER}")
+    make_demo_shards()
     with Children() as children:
         for number, (title, command) in enumerate(STEPS, start=1):
             print(f"\n== {number}/{len(STEPS)} {title}\n$ {command}", flush=True)

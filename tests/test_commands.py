@@ -96,8 +96,6 @@ def prepare(command: str, folder: Path) -> list[str]:
         size, patch = RUNS[found[1]]
         config = EncoderConfig("vit_base_patch16_224", "none", patch, 32, 2, 2)
         save_encoder(make_encoder(config, (size, size)), folder / f"runs/{found[1]}/encoder")
-    if "pretrain/demo.yaml" in command:
-        shutil.rmtree(folder / "shards/demo")  # it makes its own
     if "fewshot.py" in command:
         return ["fewshot.shots=[1]", "fewshot.num_seeds=1", "data.workers=1"]
     if "run.py" not in command:

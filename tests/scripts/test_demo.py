@@ -1,4 +1,4 @@
-"""The demo in short: its shards are made where they are missing, and its configurations fit."""
+"""The demo in short: a run without an argument makes its shards, and its configurations fit."""
 
 import os
 import signal
@@ -7,22 +7,33 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 from tests.launching import Family, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_demo_makes_its_shards_pretrains_and_is_measured(tmp_path: Path) -> None:
-    short = ["optim.steps=2", "optim.warmup_steps=1", "run.eval_every=0", "run.threads=1"]
-    config = f"{ROOT}/configs/pretrain/demo.yaml"
-    command = [sys.executable, f"{ROOT}/pretrain/run.py", config, *short]
-    done = run_forked(command, cwd=tmp_path)
+    config = yaml.safe_load((ROOT / "configs/pretrain/demo.yaml").read_text())
+    config["optim"] |= {"steps": 2, "warmup_steps": 1}
+    config["run"] |= {"eval_every": 0, "threads": 1}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(config))
+    code = "from pretrain import run; run.DEMO = 'short.yaml'; run.main([])"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "finished: 2 steps; the encoder is in runs/demo/encoder\n"
     assert len(list((tmp_path / "shards/demo").glob("train-*.tar"))) == 4
     script, config = f"{ROOT}/finetune/fewshot.py", f"{ROOT}/configs/finetune/demo-fewshot.yaml"
     command = [sys.executable, script, config, "encoder.init=runs/demo", "fewshot.num_seeds=1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     measured = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -59,6 +70,15 @@ def test_ctrl_c_ends_the_demo_in_a_line_and_leaves_nothing_running(tmp_path: Pat
     assert lines[-1] == "stopped: SIGINT came; the same command goes on where this one was"
     assert not any("Traceback" in line for line in lines)
     assert "is committed, and the same command resumes from it" in lines[-2]
+
+
+def test_a_configuration_alone_makes_no_shards(tmp_path: Path) -> None:
+    command = [sys.executable, f"{ROOT}/pretrain/run.py", f"{ROOT}/configs/pretrain/demo.yaml"]
+    done = run_forked(command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: data.")
+    assert "shards/demo/" in done.stderr
+    assert not (tmp_path / "shards").exists()
 
 
 def test_what_is_no_option_does_not_start_the_demo(tmp_path: Path) -> None:
