@@ -12,12 +12,13 @@ from timm.models.vision_transformer import VisionTransformer
 
 from data.settings import UserError, require
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder
+from pretrain.encoder.config import DEFAULT_NAME
 from pretrain.encoder.encoder import describe_images
 from pretrain.encoder.extensions import has_additions
 from pretrain.encoder.facts import check_channels, image_size, num_channels
 from pretrain.encoder.huggingface import is_hf_folder
 from pretrain.encoder.pretrained import encoder_folder
-from pretrain.encoder.timm_model import DEFAULT_NAME, check_name, create_model, transformer_names
+from pretrain.encoder.timm_model import check_name, create_model, transformer_names
 from pretrain.encoder.tokens import Normalise
 from pretrain.training.operations import count_flops
 

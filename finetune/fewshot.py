@@ -22,7 +22,8 @@ if not __package__:  # started as a file: search the checkout, not this folder
 import numpy as np
 
 from data.settings import memory_errors, run_entry_point
-from finetune.measure import FewshotConfig, Figures, ShotsConfig, measure
+from finetune.config import FewshotConfig, ShotsConfig
+from finetune.measure import Figures, measure
 from pretrain.configuration.load import load, usage
 from pretrain.evaluation.classifiers import Choices, Report, choose_shots, few_shot
 from pretrain.evaluation.features import Features

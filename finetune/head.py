@@ -4,7 +4,6 @@ Source: Dosovitskiy et al. 2021, section 3.2: the pretraining head is dropped, a
 zeros attached. Supervised pretraining has a hidden layer (tanh) before it; section 3.1.
 """
 
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -14,46 +13,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data.devices import sum_dtype
-from data.settings import UserError, require, setting
+from data.settings import UserError, require
 from finetune.backbone import is_transformer
-from finetune.mixing import MixConfig, Mixing, fill_empty_slots
+from finetune.config import TIMM_POOLINGS, HeadConfig, MixConfig
+from finetune.mixing import Mixing, fill_empty_slots
 from pretrain.encoder.facts import image_data
 from pretrain.encoder.tokens import Normalise, patch_tokens
 from pretrain.training.contract import Output, Sums
 
-TIMM_POOLINGS = {"average": "avg", "class": "token"}
-_POOLINGS = (*TIMM_POOLINGS, "both")
 MULTI_LABEL = "multi_label_classification"
-_KINDS = ("linear", "mlp")
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """What the head reads, what it is, and what is trained with it."""
-
-    pooling: str = setting(
-        "average", "average over patches, class (the token), or both side by side"
-    )
-    kind: str = setting(
-        "linear", "linear, or mlp: one hidden layer (tanh), for training from scratch"
-    )
-    tuned_blocks: int | None = setting(
-        None, "last blocks that are trained with the head; 0: the head alone; default: everything"
-    )
-    label_smoothing: float = setting(0.0, "probability spread over all classes")
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.label_smoothing < 1,
-            f"head.label_smoothing={self.label_smoothing} is not in [0, 1)",
-        )
-        for key, known in (("pooling", _POOLINGS), ("kind", _KINDS)):
-            value = getattr(self, key)
-            require(value in known, f"head.{key}={value} is not one of {', '.join(known)}")
-        require(
-            self.tuned_blocks is None or self.tuned_blocks >= 0,
-            f"head.tuned_blocks={self.tuned_blocks} is below 0; 0 trains the head alone",
-        )
 
 
 class Classifier(nn.Module):

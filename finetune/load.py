@@ -7,8 +7,8 @@ from torch import nn
 
 from data.settings import UserError
 from finetune.backbone import is_transformer, load_as_saved
-from finetune.config import FinetuneConfig
-from finetune.head import MULTI_LABEL, TIMM_POOLINGS, Classifier, HeadConfig
+from finetune.config import TIMM_POOLINGS, FinetuneConfig, HeadConfig
+from finetune.head import MULTI_LABEL, Classifier
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.encoder.facts import image_data

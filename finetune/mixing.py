@@ -1,38 +1,15 @@
 """Mixup and cutmix, timm's, where some slots of a batch hold no sample."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from data.settings import require, setting
+from finetune.config import MixConfig
 
 _Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class MixConfig:
-    """How images of a training batch are mixed with each other, and their labels with them.
-
-    Source: Zhang et al. 2018 (arXiv:1710.09412), Yun et al. 2019 (arXiv:1905.04899). Where both are
-    on, each micro-batch takes one of them, with equal probability.
-    """
-
-    mixup: float = setting(0.0, "alpha of mixup, which blends two images; 0 is off, often 0.8")
-    cutmix: float = setting(0.0, "alpha of cutmix, which pastes a part; 0 is off, often 1")
-
-    def __post_init__(self) -> None:
-        for key in ("mixup", "cutmix"):
-            value = getattr(self, key)
-            require(value >= 0, f"mix.{key}={value} is below 0; 0 is off")
-
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is mixed."""
-        return self.mixup > 0 or self.cutmix > 0
 
 
 class Mixed(NamedTuple):

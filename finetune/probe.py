@@ -22,7 +22,8 @@ if not __package__:  # started as a file: search the checkout, not this folder
 import numpy as np
 
 from data.settings import memory_errors, run_entry_point
-from finetune.measure import ClassifiersConfig, Figures, LinearConfig, measure
+from finetune.config import ClassifiersConfig, LinearConfig
+from finetune.measure import Figures, measure
 from pretrain.configuration.load import load, usage
 from pretrain.evaluation.classifiers import (
     Report,

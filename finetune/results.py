@@ -13,7 +13,7 @@ from data.settings import RunStopped, UserError, require
 from data.shards import atomic_write
 from finetune.feature_cache import identity
 from pretrain.encoder import EncoderConfig
-from pretrain.encoder.timm_model import DEFAULT_NAME
+from pretrain.encoder.config import DEFAULT_NAME
 
 logger = logging.getLogger(__name__)
 

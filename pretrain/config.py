@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from data.config import DataConfig
 from data.settings import require, setting
 from pretrain.encoder import EncoderConfig
-from pretrain.evaluation.probe import ProbeConfig
-from pretrain.objective.corruption import CorruptionConfig
-from pretrain.objective.decoder import DecoderConfig
-from pretrain.objective.targets import TargetConfig
-from pretrain.training.optim import OptimConfig
-from pretrain.training.run_config import RunConfig
+from pretrain.evaluation.config import ProbeConfig
+from pretrain.objective.config import CorruptionConfig, DecoderConfig, TargetConfig
+from pretrain.training.config import OptimConfig, RunConfig
 
 
 @dataclass(frozen=True)

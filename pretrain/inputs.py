@@ -17,11 +17,11 @@ from data.settings import require
 from data.stream import Share, TrainingStream, evaluation_batches
 from data.text import count, name_some
 from pretrain.encoder.facts import image_size, num_channels
-from pretrain.evaluation.probe import Probe, ProbeConfig
+from pretrain.evaluation.config import ProbeConfig
+from pretrain.evaluation.probe import Probe
 from pretrain.ranks import on_main, open_shards
+from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.contract import Evaluator
-from pretrain.training.optim import OptimConfig
-from pretrain.training.run_config import RunConfig
 from pretrain.training.validation import evaluate
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ prediction, so every encoder pools by patch average, and `norm` stays inside `fo
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,9 @@ from timm.models._hub import save_config_for_hf
 from timm.models.vision_transformer import VisionTransformer
 
 from data.config import check_values
-from data.settings import UserError, require, setting
+from data.settings import require
 from pretrain.encoder import positions
+from pretrain.encoder.config import DEFAULT_NAME, EncoderConfig
 from pretrain.encoder.extensions import Additions, additions_of, build, describe_additions
 from pretrain.encoder.facts import (
     check_channels,
@@ -29,109 +30,7 @@ from pretrain.encoder.facts import (
 )
 from pretrain.encoder.pretrained import begin_like, load_pretrained, make_bare
 from pretrain.encoder.stems import flatten_patches
-from pretrain.encoder.timm_model import BARE, DEFAULT_NAME, HYBRIDS, check_name, transformer_names
-
-_SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-_PATCHES = ("conv", "linear")
-_FIXED_ARGS = {
-    **dict.fromkeys(("img_size", "num_classes", "global_pool", "fc_norm"), "leave it out"),
-    **dict.fromkeys(("pretrained", "patch_drop_rate"), "leave it out"),
-    "in_chans": "set data.channels",
-    "pos_embed": "set encoder.position",
-}
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Which encoder, and what it starts from."""
-
-    name: str | None = setting(
-        None, f"timm VisionTransformer; default: that of encoder.init or like, else {DEFAULT_NAME}"
-    )
-    init: str | None = setting(
-        "none",
-        "what to start from: none (random), a RUN, a FOLDER of timm or transformers, a timm name",
-        is_path=True,
-        knows_none=True,
-    )
-    patch_size: int | None = setting(None, "pixels a side of a patch; default: as named")
-    embed_dim: int | None = setting(None, "width D; default: as named")
-    depth: int | None = setting(None, "number of blocks; default: as named")
-    num_heads: int | None = setting(
-        None, "attention heads, a divisor of the width; default: as named"
-    )
-    like: str | None = setting(
-        None,
-        "random weights, and all else as the encoder of such a RUN, FOLDER or timm name began",
-        is_path=True,
-    )
-    position: str | None = setting(
-        None,
-        f"positions: {', '.join(positions.KINDS)}; default: learned_1d, or as loaded",
-        knows_none=True,
-    )
-    position_at: str | None = setting(
-        None, f"where they act: {', '.join(positions.PLACES)}; default: stem, or as loaded"
-    )
-    patch_embed: str = setting("conv", "conv or linear: how patches are embedded; equal outputs")
-    stem: str | None = setting(
-        None, "timm CNN whose feature map is cut into patches, such as resnet26d; default: none"
-    )
-    stem_stride: int | None = setting(
-        None, "pixels a cell of that map; default: the largest that divides the patch's side"
-    )
-    sees_masked: bool = setting(
-        True, "false: mask embeddings enter a light decoder, not the encoder; pretraining only"
-    )
-    args: dict[str, Any] = setting(
-        dict, "further arguments of timm's model, such as args.mlp_ratio=2 args.drop_path_rate=0.1"
-    )
-
-    def __post_init__(self) -> None:
-        for key in _SIZES:
-            value = getattr(self, key)
-            require(value is None or value > 0, f"encoder.{key}={value} must be above 0")
-        for key in _FIXED_ARGS.keys() & self.args.keys():
-            raise UserError(f"encoder.args.{key} is set by this project; {_FIXED_ARGS[key]}")
-        require(
-            self.like is None or self.init in (None, "none"),
-            f"encoder.like={self.like} begins with random weights, and encoder.init={self.init} "
-            "with its own; leave one of them out",
-        )
-        positions.check(self.additions.position, self.additions.position_at)
-        if self.patch_embed not in _PATCHES:
-            raise UserError(
-                f"encoder.patch_embed={self.patch_embed} is not one of {', '.join(_PATCHES)}"
-            )
-        require(
-            self.stem is not None or self.stem_stride is None,
-            f"encoder.stem_stride={self.stem_stride} needs a CNN; set encoder.stem, as resnet26d",
-        )
-
-    @property
-    def additions(self) -> Additions:
-        """What the encoder gets besides timm's own parts."""
-        kind, place = self.position or "learned_1d", self.position_at or "stem"
-        return Additions(kind, place, self.stem, self.stem_stride)
-
-    @property
-    def source(self) -> str | None:
-        """What names the encoder, as it was typed: `encoder.init` or `encoder.like`, if either."""
-        if self.like is not None:
-            return f"encoder.like={self.like}"
-        return None if self.init in (None, "none") else f"encoder.init={self.init}"
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it starts from weights that exist."""
-        return self.source is not None and self.like is None
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """The arguments over timm's own, those left out omitted."""
-        sizes = {key: getattr(self, key) for key in _SIZES if getattr(self, key) is not None}
-        return sizes | self.args
-
+from pretrain.encoder.timm_model import BARE, HYBRIDS, check_name, transformer_names
 
 # ---------------------------------------------------------------- building and loading
 
@@ -236,7 +135,8 @@ def _create(
         check_image_size(size, (config.patch_size, config.patch_size))
     sizes = {"img_size": size, "in_chans": channels}
     given = {key: value for key, value in sizes.items() if value is not None}
-    return build(name, config.overrides | given | BARE, config.additions)
+    additions = Additions(*config.placement, config.stem, config.stem_stride)
+    return build(name, config.overrides | given | BARE, additions)
 
 
 def _take(config: EncoderConfig, said: str, channels: int | None) -> VisionTransformer:

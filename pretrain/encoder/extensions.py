@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from data.settings import UserError, require
 from pretrain.encoder import positions
+from pretrain.encoder.config import check_position
 from pretrain.encoder.stems import install_stem, stem_of
 from pretrain.encoder.timm_model import create_model, plain
 
@@ -29,8 +30,8 @@ class Additions:
     """What is added to timm's encoder.
 
     Attributes:
-        position: Kind of position embedding, one of `positions.KINDS`.
-        position_at: Where it acts, one of `positions.PLACES`.
+        position: Kind of position embedding, one of `POSITIONS`.
+        position_at: Where it acts, one of `POSITION_PLACES`.
         stem: A timm CNN from whose feature map the patches are cut, or None.
         stem_stride: Pixels a cell of that map, or None.
     """
@@ -69,7 +70,7 @@ def build(name: str, arguments: dict[str, Any], additions: Additions) -> VisionT
         UserError: The name or an argument is unknown, or does not go with the additions.
     """
     kind, place = additions.position, additions.position_at
-    positions.check(kind, place)
+    check_position(kind, place)
     if (kind, place) != ("learned_1d", "stem"):
         arguments = arguments | {"pos_embed": "none"}
     encoder = plain(create_model(name, arguments), name)

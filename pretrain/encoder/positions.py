@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from data.settings import require
+from pretrain.encoder.config import check_position
 from pretrain.encoder.position_blocks import PositionedBlock, RelativeBlock, plain_block
 from pretrain.encoder.position_tables import (
     Grid,
@@ -31,8 +32,6 @@ from pretrain.encoder.position_tables import (
     SinCos2D,
 )
 
-KINDS = ("none", "learned_1d", "learned_2d", "relative", "sincos_2d")
-PLACES = ("stem", "every_layer", "every_layer_shared")
 _TABLE = "pos_embed_table."  # before its parameters' names; timm's layer decay knows it so
 
 
@@ -50,20 +49,6 @@ _TABLES: dict[str, type[Learned1D | Learned2D | SinCos2D]] = {
 }
 
 
-def check(kind: str, at: str) -> None:
-    """Raise `UserError` unless there are positions of this kind at this place."""
-    require(kind in KINDS, f"encoder.position={kind} is not one of {', '.join(KINDS)}")
-    require(at in PLACES, f"encoder.position_at={at} is not one of {', '.join(PLACES)}")
-    reasons = {
-        "none": "there is nothing to add with encoder.position=none",
-        "relative": "encoder.position=relative is in the attention of every layer as it is",
-    }
-    require(
-        at == "stem" or kind not in reasons,
-        f"encoder.position_at={at}: {reasons.get(kind)}; leave the key out",
-    )
-
-
 def is_timms(kind: str, at: str) -> bool:
     """Whether timm's own VisionTransformer holds such positions."""
     return (kind, at) == ("learned_1d", "stem") or kind == "none"
@@ -74,13 +59,13 @@ def install(encoder: VisionTransformer, kind: str, at: str) -> None:
 
     Args:
         encoder: As timm created it: without `pos_embed`, unless the positions are timm's own.
-        kind: One of `KINDS`.
-        at: One of `PLACES`. The fixed `sincos_2d` is one table for all layers in any case.
+        kind: One of `POSITIONS`.
+        at: One of `POSITION_PLACES`. The fixed `sincos_2d` is one table for all layers in any case.
 
     Raises:
         UserError: There are no such positions, or they do not fit the encoder.
     """
-    check(kind, at)
+    check_position(kind, at)
     assert (encoder.pos_embed is None) == ((kind, at) != ("learned_1d", "stem"))
     if is_timms(kind, at):
         return

@@ -15,17 +15,11 @@ from torch import Tensor, nn
 
 from data.disks import explain, one_line
 from data.settings import UserError, require
+from pretrain.encoder.config import DEFAULT_NAME
 from pretrain.encoder.extensions import has_additions, rebuild
 from pretrain.encoder.huggingface import Renamed, from_hf, is_hf_folder, read_hf_settings, read_json
 from pretrain.encoder.positions import unbaked_state
-from pretrain.encoder.timm_model import (
-    BARE,
-    DEFAULT_NAME,
-    check_name,
-    create_model,
-    plain,
-    transformer_names,
-)
+from pretrain.encoder.timm_model import BARE, check_name, create_model, plain, transformer_names
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,6 @@ from torch.utils.checkpoint import (
 
 from data.settings import require
 
-KINDS = ("none", "selective", "full")
-
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 _KEPT = (  # by selective: what linear layers and fused attention return
     *_PRODUCTS,
@@ -29,19 +27,6 @@ _KEPT = (  # by selective: what linear layers and fused attention return
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 )
-
-
-def check_kind(kind: str) -> None:
-    """Refuse what is none of `KINDS`.
-
-    Raises:
-        UserError: It is not.
-    """
-    remedy = {"true": "; true is now full", "false": "; false is now none"}.get(kind.lower(), "")
-    require(
-        kind in KINDS,
-        f"run.grad_checkpointing={kind} is not one of {', '.join(KINDS)}{remedy}",
-    )
 
 
 def recompute_blocks(encoder: nn.Module, kind: str) -> None:

@@ -10,10 +10,10 @@ from timm.models.vision_transformer import VisionTransformer
 
 from data.disks import one_line
 from data.settings import UserError, require
+from pretrain.encoder.config import DEFAULT_NAME
 
 HYBRIDS = "vision_transformer_hybrid"  # timm's modules
 FAMILIES = ("vision_transformer", HYBRIDS)
-DEFAULT_NAME = "vit_base_patch16_224"
 BARE: dict[str, Any] = {"num_classes": 0, "global_pool": "avg", "fc_norm": False}
 
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from data.labels.labelled import k_shot
 from data.settings import require
+from pretrain.evaluation.config import NEIGHBOURS, PENALTY
 from pretrain.evaluation.features import Features
 
-PENALTY = 10.0  # of the ridge, on standardised features
-NEIGHBOURS = 20
 TEMPERATURE = 0.07
 _NUM_SCORES = 1 << 26  # numbers that a chunk of scores holds at most: 256 MiB in float32
 Report = Callable[[int], object]  # is told of so many fits that are done; 0: one goes on

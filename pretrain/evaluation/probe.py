@@ -1,96 +1,27 @@
 """Is it learning? Few-shot and k-NN accuracy of the encoder as it is, while it is pretrained."""
 
 import statistics
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 
-from data.config import SHARDS_TYPE, ImageConfig
+from data.config import ImageConfig
 from data.devices import exact_device
 from data.index.manifest import Manifest
 from data.labels.labelled import label_splits
 from data.reading.overlap import check_apart
 from data.samples import Samples
-from data.settings import require, setting
+from data.settings import require
 from data.stream import Share
 from pretrain.encoder.facts import image_size, num_channels
-from pretrain.evaluation.classifiers import NEIGHBOURS, choose_shots, few_shot, knn
+from pretrain.evaluation.classifiers import choose_shots, few_shot, knn
+from pretrain.evaluation.config import ProbeConfig
 from pretrain.evaluation.features import Extracted, Features, extract, make_views
 from pretrain.ranks import on_main, open_shards
 from pretrain.training.contract import Measured
 from pretrain.training.parallel import open_to_parts
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """How the encoder is measured while it is pretrained; the losses are the same without it."""
-
-    train: Any = setting(
-        None,
-        "labelled shards that few-shot and k-NN learn from; default: no probe",
-        changes_result=False,
-        type_name=SHARDS_TYPE,
-        is_path=True,
-    )
-    val: Any = setting(
-        None,
-        "labelled shards that they are judged on",
-        changes_result=False,
-        type_name=SHARDS_TYPE,
-        is_path=True,
-    )
-    classes: str | None = setting(
-        None,
-        "file with a class name a line for both; default: classes.txt beside the shards, if there",
-        changes_result=False,
-    )
-    every: int = setting(
-        1000, "steps between measurements; 0: only at the end", changes_result=False
-    )
-    shots: tuple[int, ...] = setting(
-        (1, 5, 10), "labelled images a class for few-shot; [] leaves it out", changes_result=False
-    )
-    num_seeds: int = setting(3, "choices of those images; the mean is logged", changes_result=False)
-    neighbours: int = setting(NEIGHBOURS, "nearest images that vote in k-NN", changes_result=False)
-    layer: int = setting(
-        0,
-        "block whose output is read, from 1 (the middle ones often do better); 0: the last",
-        changes_result=False,
-    )
-    pooling: str = setting(
-        "average",
-        "average over patches, class (no loss in pretraining), or both",
-        changes_result=False,
-    )
-
-    def __post_init__(self) -> None:
-        for given, missing in (("train", "val"), ("val", "train")):
-            require(
-                bool(getattr(self, missing)) or not getattr(self, given),
-                f"probe.{given} is set, but probe.{missing} is missing; name labelled shards for "
-                "both, or for neither",
-            )
-        require(
-            bool(self.train) or self.classes is None,
-            f"probe.classes={self.classes} names the classes of probe.train and probe.val, which "
-            "are missing; name labelled shards, or leave it out",
-        )
-        require(self.every >= 0, f"probe.every={self.every} is below 0; 0: only at the end")
-        check_shots(self.shots, "probe.shots")
-        for key in ("num_seeds", "neighbours"):
-            value = getattr(self, key)
-            require(value > 0, f"probe.{key}={value} must be above 0")
-
-
-def check_shots(shots: tuple[int, ...], key: str) -> None:
-    """Raise `UserError` unless all are numbers from 1."""
-    require(
-        all(num > 0 for num in shots),
-        f"{key}={list(shots)} must be numbers from 1; try [1, 5, 10, 25]",
-    )
 
 
 class Splits(NamedTuple):

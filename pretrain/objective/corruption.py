@@ -14,7 +14,6 @@ arXiv:2111.09886), section 3.2.
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,63 +21,16 @@ from torch import Tensor
 
 from data.devices import exact_device
 from data.randomness import combine, uniform
-from data.settings import require, setting
+from data.settings import require
 from pretrain.encoder.blocks import _over_width, select
+from pretrain.objective.config import MIN_BLOCK, CorruptionConfig
 
-KINDS = ("random", "block", "coarse")
-_UNIT, _MIN_BLOCK = 2, 16  # SimMIM's 32 of 16 pixels; BEiT's
 _CHOICE, _SOURCE, _ORDER, _FILLING = 2, 3, 4, 5  # purposes of a sample's random numbers
 
 # Of 20,000 images of 14x14 patches at ratio .75, 8 blocks do not reach the count in 0.6 %, 16 in
 # none; of 8x32 patches 16 do not in 0.02 %, 24 in none. What is missing is filled at random.
 NUM_BLOCKS = 24
 _ASPECTS = [0.3 ** (1 - 2 * step / 63) for step in range(64)]  # log-uniform; exp differs by device
-
-
-@dataclass(frozen=True)
-class CorruptionConfig:
-    """Which patches are corrupted, how many, and in which way.
-
-    In a grid so small that fewer than `min_block` patches are corrupted, the default is cut to
-    those; a value of the user's is refused by `count`.
-    """
-
-    kind: str = setting("random", "shape: random (the paper), block (BEiT), coarse (SimMIM)")
-    ratio: float = setting(0.5, "fraction of an image's patches that are corrupted")
-    mask_ratio: float = setting(0.8, "fraction of those that become the mask embedding")
-    random_ratio: float = setting(0.1, "fraction of those that become another patch; the rest stay")
-    unit: int = setting(_UNIT, "kind=coarse: patches a side of the squares")
-    min_block: int = setting(_MIN_BLOCK, "kind=block: fewest patches of a block")
-    predicted_ratio: float = setting(1.0, "fraction of the corrupted patches that are predicted")
-
-    def __post_init__(self) -> None:
-        require(self.kind in KINDS, f"corruption.kind={self.kind} is not one of {', '.join(KINDS)}")
-        for key in ("ratio", "predicted_ratio", "mask_ratio", "random_ratio"):
-            value = getattr(self, key)
-            require(0 <= value <= 1, f"corruption.{key}={value} is not in 0..1")
-        for key, usual in (("ratio", 0.5), ("predicted_ratio", 1)):
-            value = getattr(self, key)
-            require(
-                value > 0,
-                f"corruption.{key}={value} leaves nothing to predict; the paper has {usual}",
-            )
-        total = self.mask_ratio + self.random_ratio
-        require(
-            total <= 1 + 1e-9,
-            f"corruption.mask_ratio + corruption.random_ratio = {total:g} is over 1; "
-            "the paper has 0.8 + 0.1",
-        )
-        self._check_shape("unit", _UNIT, "coarse")
-        self._check_shape("min_block", _MIN_BLOCK, "block")
-
-    def _check_shape(self, key: str, default: int, kind: str) -> None:
-        value = getattr(self, key)
-        require(value >= 1, f"corruption.{key}={value} is under 1 patch; the default is {default}")
-        require(
-            value == default or self.kind == kind,
-            f"corruption.{key}={value} is of corruption.kind={kind}, and corruption.kind="
-            f"{self.kind} would ignore it; set corruption.kind={kind} or leave it out",
-        )
 
 
 class Counts(NamedTuple):
@@ -102,7 +54,7 @@ def count(config: CorruptionConfig, num_patches: int) -> Counts:
         f"corruption.ratio={config.ratio} corrupts none of {num_patches} patches; raise it",
     )
     require(
-        config.min_block <= total or config.min_block == _MIN_BLOCK,
+        config.min_block <= total or config.min_block == MIN_BLOCK,
         f"corruption.min_block={config.min_block} is over the {total} of {num_patches} patches "
         f"that corruption.ratio={config.ratio} corrupts; lower it to {total} or less",
     )

@@ -7,36 +7,14 @@ With cross-attention, masked patches look at visible ones and not at each other,
 learn nothing but places. Source: CrossMAE, Fu et al. 2024 (arXiv:2401.14391), section 3.2.
 """
 
-from dataclasses import dataclass
-
 import torch
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from data.settings import require, setting
+from data.settings import require
 from pretrain.encoder.blocks import CrossBlock, answer, make_askable
-
-ATTENTIONS = ("self", "cross")
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """How light the decoder is; only with encoder.sees_masked=false."""
-
-    depth: int = setting(1, "blocks of the decoder of encoder.sees_masked=false")
-    width: int | None = setting(None, "its width; default: the encoder's")
-    num_heads: int | None = setting(None, "its attention heads; default: the encoder's")
-    attention: str = setting("self", "self: over all patches; cross: from masked to visible ones")
-
-    def __post_init__(self) -> None:
-        require(
-            self.attention in ATTENTIONS,
-            f"decoder.attention={self.attention} is none of {', '.join(ATTENTIONS)}",
-        )
-        for key in ("depth", "width", "num_heads"):
-            value = getattr(self, key)
-            require(value is None or value > 0, f"decoder.{key}={value} must be above 0")
+from pretrain.objective.config import DecoderConfig
 
 
 class Decoder(nn.Module):

@@ -17,11 +17,12 @@ from pretrain.encoder.facts import grid_size, image_data, num_channels, patch_si
 from pretrain.encoder.stems import is_hybrid
 from pretrain.encoder.tokens import Normalise, embed, encode, patch_tokens
 from pretrain.objective import corruption as corrupting
-from pretrain.objective.corruption import Corruption, CorruptionConfig
-from pretrain.objective.decoder import Decoder, DecoderConfig
+from pretrain.objective.config import CorruptionConfig, DecoderConfig, TargetConfig
+from pretrain.objective.corruption import Corruption
+from pretrain.objective.decoder import Decoder
 from pretrain.objective.nearest import NearestVisible
 from pretrain.objective.statistics import add_up, summarise
-from pretrain.objective.targets import Target, TargetConfig, make_target
+from pretrain.objective.targets import Target, make_target
 from pretrain.training.contract import Output, Sums
 
 

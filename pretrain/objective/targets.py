@@ -12,46 +12,17 @@ Source: Dosovitskiy et al. 2021, section B.1.2; He et al. 2021, arXiv:2111.06377
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from data.settings import require, setting
+from data.settings import require
 from pretrain.objective.classes import ColourClasses
+from pretrain.objective.config import TargetConfig
 from pretrain.objective.pixels import Pixels
 from pretrain.objective.words import Words
 
-KINDS = ("mean_colour", "colour_grid", "pixels", "normalised_pixels", "words")
-_READERS = {
-    "bits": ("mean_colour", "colour_grid"),
-    "grid": ("colour_grid",),
-    "num_words": ("words",),
-}
 _MAX_CLASSES_BITS = 15  # 32,768 classes: 5 bits of each of three channels
-
-
-@dataclass(frozen=True)
-class TargetConfig:
-    """What is asked for, and how finely."""
-
-    kind: str = setting("mean_colour", f"{', '.join(KINDS[:-1])} or {KINDS[-1]}")
-    bits: int = setting(3, "bits a channel of mean_colour and colour_grid: 2^(bits*C) classes")
-    grid: int = setting(4, "of colour_grid: cells a side into which a patch is downsized")
-    num_words: int = setting(512, "of words: how many, learnt from the first training images")
-
-    def __post_init__(self) -> None:
-        require(self.kind in KINDS, f"target.kind={self.kind} is none of {', '.join(KINDS)}")
-        require(1 <= self.bits <= 8, f"target.bits={self.bits} is not in 1..8; the paper has 3")
-        require(self.grid > 0, f"target.grid={self.grid} must be above 0; the paper has 4")
-        require(self.num_words > 1, f"target.num_words={self.num_words} must be above 1; try 512")
-        for key, kinds in _READERS.items():
-            default, value = getattr(TargetConfig, key), getattr(self, key)
-            require(
-                self.kind in kinds or value == default,
-                f"target.{key}={value} has no effect with target.kind={self.kind}; leave it out, "
-                f"or set target.kind={kinds[-1]}",
-            )
 
 
 class Target(Protocol):

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from data.disks import one_line
 from data.samples import Samples
 from pretrain.encoder.tokens import Normalise
-from pretrain.objective.corruption import CorruptionConfig
+from pretrain.objective.config import CorruptionConfig
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.pictures import attention, draw, weights
 from pretrain.pictures.attention import evaluating

@@ -21,7 +21,7 @@ from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.encoder.facts import grid_size
 from pretrain.objective import corruption as corrupting
 from pretrain.objective.classes import ColourClasses
-from pretrain.objective.corruption import CorruptionConfig
+from pretrain.objective.config import CorruptionConfig
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.objective.pixels import Pixels, to_images
 from pretrain.objective.targets import Target

@@ -19,7 +19,7 @@ from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import keys, plain_value, to_yaml
 from pretrain.configuration.values import Key, as_held, shown
 from pretrain.ranks import on_main
-from pretrain.training.run_config import RunConfig
+from pretrain.training.config import RunConfig
 
 _LOCK = ".lock"
 

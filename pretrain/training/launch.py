@@ -22,8 +22,7 @@ from data.text import count
 from pretrain.machine.launcher import PRECISIONS, check_launcher, has_chosen_threads, why_threads
 from pretrain.machine.malloc import keep_heap
 from pretrain.records.trackers import check_installed
-from pretrain.training.optim import OptimConfig
-from pretrain.training.run_config import RunConfig
+from pretrain.training.config import OptimConfig, RunConfig
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 

@@ -31,8 +31,7 @@ from pretrain.encoder.recompute import recompute_blocks
 from pretrain.encoder.tokens import choose_attention
 from pretrain.machine.free_memory import free_bytes
 from pretrain.machine.malloc import release_heap
-from pretrain.training.optim import OptimConfig
-from pretrain.training.run_config import RunConfig
+from pretrain.training.config import OptimConfig, RunConfig
 
 Batch = dict[str, Tensor]
 

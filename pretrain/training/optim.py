@@ -1,7 +1,5 @@
 """The optimizer, and the learning rate as a pure function of the step."""
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,69 +8,8 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from data.settings import UserError, require, setting
 from pretrain.encoder import positions
-
-_ALGORITHMS = ("adamw", "sgd")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """How long, how fast and by which rule the weights move.
-
-    The defaults are the paper's for pretraining, but for the number of steps: gains diminish after
-    100k of its 1M. Source: Dosovitskiy et al. 2021, sections 4.1 and B.1.2.
-    """
-
-    steps: int = setting(100_000, "optimizer steps of the run")
-    batch_size: int = setting(4096, "images a step, over all processes and accumulation")
-    algorithm: str = setting("adamw", "adamw (weight decay decoupled) or sgd (Nesterov off)")
-    lr: float = setting(2e-4, "peak learning rate")
-    weight_decay: float = setting(0.1, "not applied to biases, norms, positions and tokens")
-    betas: tuple[float, float] = setting((0.9, 0.999), "adamw's decay rates")
-    momentum: float = setting(0.9, "sgd's momentum")
-    warmup_steps: int = setting(10_000, "steps of linear warm-up; then a cosine down to 0")
-    layer_decay: float = setting(1.0, "factor on the learning rate for each block further down")
-    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 does not clip")
-    ema: float = setting(0.0, "decay of the averaged weights that encoder/ then holds; 0 is off")
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "batch_size"):
-            value = getattr(self, key)
-            require(value > 0, f"optim.{key}={value} must be above 0")
-        for key in ("lr", "weight_decay", "warmup_steps", "grad_clip"):
-            value = getattr(self, key)
-            require(0 <= value < math.inf, f"optim.{key}={value} is not a number from 0")
-        for key in ("ema", "momentum"):
-            value = getattr(self, key)
-            require(0 <= value < 1, f"optim.{key}={value} is not in [0, 1)")
-        require(
-            all(0 <= beta < 1 for beta in self.betas),
-            f"optim.betas={list(self.betas)} are not in [0, 1); the paper has [0.9, 0.999]",
-        )
-        require(
-            0 < self.layer_decay <= 1,
-            f"optim.layer_decay={self.layer_decay} is not in (0, 1]; 1 is off",
-        )
-        require(
-            self.warmup_steps <= self.steps,
-            f"optim.warmup_steps={self.warmup_steps} is over optim.steps={self.steps}; "
-            f"try {self.steps // 10}",
-        )
-        if self.algorithm not in _ALGORITHMS:
-            raise UserError(
-                f"optim.algorithm={self.algorithm} is not one of {', '.join(_ALGORITHMS)}"
-            )
-
-    def lr_at(self, step: int) -> float:
-        """Return the learning rate of step 0 <= `step` < `steps`.
-
-        Linear from lr / warmup_steps to lr, then a cosine that would reach 0 at `steps`.
-        """
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+from pretrain.training.config import OptimConfig
 
 
 def make_optimizer(

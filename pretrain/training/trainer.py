@@ -38,13 +38,13 @@ from pretrain.records.logs import RunLogs, cut_logs_back, read_records
 from pretrain.records.traces import SKIPPED
 from pretrain.records.trackers import Trackers
 from pretrain.training.batch_norm import RunningStatistics
+from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.contract import Evaluator, Objective, Output
 from pretrain.training.device import Copies, Late, Totals
 from pretrain.training.launch import count_parameters, describe_start
-from pretrain.training.optim import OptimConfig, make_optimizer, set_lr
+from pretrain.training.optim import make_optimizer, set_lr
 from pretrain.training.parallel import backward_of, cut, whole
 from pretrain.training.progress import Progress, Speedometer
-from pretrain.training.run_config import RunConfig
 from pretrain.training.state import Training
 from pretrain.training.validation import require_finite, summarise
 

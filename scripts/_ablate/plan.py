@@ -5,8 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from finetune.config import FinetuneConfig
-from finetune.measure import FewshotConfig, LinearConfig
+from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
 from scripts._ablate.values import Overrides, text_of

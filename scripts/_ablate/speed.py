@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.records.logs import read_records
-from pretrain.training.optim import OptimConfig
+from pretrain.training.config import OptimConfig
 from scripts._ablate.jobs import (
     LOG,
     RECORD,

@@ -12,8 +12,7 @@ import yaml
 
 from data.disks import one_line
 from data.settings import UserError, require
-from finetune.config import FinetuneConfig
-from finetune.measure import FewshotConfig, LinearConfig
+from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import read_value, value_of
 from pretrain.configuration.load import keys

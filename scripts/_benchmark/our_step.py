@@ -7,12 +7,10 @@ from typing import Any, cast
 import torch
 
 from data.batch import Batch
-from pretrain.objective.corruption import CorruptionConfig
-from pretrain.objective.decoder import DecoderConfig
+from pretrain.objective.config import CorruptionConfig, DecoderConfig, TargetConfig
 from pretrain.objective.model import MaskedPatchModel
-from pretrain.objective.targets import TargetConfig
+from pretrain.training.config import OptimConfig
 from pretrain.training.launch import start
-from pretrain.training.optim import OptimConfig
 from pretrain.training.trainer import Trainer
 from scripts._benchmark.subject import Step, Subject
 

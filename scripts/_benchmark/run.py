@@ -10,9 +10,8 @@ from data.config import DataConfig
 from data.index.open import open_manifest
 from data.samples import Samples
 from data.stream import Share, TrainingStream
+from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.launch import start
-from pretrain.training.optim import OptimConfig
-from pretrain.training.run_config import RunConfig
 from pretrain.training.trainer import Trainer
 from scripts._benchmark.operations import MatrixPeak, count_flops
 from scripts._benchmark.our_step import ENDLESS, bare_step, make_model

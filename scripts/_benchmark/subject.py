@@ -14,9 +14,9 @@ from data.settings import require
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
 from pretrain.encoder import EncoderConfig, make_encoder
+from pretrain.encoder.config import DEFAULT_NAME
 from pretrain.encoder.facts import patch_size
-from pretrain.encoder.timm_model import DEFAULT_NAME
-from pretrain.training.run_config import RunConfig
+from pretrain.training.config import RunConfig
 
 Step = Callable[[], object]
 

@@ -17,8 +17,8 @@ from pretrain.configuration.load import load
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.encoder.recompute import recompute_blocks
 from pretrain.objective.model import MaskedPatchModel
+from pretrain.training.config import OptimConfig
 from pretrain.training.memory import Batch, example_batch
-from pretrain.training.optim import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from textwrap import dedent
 from typing import Any, NoReturn
 from unittest.mock import patch
 
-from finetune.config import FinetuneConfig
-from finetune.measure import FewshotConfig, LinearConfig
+from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import keys
 from pretrain.configuration.values import Key

@@ -181,8 +181,7 @@ def test_bad_on_one_rank(
 
 def untrained(run: Path) -> MaskedPatchModel:
     """Return the model of a run that was trained at rate 0."""
-    from pretrain.objective.corruption import CorruptionConfig
-    from pretrain.objective.targets import TargetConfig
+    from pretrain.objective.config import CorruptionConfig, TargetConfig
 
     model = MaskedPatchModel(load_encoder(run), CorruptionConfig(), TargetConfig())
     newest = checkpoint.newest(run)

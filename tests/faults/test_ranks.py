@@ -21,8 +21,8 @@ import torch
 import scripts.verify_run
 from data.index.open import open_manifest
 from pretrain.encoder import load_encoder
-from pretrain.encoder.recompute import KINDS
 from pretrain.records.logs import read_records
+from pretrain.training.config import RECOMPUTATIONS
 from tests.launching import Ranks, run_ranks
 from tests.servers import FlakyServer, at_random, flaky_http
 
@@ -197,7 +197,7 @@ def test_computing_blocks_again_changes_nothing_on_cut_models(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     way = [*arguments, "run.parallel=fsdp", "encoder.args.drop_path_rate=0.2"]
-    for name in KINDS:
+    for name in RECOMPUTATIONS:
         more = [f"run.grad_checkpointing={name}", f"run.dir={tmp_path}/{name}"]
         run_ranks([*way, *more], 2, tmp_path / "logs")
     plain = tmp_path / "none"

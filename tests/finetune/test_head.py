@@ -9,11 +9,12 @@ import torch
 
 from data.settings import UserError
 from finetune.backbone import make_backbone
-from finetune.head import Classifier, HeadConfig
-from finetune.mixing import MixConfig
+from finetune.config import HeadConfig, MixConfig
+from finetune.head import Classifier
 from pretrain.encoder import EncoderConfig, make_encoder
+from pretrain.training.config import OptimConfig
 from pretrain.training.device import add_sums
-from pretrain.training.optim import OptimConfig, make_optimizer
+from pretrain.training.optim import make_optimizer
 
 TINY = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, embed_dim=32, depth=3, num_heads=2)
 NAMES = ["ant", "bee", "cat", "dog", "emu", "fox"]

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from data.settings import UserError
-from finetune.mixing import MixConfig, Mixing, fill_empty_slots
+from finetune.config import MixConfig
+from finetune.mixing import Mixing, fill_empty_slots
 
 
 def images(*levels: float) -> torch.Tensor:

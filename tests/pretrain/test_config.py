@@ -14,8 +14,7 @@ import finetune.probe
 import finetune.run
 import pretrain.run
 from data.settings import UserError
-from finetune.config import FinetuneConfig
-from finetune.measure import FewshotConfig, LinearConfig
+from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.hints import _USUAL  # pyright: ignore[reportPrivateUsage]
 from pretrain.configuration.load import keys, load, plain_value, to_yaml, usage

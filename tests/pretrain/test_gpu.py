@@ -23,22 +23,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import pretrain.run
 from data.batch import Batch
 from finetune.backbone import flops_per_image, make_backbone
-from finetune.head import Classifier, HeadConfig
-from finetune.mixing import MixConfig
+from finetune.config import HeadConfig, MixConfig
+from finetune.head import Classifier
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.objective import corruption
-from pretrain.objective.corruption import CorruptionConfig
-from pretrain.objective.decoder import DecoderConfig
+from pretrain.objective.config import CorruptionConfig, DecoderConfig, TargetConfig
 from pretrain.objective.model import MaskedPatchModel
-from pretrain.objective.targets import TargetConfig
 from pretrain.records.logs import read_records
+from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.device import Copies, to_device
 from pretrain.training.launch import start
 from pretrain.training.memory import Need
 from pretrain.training.operations import count_flops
-from pretrain.training.optim import OptimConfig
 from pretrain.training.parallel import cut
-from pretrain.training.run_config import RunConfig
 from pretrain.training.trainer import Trainer
 
 pytestmark = [

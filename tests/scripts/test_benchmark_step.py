@@ -89,8 +89,8 @@ def test_a_mask_free_step_computes_less_and_both_train() -> None:
 
 
 def test_the_bare_step_moves_the_weights_and_settles_what_was_bad(config: str) -> None:
+    from pretrain.training.config import OptimConfig
     from pretrain.training.launch import start
-    from pretrain.training.optim import OptimConfig
     from pretrain.training.trainer import Trainer
 
     subject = subject_of(config)

@@ -13,7 +13,7 @@ from data.settings import UserError
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
-from pretrain.training.optim import OptimConfig
+from pretrain.training.config import OptimConfig
 from scripts._describe.building import build
 from scripts._describe.measuring import Costs, count_saved_bytes, count_state_bytes, measure
 from scripts.describe import main, summary

@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, ViTForImageClassification, ViTModel
 
 from data.settings import UserError
-from finetune.head import Classifier, HeadConfig
+from finetune.config import HeadConfig
+from finetune.head import Classifier
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder
 from pretrain.encoder.facts import image_data
 from scripts._export import hugging_face, onnx_file, timm_folder, torch_program

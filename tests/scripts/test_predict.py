@@ -16,7 +16,8 @@ import torch
 import finetune.run
 import scripts.predict
 from data.settings import UserError
-from finetune.head import Classifier, HeadConfig
+from finetune.config import HeadConfig
+from finetune.head import Classifier
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from tests.conftest import NUM_CLASSES, make_sample, no_root_rights
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pretrain.encoder import EncoderConfig, make_encoder
-from pretrain.objective.corruption import CorruptionConfig
+from pretrain.objective.config import CorruptionConfig, TargetConfig
 from pretrain.objective.model import MaskedPatchModel
-from pretrain.objective.targets import TargetConfig
 from scripts._report.learnt import Take, learnt
 
 ALL = [

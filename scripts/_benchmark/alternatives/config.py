@@ -8,9 +8,8 @@ from data.settings import UserError, require, setting
 from pretrain.configuration.layers import read_layers
 from pretrain.configuration.load import load
 from pretrain.encoder import EncoderConfig
-from pretrain.evaluation.probe import ProbeConfig
-from pretrain.training.optim import OptimConfig
-from pretrain.training.run_config import RunConfig
+from pretrain.evaluation.config import ProbeConfig
+from pretrain.training.config import OptimConfig, RunConfig
 from scripts._benchmark.alternatives.mae import MaeConfig
 from scripts._benchmark.alternatives.mpp import MppConfig
 from scripts._benchmark.alternatives.simmim import SimmimConfig

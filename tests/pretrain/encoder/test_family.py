@@ -20,18 +20,24 @@ from pretrain.encoder.facts import grid_size, image_data, patch_size
 from pretrain.encoder.stems import is_hybrid
 from pretrain.encoder.tokens import embed, encode, patch_tokens
 from pretrain.objective import corruption as corrupting
-from pretrain.objective.corruption import CorruptionConfig
-from pretrain.objective.decoder import ATTENTIONS, Decoder, DecoderConfig
+from pretrain.objective.config import (
+    ATTENTIONS,
+    TARGETS,
+    CorruptionConfig,
+    DecoderConfig,
+    TargetConfig,
+)
+from pretrain.objective.decoder import Decoder
 from pretrain.objective.model import MaskedPatchModel
-from pretrain.objective.targets import KINDS, TargetConfig
-from pretrain.training.optim import OptimConfig, make_optimizer, set_lr
+from pretrain.training.config import OptimConfig
+from pretrain.training.optim import make_optimizer, set_lr
 from tests.visual_words import learn_from_noise
 
 TINY: dict[str, Any] = {"name": "vit_tiny_patch16_224", "embed_dim": 16, "depth": 2, "num_heads": 2}
 SIZE = (16, 24)
 
 AXES: dict[str, list[Any]] = {
-    "target": list(KINDS),
+    "target": list(TARGETS),
     "mask": ["random", "block", "coarse"],
     "position": [
         ("none", "stem"),

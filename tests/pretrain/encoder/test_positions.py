@@ -18,13 +18,14 @@ from torch import Tensor
 
 from data.settings import UserError
 from pretrain.encoder import positions
+from pretrain.encoder.config import POSITION_PLACES
 from pretrain.encoder.position_blocks import PositionedBlock
 from pretrain.encoder.position_tables import Offsets
 
 GRID = (3, 4)
 NUM_PATCHES, WIDTH, HEADS, DEPTH = 12, 16, 2, 3
 TABLES = [
-    (kind, at) for kind in ("learned_1d", "learned_2d", "sincos_2d") for at in positions.PLACES
+    (kind, at) for kind in ("learned_1d", "learned_2d", "sincos_2d") for at in POSITION_PLACES
 ]
 PLACED = [*TABLES, ("relative", "stem")]
 OURS = [pair for pair in PLACED if not positions.is_timms(*pair)]

@@ -11,11 +11,10 @@ from data.settings import UserError
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
 from pretrain.encoder import EncoderConfig, make_encoder
-from pretrain.encoder.recompute import KINDS, recompute_blocks
-from pretrain.objective.corruption import CorruptionConfig
-from pretrain.objective.decoder import DecoderConfig
+from pretrain.encoder.recompute import recompute_blocks
+from pretrain.objective.config import CorruptionConfig, DecoderConfig, TargetConfig
 from pretrain.objective.model import MaskedPatchModel
-from pretrain.objective.targets import TargetConfig
+from pretrain.training.config import RECOMPUTATIONS
 from scripts._describe.measuring import count_saved_bytes
 
 
@@ -51,7 +50,7 @@ def test_blocks_computed_again_give_the_same_gradients(
     """To the bit, drop-path and dropout included; and less is kept."""
     found: list[dict[str, Tensor]] = []
     kept: list[int] = []
-    for kind in KINDS:
+    for kind in RECOMPUTATIONS:
         model = make_model(sees_masked, position=position)
         recompute_blocks(model.encoder, kind)
         kept.append(count_saved_bytes(model, batch(), "fp32"))

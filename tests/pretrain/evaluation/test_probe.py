@@ -19,7 +19,8 @@ from data.settings import UserError
 from data.shards import ImageFile, write_shard
 from data.stream import Share
 from pretrain.encoder import EncoderConfig, make_encoder
-from pretrain.evaluation.probe import Probe, ProbeConfig
+from pretrain.evaluation.config import ProbeConfig
+from pretrain.evaluation.probe import Probe
 from pretrain.records.logs import read_records
 from tests.conftest import make_png
 from tests.launching import run_ranks

@@ -16,8 +16,8 @@ import finetune.run
 import pretrain.run
 from data.devices import num_cores
 from data.settings import UserError
+from pretrain.training.config import RunConfig
 from pretrain.training.launch import describe_start, start
-from pretrain.training.run_config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from data.settings import UserError
 from pretrain.encoder.blocks import select
+from pretrain.objective.config import CORRUPTIONS, CorruptionConfig
 from pretrain.objective.corruption import (
-    KINDS,
     NUM_BLOCKS,
     Corruption,
-    CorruptionConfig,
     Counts,
     apply,
     apply_to_pixels,
@@ -133,7 +132,7 @@ def test_one_square_for_all_patches_is_refused() -> None:
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(KINDS), grids, ratios, st.integers(-(2**63), 2**63 - 9))
+@given(st.sampled_from(CORRUPTIONS), grids, ratios, st.integers(-(2**63), 2**63 - 9))
 def test_each_kind_is_exact_and_consistent(kind: str, grid: Grid, ratio: float, key: int) -> None:
     num_patches = grid[0] * grid[1]
     total = round(ratio * num_patches)
@@ -156,7 +155,7 @@ def test_each_kind_is_exact_and_consistent(kind: str, grid: Grid, ratio: float, 
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(KINDS), ratios, st.floats(0.01, 1), st.integers(-(2**63), 2**63 - 9))
+@given(st.sampled_from(CORRUPTIONS), ratios, st.floats(0.01, 1), st.integers(-(2**63), 2**63 - 9))
 def test_some_of_each_kind_are_predicted(
     kind: str, ratio: float, predicted_ratio: float, key: int
 ) -> None:
@@ -174,7 +173,7 @@ def test_some_of_each_kind_are_predicted(
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(KINDS), grids, ratios, st.permutations(range(6)), st.integers(1, 6))
+@given(st.sampled_from(CORRUPTIONS), grids, ratios, st.permutations(range(6)), st.integers(1, 6))
 def test_a_corruption_depends_on_its_key_alone(
     kind: str, grid: Grid, ratio: float, order: list[int], num_images: int
 ) -> None:
@@ -189,7 +188,7 @@ def test_a_corruption_depends_on_its_key_alone(
     assert torch.equal(apart.is_corrupted, together.is_corrupted[others])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_keys_give_different_corruptions(kind: str) -> None:
     corruption = draw_many(100, (14, 14), CorruptionConfig(kind))
     assert len(corruption.is_corrupted.unique(dim=0)) > 95
@@ -360,7 +359,7 @@ def test_shapes_hide_patches_further_from_the_visible(ratio: float) -> None:
         kind: float(
             distances(draw_many(200, (14, 14), CorruptionConfig(kind, ratio)), (14, 14)).mean()
         )
-        for kind in KINDS
+        for kind in CORRUPTIONS
     }
     assert mean["random"] * 1.05 < mean["coarse"]
     assert mean["coarse"] * 1.05 < mean["block"]
@@ -468,7 +467,7 @@ def test_pixels_become_what_embeddings_would(channels: int, has_mask: bool) -> N
 
 
 @settings(max_examples=40)
-@given(grids, st.tuples(st.integers(1, 3), st.integers(1, 3)), st.sampled_from(KINDS))
+@given(grids, st.tuples(st.integers(1, 3), st.integers(1, 3)), st.sampled_from(CORRUPTIONS))
 def test_masked_pixels_do_not_depend_on_the_image(grid: Grid, patch: Grid, kind: str) -> None:
     size = (grid[0] * patch[0], grid[1] * patch[1])
     config = CorruptionConfig(kind, 0.6, mask_ratio=1, random_ratio=0)

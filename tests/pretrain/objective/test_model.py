@@ -10,10 +10,10 @@ from torch import Tensor
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.objective import corruption as corrupting
 from pretrain.objective.classes import colour_classes
-from pretrain.objective.corruption import Corruption, CorruptionConfig
+from pretrain.objective.config import CorruptionConfig, TargetConfig
+from pretrain.objective.corruption import Corruption
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.objective.nearest import NearestVisible, distance_ranks
-from pretrain.objective.targets import TargetConfig
 from pretrain.training.contract import Output, Sums
 from pretrain.training.device import add_sums
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from data.settings import UserError
 from pretrain.objective.classes import ColourClasses, class_colours, colour_classes, patch_sums
+from pretrain.objective.config import TARGETS, TargetConfig
 from pretrain.objective.pixels import Pixels, to_images, to_patches
-from pretrain.objective.targets import KINDS, Target, TargetConfig, make_target
+from pretrain.objective.targets import Target, make_target
 from pretrain.objective.words import Words
 from tests.visual_words import learn_from_noise
 
@@ -339,7 +340,7 @@ def test_normalised_pixels_take_brightness_from_visible_patches() -> None:
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Target, Tensor]:
     """Draw a target of any kind, and images for it."""
-    kind = draw(st.sampled_from(KINDS))
+    kind = draw(st.sampled_from(TARGETS))
     patch = (draw(st.integers(2, 9)), draw(st.integers(2, 9)))
     channels = draw(st.integers(1, 4))
     keys: dict[str, int] = {}
@@ -391,7 +392,7 @@ def test_forms_ranges_and_batch_order(case: tuple[Target, Tensor]) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TARGETS)
 def test_autocast_changes_nothing(kind: str) -> None:
     torch.manual_seed(0)
     target, images = target_of(kind, (8, 8)), random_images(2, 3, 16, 16)
@@ -406,7 +407,7 @@ def test_autocast_changes_nothing(kind: str) -> None:
     assert torch.equal(target.losses(outputs.float(), answers), losses)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TARGETS)
 def test_compiles_to_one_graph(kind: str) -> None:
     target, images = target_of(kind, (14, 14)), random_images(2, 3, 28, 28)
     outputs = torch.randn(2, 4, target.num_outputs)

@@ -15,10 +15,8 @@ from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from pretrain.objective.classes import class_colours
-from pretrain.objective.corruption import CorruptionConfig
-from pretrain.objective.decoder import DecoderConfig
+from pretrain.objective.config import TARGETS, CorruptionConfig, DecoderConfig, TargetConfig
 from pretrain.objective.model import MaskedPatchModel
-from pretrain.objective.targets import KINDS, TargetConfig
 from pretrain.pictures.reconstruct import (
     Reconstruction,
     draw_grid,
@@ -56,7 +54,7 @@ def over_pixels(is_corrupted: torch.Tensor) -> torch.Tensor:
     return grid.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("sees_masked", [True, False])
 def test_no_prediction_sees_its_own_patch(kind: str, sees_masked: bool):
     """Nor does its picture: what is painted stays when all that is hidden becomes another image."""
@@ -72,7 +70,7 @@ def test_no_prediction_sees_its_own_patch(kind: str, sees_masked: bool):
     assert not torch.equal(again.true, result.true)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TARGETS)
 def test_predictions_follow_the_visible_patches(kind: str):
     """The control: the test above would pass on a model that sees nothing at all."""
     model = make_model(kind)

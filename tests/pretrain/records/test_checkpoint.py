@@ -15,12 +15,12 @@ from torch import Tensor
 
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder
-from pretrain.objective.corruption import CorruptionConfig
+from pretrain.objective.config import CorruptionConfig, TargetConfig
 from pretrain.objective.model import MaskedPatchModel
-from pretrain.objective.targets import TargetConfig
 from pretrain.records import checkpoint
 from pretrain.training import state
-from pretrain.training.optim import OptimConfig, make_optimizer
+from pretrain.training.config import OptimConfig
+from pretrain.training.optim import make_optimizer
 from pretrain.training.state import Training
 
 

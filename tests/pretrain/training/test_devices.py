@@ -30,15 +30,15 @@ from finetune.head import Classifier
 from finetune.metrics import Scores
 from pretrain.evaluation.probe import Probe
 from pretrain.objective import corruption, words
-from pretrain.objective.corruption import CorruptionConfig
+from pretrain.objective.config import CorruptionConfig
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.objective.statistics import summarise
 from pretrain.records.logs import read_records
 from pretrain.records.traces import SKIPPED
+from pretrain.training.config import RunConfig
 from pretrain.training.contract import Output
 from pretrain.training.device import Copies, Totals, to_device
 from pretrain.training.launch import choose_device
-from pretrain.training.run_config import RunConfig
 
 # what is done on the host where the device has no float64
 ON_HOST: tuple[Any, ...] = (

@@ -25,9 +25,8 @@ from pretrain.machine import free_memory
 from pretrain.machine.free_memory import free_bytes
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.training import memory
+from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.memory import Need, check_fits, count_saved_bytes, example_batch
-from pretrain.training.optim import OptimConfig
-from pretrain.training.run_config import RunConfig
 from tests.launching import run_forked
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pretrain.encoder import EncoderConfig, make_encoder
-from pretrain.training.optim import OptimConfig, make_optimizer, set_lr
+from pretrain.training.config import OptimConfig
+from pretrain.training.optim import make_optimizer, set_lr
 
 
 class Model(nn.Module):

@@ -1,16 +1,15 @@
-"""The configuration of a run: `run.*`."""
+"""The configuration of a training run: `run.*` and `optim.*`."""
 
+import math
 from dataclasses import dataclass
 
 from data.settings import UserError, require, setting
-from pretrain.encoder.recompute import check_kind
 from pretrain.machine.launcher import PRECISIONS
-from pretrain.records.trackers import check_names
 
 _PARALLEL = ("ddp", "fsdp")
-
-
 _RESUME = ("auto", "must", "never")
+RECOMPUTATIONS = ("none", "selective", "full")
+_ALGORITHMS = ("adamw", "sgd")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class RunConfig:
         )
         if self.precision not in PRECISIONS:
             raise UserError(f"run.precision={self.precision} is not one of fp32, bf16, fp16")
-        check_kind(self.grad_checkpointing)
+        self._check_recomputation()
         if self.parallel not in _PARALLEL:
             raise UserError(f"run.parallel={self.parallel} is not one of {', '.join(_PARALLEL)}")
         require(
@@ -103,6 +102,76 @@ class RunConfig:
             f"run.requeue_status={self.requeue_status} is not in 3..125, the statuses that nothing "
             "else uses; try 75",
         )
-        check_names(self.trackers)
+        if self.trackers:
+            from pretrain.records.trackers import check_names  # accelerate's names; takes seconds
+
+            check_names(self.trackers)
         if self.resume not in _RESUME:
             raise UserError(f"run.resume={self.resume} is not one of {', '.join(_RESUME)}")
+
+    def _check_recomputation(self) -> None:
+        kind = self.grad_checkpointing
+        was = {"true": "; true is now full", "false": "; false is now none"}.get(kind.lower(), "")
+        require(
+            kind in RECOMPUTATIONS,
+            f"run.grad_checkpointing={kind} is not one of {', '.join(RECOMPUTATIONS)}{was}",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How long, how fast and by which rule the weights move.
+
+    The defaults are the paper's for pretraining, but for the number of steps: gains diminish after
+    100k of its 1M. Source: Dosovitskiy et al. 2021, sections 4.1 and B.1.2.
+    """
+
+    steps: int = setting(100_000, "optimizer steps of the run")
+    batch_size: int = setting(4096, "images a step, over all processes and accumulation")
+    algorithm: str = setting("adamw", "adamw (weight decay decoupled) or sgd (Nesterov off)")
+    lr: float = setting(2e-4, "peak learning rate")
+    weight_decay: float = setting(0.1, "not applied to biases, norms, positions and tokens")
+    betas: tuple[float, float] = setting((0.9, 0.999), "adamw's decay rates")
+    momentum: float = setting(0.9, "sgd's momentum")
+    warmup_steps: int = setting(10_000, "steps of linear warm-up; then a cosine down to 0")
+    layer_decay: float = setting(1.0, "factor on the learning rate for each block further down")
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 does not clip")
+    ema: float = setting(0.0, "decay of the averaged weights that encoder/ then holds; 0 is off")
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size"):
+            value = getattr(self, key)
+            require(value > 0, f"optim.{key}={value} must be above 0")
+        for key in ("lr", "weight_decay", "warmup_steps", "grad_clip"):
+            value = getattr(self, key)
+            require(0 <= value < math.inf, f"optim.{key}={value} is not a number from 0")
+        for key in ("ema", "momentum"):
+            value = getattr(self, key)
+            require(0 <= value < 1, f"optim.{key}={value} is not in [0, 1)")
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas={list(self.betas)} are not in [0, 1); the paper has [0.9, 0.999]",
+        )
+        require(
+            0 < self.layer_decay <= 1,
+            f"optim.layer_decay={self.layer_decay} is not in (0, 1]; 1 is off",
+        )
+        require(
+            self.warmup_steps <= self.steps,
+            f"optim.warmup_steps={self.warmup_steps} is over optim.steps={self.steps}; "
+            f"try {self.steps // 10}",
+        )
+        if self.algorithm not in _ALGORITHMS:
+            raise UserError(
+                f"optim.algorithm={self.algorithm} is not one of {', '.join(_ALGORITHMS)}"
+            )
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of step 0 <= `step` < `steps`.
+
+        Linear from lr / warmup_steps to lr, then a cosine that would reach 0 at `steps`.
+        """
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
