@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts._docs.drawing import draw
-from scripts._docs.reference import escape
+from scripts._docs.markdown import escape
 from scripts._docs.rooms import find_arrows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,4 +93,5 @@ def test_arrows_are_those_of_the_imports(tmp_path: Path) -> None:
 
 
 def test_text_is_not_taken_for_markup() -> None:
-    assert escape("train-*.tar <x> [a](b)") == r"train-\*.tar \<x> \[a](b)"
+    assert escape("a*.tar <x> [a](b) c|d") == r"a\*.tar \<x> \[a](b) c\|d"
+    assert escape("`data.*`: *") == r"`data.*`: \*"

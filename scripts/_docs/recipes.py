@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from scripts._docs.reference import escape
+from scripts._docs.markdown import escape
 
 _LABEL = re.compile(r"([a-z][a-z, ]*):( +)")
 _HEAD = """# Recipes

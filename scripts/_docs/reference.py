@@ -13,6 +13,7 @@ from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import keys
 from pretrain.configuration.values import Key
+from scripts._docs.markdown import escape
 
 _KEYS: dict[str, tuple[str, type[Any]]] = {
     "pretrain": ("pretrain/run.py", PretrainConfig),
@@ -136,10 +137,3 @@ def _description(text: str) -> str:
 
 def _is_code(line: str) -> bool:
     return line.startswith(" ")
-
-
-def escape(text: str) -> str:
-    """Return text without what Markdown would take for emphasis, HTML or a link."""
-    for character in "*<[":
-        text = text.replace(character, f"\\{character}")
-    return text

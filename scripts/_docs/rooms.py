@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from scripts._docs.markdown import escape
+
 Arrows = dict[str, set[str]]
 """By each room's name those that it imports."""
 
@@ -30,7 +32,7 @@ def _first_line(path: Path) -> str:
     text = ast.get_docstring(_parse(path))
     if text is None:
         raise ValueError(f"{path} has no docstring")
-    return text.split("\n\n")[0].replace("\n", " ").replace("|", "\\|").replace("*", "\\*")
+    return escape(text.split("\n\n")[0].replace("\n", " "))
 
 
 @cache
