@@ -8,8 +8,9 @@ pretraining, `measures.NAME.key=value` of a measure, `budget.minutes=5` gives al
 of training in place of the same steps: a short run of each row, thrown away, measures its speed,
 and the number of steps follows from it. So give such a table a machine of its own.
 
-Each step is a command that a user would type. The same command again goes on where it was; what is
-finished is not run again, and what has another definition is refused. Two processes share the rows.
+Each step is a command that a user would type. The same command again goes on where it was, and what
+is finished is not run again. A run refuses other keys than it began with; a measure is made anew.
+Two processes share the rows.
 
 DIR (runs/ablate/NAME) holds table.md, table.json, and the runs: DIR/ROW/seed-0. `--table` writes
 the table of what is there. Status 1: a row failed; the others went on.
@@ -26,44 +27,36 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()  # before the imports below, which take seconds
 
 from data.settings import OneLineParser, require, require_utf8, run_entry_point
-from scripts._ablate.plan import Ablation
-from scripts._ablate.reading import read_plan
-from scripts._ablate.running import run_tasks, seeds_from, tasks_of
+from scripts._ablate.plan import read_plan, read_seeds
+from scripts._ablate.runs import list_tasks, run_tasks
 from scripts._ablate.table import write_table
 
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/ablate.py ARGUMENTS`; leave with status 1 where a row failed."""
     require_utf8(arguments)
-    asked = _parse(arguments)
-    ablation = read_plan(asked.ablation, asked.overrides)
-    seeds = ablation.seeds if asked.seeds is None else seeds_from(asked.seeds)
-    output = Path(asked.output or f"runs/ablate/{ablation.name}")
-    all_tasks = tasks_of(ablation, seeds, output)
-    names = _chosen(ablation, asked.rows)
-    tasks = [task for task in all_tasks if task.row.name in names]
-    for task in tasks:
-        task.check()
-    failures = 0 if asked.table else run_tasks(tasks, all_tasks)
-    print(write_table(all_tasks, output), end="")
+    options = _parse(arguments)
+    plan = read_plan(options.plan, options.overrides)
+    seeds = plan.seeds if options.seeds is None else read_seeds("--seeds", options.seeds)
+    output = Path(options.output or f"runs/ablate/{plan.name}")
+    names = list(plan.rows) if options.rows is None else options.rows.split(",")
+    for name in names:
+        known = ", ".join(plan.rows)
+        require(name in plan.rows, f"--rows={options.rows}: {name} is no row; known: {known}")
+    tasks = list_tasks(plan, seeds, output)
+    chosen = [] if options.table else [task for task in tasks if task.row.name in names]
+    failures = run_tasks(chosen, lambda: write_table(plan, tasks, output))
+    _, text = write_table(plan, tasks, output)
+    print(text, end="")
     if failures:
         sys.exit(1)
 
 
-def _chosen(ablation: Ablation, text: str | None) -> set[str]:
-    names = list(ablation.rows) if text is None else text.split(",")
-    for name in names:
-        known = ", ".join(ablation.rows)
-        require(name in ablation.rows, f"--rows={text}: {name} is no row; known: {known}")
-    return set(names)
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(description=__doc__, formatter_class=formatter)
     option = parser.add_argument
-    option("ablation", metavar="NAME|FILE.yaml", help="of configs/ablate, or your own")
+    option("plan", metavar="NAME|FILE.yaml", help="of configs/ablate, or your own")
     option("overrides", nargs="*", metavar="key=value", help="of all rows")
     option("--output", metavar="DIR", help="(runs/ablate/NAME)")
     option("--seeds", metavar="0,1,2", help="in place of the YAML's")

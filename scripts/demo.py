@@ -20,9 +20,9 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()
 
+from data.commands import run_command
 from data.demo import FOLDER, make_demo_shards
 from data.settings import OneLineParser, run_entry_point
-from scripts._ablate.jobs import Children
 
 RUN = Path("runs/demo")
 PROBE = "probe.train=shards/demo/train-*.tar probe.val=shards/demo/val-000000.tar probe.every=100"
@@ -59,20 +59,19 @@ def main(arguments: list[str]) -> None:
         print(f"  {number}. {title}")
     print(f"\n== The shards, tiles of eight photographs, lie in {FOLDER}")
     make_demo_shards()
-    with Children() as children:
-        for number, (title, command) in enumerate(STEPS, start=1):
-            print(f"\n== {number}/{len(STEPS)} {title}\n$ {command}", flush=True)
-            if title.startswith("Export") and (RUN / "export").exists():
-                print(f"{RUN}/export is there already")
-                continue
-            _run(command, children)
+    for number, (title, command) in enumerate(STEPS, start=1):
+        print(f"\n== {number}/{len(STEPS)} {title}\n$ {command}", flush=True)
+        if title.startswith("Export") and (RUN / "export").exists():
+            print(f"{RUN}/export is there already")
+            continue
+        _run(command)
     _summarise(time.monotonic() - begin)
 
 
-def _run(command: str, children: Children) -> None:
+def _run(command: str) -> None:
     """Run a command with this interpreter's own programs."""
     program, *arguments = command.split()
-    status = children.status_of([str(Path(sys.executable).with_name(program)), *arguments])
+    status = run_command([str(Path(sys.executable).with_name(program)), *arguments])
     if status:
         print(f"failed with status {status}: {command}", file=sys.stderr)
         sys.exit(status)

@@ -19,7 +19,7 @@ ROOMS = [
     "data.text data.disks data.processes data.randomness data.devices data.batch "
     "data.shared_memory",
     "data.settings data.order",
-    "data.storage data.images data.shards",
+    "data.storage data.images data.shards data.commands",
     "data.config data.listing data.folder",
     "data.index",
     "data.reading data.demo",

@@ -1,1 +1,1 @@
-"""What ablate.py is made of: the plan, the jobs that it runs, equal wall time, the table."""
+"""The parts of ablate.py: the plan, the runs, equal training time, the table."""

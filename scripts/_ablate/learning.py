@@ -3,17 +3,14 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data.settings import require
-from scripts._ablate.jobs import read_json
-from scripts._ablate.plan import Ablation, Row
-from scripts._ablate.reading import read_plan
-from scripts._ablate.running import run_tasks, seeds_from, tasks_of
+from scripts._ablate.plan import Plan, Row, read_plan, read_seeds
+from scripts._ablate.runs import list_tasks, run_tasks
 from scripts._ablate.table import write_table
-from scripts._benchmark.alternatives.config import NAMES
+from scripts._benchmark.alternatives.config import NAMES, AlternativePretrainConfig
 from scripts._benchmark.installed import is_installed
 from scripts._benchmark.rounds import Speeds, add_values, make_record, table
 
@@ -34,20 +31,17 @@ def measure_learn(asked: argparse.Namespace) -> tuple[dict[str, Any], str]:
         UserError: A key or a row is wrong.
     """
     minutes = [] if asked.minutes is None else [f"budget.minutes={asked.minutes:g}"]
-    ablation = read_plan(asked.plan, [*asked.overrides, *minutes])
-    seeds = ablation.seeds if asked.seeds is None else seeds_from(asked.seeds)
-    ablation = replace(ablation, rows=_chosen(ablation, asked.against))
-    output = Path(asked.output or f"runs/ablate/{ablation.name}")
-    tasks = tasks_of(ablation, seeds, output)
-    for task in tasks:
-        task.check()
-    num_failed = run_tasks(tasks, tasks)
-    text = write_table(tasks, output)
-    found = read_json(output / "table.json")
+    plan = read_plan(asked.plan, [*asked.overrides, *minutes])
+    seeds = plan.seeds if asked.seeds is None else read_seeds("--seeds", asked.seeds)
+    plan = plan._replace(rows=_chosen(plan, asked.against))
+    output = Path(asked.output or f"runs/ablate/{plan.name}")
+    tasks = list_tasks(plan, seeds, output)
+    num_failed = run_tasks(tasks, lambda: write_table(plan, tasks, output))
+    found, text = write_table(plan, tasks, output)
     settings = {
         "plan": asked.plan,
         "overrides": list(asked.overrides),
-        "minutes": ablation.budget.minutes,
+        "minutes": plan.minutes,
         "seeds": list(seeds),
     }
     (accuracies, pairs), *more = (_accuracies(found["rows"], measure) for measure in _MEASURES)
@@ -58,13 +52,13 @@ def measure_learn(asked: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return record, f"{text}\n{table(record)}" if record["ratios"] else text
 
 
-def _chosen(ablation: Ablation, against: str | None) -> dict[str, Row]:
+def _chosen(plan: Plan, against: str | None) -> dict[str, Row]:
     """Choose ours and those asked for; leave out what is not installed, and say so."""
-    names = list(ablation.rows) if against is None else [OURS, *against.split(",")]
-    known = ", ".join(ablation.rows)
+    names = list(plan.rows) if against is None else [OURS, *against.split(",")]
+    known = ", ".join(plan.rows)
     for name in names:
-        require(name in ablation.rows, f"--against={against}: {name} is no row; known: {known}")
-    rows = {name: row for name, row in ablation.rows.items() if name in names}
+        require(name in plan.rows, f"--against={against}: {name} is no row; known: {known}")
+    rows = {name: row for name, row in plan.rows.items() if name in names}
     for name, package in _missing(rows):
         print(
             f"row {name} is left out: it needs {package}, which is not installed; run pip install "
@@ -77,8 +71,9 @@ def _chosen(ablation: Ablation, against: str | None) -> dict[str, Row]:
 
 def _missing(rows: dict[str, Row]) -> Iterator[tuple[str, str]]:
     for name, row in list(rows.items()):
-        if row.script == "alternative":
-            module, package = NAMES[row.load().alternative.name]
+        config = row.load()
+        if isinstance(config, AlternativePretrainConfig):
+            module, package = NAMES[str(config.alternative.name)]
             if not is_installed(module):
                 yield name, package
 

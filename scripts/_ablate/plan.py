@@ -1,130 +1,293 @@
-"""What an ablation is: rows, measures, a budget; and how they become arguments."""
+"""The plan of an ablation: its YAML (configs/ablate/), read and checked before anything runs."""
 
+import difflib
+import importlib
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
-from pretrain.config import PretrainConfig
+from data.settings import UserError, require
+from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
-from scripts._ablate.values import Overrides, text_of
-from scripts._benchmark.alternatives.config import AlternativePretrainConfig, load_alternative
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS: dict[str, tuple[type[Any], str]] = {  # what a measure's script reads, and its folder's key
-    "fewshot": (FewshotConfig, "fewshot.dir"),
-    "probe": (LinearConfig, "probe.dir"),
-    "finetune": (FinetuneConfig, "run.dir"),
-}
-PRETRAININGS: dict[str, tuple[type[Any], str]] = {  # what a row's script reads, and the script
-    "pretrain": (PretrainConfig, "pretrain/run.py"),
-    "alternative": (AlternativePretrainConfig, "scripts/pretrain_alternative.py"),
-}
+_KEYS = ("config", "common", "budget", "seeds", "show", "paper", "measures", "rows")
+_SHOWN = ("val/loss", "val/accuracy", "val/accuracy_mask", "val/accuracy_neighbour")
+_UNTRAINED = {"optim.steps": 1, "optim.warmup_steps": 0, "optim.lr": 0.0}
+_ALIKE = "which the ablation sets alike in all rows; use common or seeds"
+_Values = dict[str, Any]  # dotted key -> value, as YAML gives it or as it was typed
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What is equal in all rows: the steps, or with `minutes` the time of training.
+class Script(NamedTuple):
+    """An entry point that pretrains or measures.
 
     Attributes:
-        minutes: None: equal steps.
-        warmup_seconds: Of the run that measures a row's speed.
+        path: In the checkout.
+        reader: `module:name` of its configuration's class, or of the function that loads it. It is
+            imported when a plan names it: other projects' objectives stay out of the rest.
+        folder: The key of the folder that it writes to.
+        features: The key of the folder of its features, if it reads any.
     """
 
-    minutes: float | None = None
-    warmup_seconds: float = 20.0
+    path: str
+    reader: str
+    folder: str = "run.dir"
+    features: str | None = None
+
+
+PRETRAININGS = {
+    "pretrain": Script("pretrain/run.py", "pretrain.config:PretrainConfig"),
+    "alternative": Script(
+        "scripts/pretrain_alternative.py", "scripts._benchmark.alternatives.config:load_alternative"
+    ),
+}
+MEASURES = {
+    "fewshot": Script(
+        "finetune/fewshot.py", "finetune.config:FewshotConfig", "fewshot.dir", "fewshot.features"
+    ),
+    "probe": Script(
+        "finetune/probe.py", "finetune.config:LinearConfig", "probe.dir", "probe.features"
+    ),
+    "finetune": Script("finetune/run.py", "finetune.config:FinetuneConfig"),
+}
 
 
 @dataclass(frozen=True)
-class Measure:
-    """What is measured of an encoder after pretraining.
+class Command:
+    """An entry point and what it is given.
 
     Attributes:
-        name: Of its folder and its columns.
-        script: A key of `SCRIPTS`.
+        name: Of the row or the measure, and of its folder.
+        script: The entry point.
         config: A YAML file, or None.
         overrides: On it.
-        show: Figures in table.md; empty: all accuracies.
     """
 
     name: str
-    script: str
+    script: Script
     config: str | None
-    overrides: Overrides
+    overrides: _Values
+
+    @property
+    def arguments(self) -> list[str]:
+        """What is typed after the script's name."""
+        files = [] if self.config is None else [find_config(self.config)]
+        return files + arguments_of(self.overrides)
+
+    def load(self) -> Any:
+        """Return the configuration, as the script would load it."""
+        return _load(self.script.reader, tuple(self.arguments))
+
+
+@dataclass(frozen=True)
+class Measure(Command):
+    """A measurement of the encoders; without figures to show, all accuracies are shown."""
+
     show: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table.
+class Row(Command):
+    """A line of the table: a pretraining, and a published value beside it."""
 
-    Attributes:
-        name: Of its folder.
-        script: A key of `PRETRAININGS`.
-        config: The pretraining's YAML.
-        overrides: Of the pretraining, the common ones included.
-        encoder_of: The row whose pretraining it measures; its own name if that is its own.
-        is_untrained: Whether its encoder gets no training.
-        paper: A published value.
-        measures: With this row's own overrides.
-    """
-
-    name: str
-    script: str
-    config: str
-    overrides: Overrides
-    encoder_of: str
     is_untrained: bool
     paper: float | None
-    measures: tuple[Measure, ...]
-
-    @property
-    def arguments(self) -> list[str]:
-        """What is typed after its script's name."""
-        return arguments_of(self.config, self.overrides)
-
-    def load(self) -> Any:
-        """Load the pretraining's configuration."""
-        return load_once(PRETRAININGS[self.script][0], tuple(self.arguments))
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """A table to be.
+class Plan(NamedTuple):
+    """An ablation.
 
     Attributes:
         name: Its YAML's.
         rows: By name.
-        budget: What is equal in all of them.
+        measures: Of each row's encoder.
+        minutes: Of each row's training; None: all take equal steps.
         seeds: Of each row.
         show: Figures of the pretraining in table.md.
-        paper: What the rows' published values are.
+        paper: Where the rows' published values come from.
     """
 
     name: str
     rows: dict[str, Row]
-    budget: Budget
+    measures: list[Measure]
+    minutes: float | None
     seeds: tuple[int, ...]
     show: tuple[str, ...]
     paper: str
 
 
-def arguments_of(config: str | None, overrides: Overrides) -> list[str]:
-    """Return what is typed after an entry point's name."""
-    files = [] if config is None else [find_config(config)]
-    return files + [f"{key}={text_of(key, value)}" for key, value in overrides.items()]
+@cache
+def _load(reader: str, arguments: tuple[str, ...]) -> Any:
+    """Load a configuration; rows share many."""
+    module, _, name = reader.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    return load(kind, list(arguments)) if isinstance(kind, type) else kind(list(arguments))
+
+
+def arguments_of(overrides: _Values) -> list[str]:
+    """Return overrides as they are typed on a command line."""
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in overrides.items()}
+    return [f"{key}={text}" for key, text in texts.items()]
 
 
 def find_config(path: str) -> str:
-    """Find a configuration from the current folder, else from the checkout."""
+    """Return the path of a configuration: from the current folder, else from the checkout."""
     is_elsewhere = not Path(path).is_file() and (ROOT / path).is_file()
     return str(ROOT / path) if is_elsewhere else path
 
 
-@cache
-def load_once(kind: type[Any], arguments: tuple[str, ...]) -> Any:
-    """Load a configuration; rows share many."""
-    if kind is AlternativePretrainConfig:
-        return load_alternative(list(arguments))
-    return load(kind, list(arguments))
+# ---------------------------------------------------------------- reading it
+
+
+def read_plan(name: str, arguments: Sequence[str]) -> Plan:
+    """Read `configs/ablate/NAME.yaml`, or a file, and check each configuration in it.
+
+    Args:
+        name: As typed.
+        arguments: `key=value` of all rows' pretraining; `measures.NAME.key=value` of a measure;
+            `budget=steps` or `budget.minutes=5`.
+
+    Raises:
+        UserError: A key or a value is wrong; the row is named.
+    """
+    path = _find(name)
+    content, typed = _mapping(path, read_yaml(path), _KEYS), _split(arguments)
+    minutes = _read_minutes(typed.pop("budget", content.get("budget")), typed)
+    written = _mapping("measures", content.get("measures"))
+    measures = [_read_measure(key, value, typed) for key, value in written.items()]
+    for key in typed:
+        is_wrong = key.startswith(("measures.", "budget."))
+        require(not is_wrong, f"{key} is no key; measures: {', '.join(written)}")
+    fixed = dict.fromkeys(("run.dir", "run.seed", "optim.steps"), _ALIKE)
+    fixed |= {"optim.warmup_steps": _ALIKE} if minutes else {}
+    fixed |= dict.fromkeys(typed, "as the command line does; change it in a copy of the YAML")
+    common = _flat("common", content.get("common")) | typed
+    base = Command("", PRETRAININGS["pretrain"], content.get("config"), common)
+    written = _mapping("rows", content.get("rows"))
+    require(bool(written), f"{path} has no rows; see configs/ablate/")
+    rows = {key: _read_row(key, value, base, fixed) for key, value in written.items()}
+    seeds = read_seeds("seeds", content.get("seeds", [0]))
+    show, paper = content.get("show") or _SHOWN, content.get("paper") or "a published value"
+    return Plan(Path(path).stem, rows, measures, minutes, seeds, tuple(show), str(paper))
+
+
+def read_seeds(key: str, values: Any) -> tuple[int, ...]:
+    """Return the seeds of a list, or of text such as 0,1,2.
+
+    Raises:
+        UserError: They are no numbers from 0, or one is there twice.
+    """
+    seeds: Any = values
+    if isinstance(values, str):
+        seeds = [int(part) if part.isdecimal() else part for part in values.split(",")]
+    is_list = isinstance(seeds, list) and len(seeds) > 0
+    is_right = is_list and all(type(seed) is int and seed >= 0 for seed in seeds)
+    rule = "is no list of numbers from 0; try [0, 1, 2], or --seeds=0,1,2"
+    require(is_right, f"{key}={values} {rule}")
+    require(len(set(seeds)) == len(seeds), f"{key}={values} names a seed twice")
+    return tuple(seeds)
+
+
+def _find(name: str) -> str:
+    if name.endswith((".yaml", ".yml")):
+        return find_config(name)
+    names = sorted(path.stem for path in (ROOT / "configs/ablate").glob("*.yaml"))
+    rule = f"is no ablation; give {', '.join(names)}, or a FILE.yaml like those"
+    require(name in names, f"{name} {rule}")
+    return str(ROOT / f"configs/ablate/{name}.yaml")
+
+
+def _read_minutes(written: Any, typed: _Values) -> float | None:
+    where = "budget (steps, or {minutes: 5})"
+    budget = {} if written == "steps" else _mapping(where, written, ["minutes"])
+    value = typed.pop("budget.minutes", budget.get("minutes"))
+    if value is None:
+        return None
+    is_number = re.fullmatch(r"\d*\.?\d+", str(value)) is not None
+    require(is_number and float(value) > 0, f"budget.minutes={value} must be a number above 0")
+    return float(value)
+
+
+def _read_measure(name: str, written: Any, typed: _Values) -> Measure:
+    where = f"measures.{name}"
+    values = _mapping(where, written, ("script", "config", "set", "show"))
+    overrides = _flat(f"{where}.set", values.get("set"))
+    for key in [key for key in typed if key.startswith(f"{where}.")]:
+        overrides[key.removeprefix(f"{where}.")] = typed.pop(key)
+    script, show = values.get("script", name), tuple(map(str, values.get("show") or ()))
+    require(script in MEASURES, f"{where}.script={script} is not one of {', '.join(MEASURES)}")
+    return _check(where, Measure(name, MEASURES[script], values.get("config"), overrides, show))
+
+
+def _read_row(name: str, written: Any, base: Command, fixed: Mapping[str, str]) -> Row:
+    """Read a row.
+
+    Args:
+        name: The row's.
+        written: In the YAML.
+        base: The pretraining that all rows share.
+        fixed: Keys that a row must not set, and why.
+    """
+    where = f"row {name}"
+    values = _mapping(where, written, ("script", "config", "set", "untrained", "paper"))
+    script, known = values.get("script", "pretrain"), ", ".join(PRETRAININGS)
+    require(script in PRETRAININGS, f"{where}: script={script} is not one of {known}")
+    own, is_untrained = _flat(f"{where}: set", values.get("set")), bool(values.get("untrained"))
+    for key in own:
+        require(key not in fixed, f"{where} sets {key}, {fixed.get(key)}")
+    overrides = base.overrides | own | (_UNTRAINED if is_untrained else {})
+    config, paper = values.get("config", base.config), values.get("paper")
+    row = Row(name, PRETRAININGS[script], config, overrides, is_untrained, paper)
+    return _check(where, row)
+
+
+_Part = TypeVar("_Part", Measure, Row)
+
+
+def _check(where: str, part: _Part) -> _Part:
+    """Return a part that can have a folder, and that its script would take."""
+    is_folder = re.fullmatch(r"\w[\w.+-]*", part.name) is not None
+    require(is_folder, f"{where} names a folder; use letters, digits and . _ + - alone")
+    try:
+        part.load()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return part
+
+
+# ---------------------------------------------------------------- its values
+
+
+def _split(arguments: Sequence[str]) -> _Values:
+    """Return the keys of `key=value` arguments, and their values as they are typed."""
+    values: _Values = {}
+    for argument in arguments:
+        key, equals, values[key] = argument.partition("=")
+        require(bool(equals and key), f"{argument} is not of the form key.sub=value; see --help")
+    return values
+
+
+def _mapping(where: str, value: Any, known: Collection[str] | None = None) -> _Values:
+    """Return a mapping with text keys; refuse another thing, and keys that are not known."""
+    value = {} if value is None else value
+    require(isinstance(value, Mapping), f"{where} must hold keys and values, and is {value}")
+    values = {str(key): item for key, item in value.items()}
+    for key in values:
+        if known is not None and key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"{where}: {key} is no key; {hint}")
+    return values
+
+
+def _flat(where: str, value: Any, prefix: str = "") -> _Values:
+    """Return dotted keys of nested ones: {a: {b: 1}} -> {a.b: 1}."""
+    flat: _Values = {}
+    for key, item in _mapping(where, value).items():
+        name = f"{prefix}{key}"
+        flat |= _flat(where, item, f"{name}.") if isinstance(item, Mapping) else {name: item}
+    return flat

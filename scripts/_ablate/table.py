@@ -1,193 +1,146 @@
 """The table: each row's figures over its seeds, as Markdown and as JSON."""
 
+import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.shards import atomic_write
 from pretrain.configuration.layers import read_yaml
 from pretrain.records.logs import read_records
-from scripts._ablate.jobs import read_json, state_of, write_json
-from scripts._ablate.plan import Measure
-from scripts._ablate.rows import Task
+from scripts._ablate.plan import Plan
+from scripts._ablate.runs import Task
 
-Figures = dict[str, float]
-_PLAIN = ("steps", "images_per_second", "minutes")  # of training; always shown
+_FORMATS = {"steps": ".0f", "images_per_second": ".0f", "minutes": ".2f"}  # always shown
+_NOTE = "Mean ± sample deviation over seeds. Minutes are of training alone, without validation."
 
 
-def write_table(tasks: Sequence[Task], output: Path) -> str:
-    """Write table.md and table.json of what is there; return the former."""
-    rows = _rows(tasks)
-    ablation, seeds = tasks[0].ablation, sorted({task.seed for task in tasks})
-    minutes = ablation.budget.minutes
-    budget = "equal steps" if minutes is None else f"equal wall time: {minutes:g} minutes"
-    text = _markdown(tasks, rows, f"{ablation.name}, {budget}")
+def write_table(plan: Plan, tasks: Sequence[Task], output: Path) -> tuple[dict[str, Any], str]:
+    """Write table.json and table.md of what is there, and return both."""
+    rows = [_row([task for task in tasks if task.row is row]) for row in plan.rows.values()]
+    budget = "steps" if plan.minutes is None else f"training time: {plan.minutes:g} minutes"
+    seeds = sorted({task.seed for task in tasks})
+    record = {"name": plan.name, "budget": f"equal {budget}", "seeds": seeds, "rows": rows}
+    text = "\n".join([f"{plan.name}, equal {budget}", "", *_markdown(plan, rows), ""])
     output.mkdir(parents=True, exist_ok=True)
-    record = {"name": ablation.name, "budget": budget, "seeds": seeds, "rows": rows}
-    write_json(output / "table.json", record)
+    with atomic_write(output / "table.json") as file:
+        file.write(json.dumps(record, indent=1).encode() + b"\n")
     (output / "table.md").write_text(text)
-    return text
-
-
-def _rows(tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    found: dict[str, list[Task]] = {}
-    for task in tasks:
-        found.setdefault(task.row.name, []).append(task)
-    return [_row(of_row) for of_row in found.values()]
+    return record, text
 
 
 def _row(tasks: Sequence[Task]) -> dict[str, Any]:
     """Return a row's record: its figures are of those seeds that have them."""
-    by_seed = {task.seed: figures_of(task) for task in tasks}
-    names = dict.fromkeys(name for figures in by_seed.values() for name in figures)
+    values: dict[str, list[float]] = {}
+    for task in tasks:
+        for name, value in _figures(task):
+            values.setdefault(name, []).append(value)
     return {
         "row": tasks[0].row.name,
         "paper": tasks[0].row.paper,
-        "states": {str(task.seed): _state(task) for task in tasks},
-        "figures": {
-            name: _over([found[name] for found in by_seed.values() if name in found])
-            for name in names
-        },
+        "states": {str(task.seed): task.state for task in tasks},
+        "figures": {name: _summary(of_seeds) for name, of_seeds in values.items()},
     }
 
 
-def _over(values: list[float]) -> dict[str, Any]:
+def _summary(values: list[float]) -> dict[str, Any]:
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "deviation": deviation, "values": values}
-
-
-def _state(task: Task) -> str:
-    folders = [task.run_folder, *(job.folder for job in task.measures)]
-    states = [state_of(folder) for folder in folders]
-    failed = [state for state in states if state.startswith("failed")]
-    if failed:
-        return failed[0]
-    if set(states) == {"finished"}:
-        return "finished"
-    return "missing" if set(states) == {"missing"} else "unfinished"
 
 
 # ---------------------------------------------------------------- figures
 
 
-def figures_of(task: Task) -> Figures:
-    """Return what is known of a task: its pretraining's figures, its measures' accuracies."""
-    found: Figures = {}
-    if state_of(task.run_folder) == "finished":
-        found |= _training(task.run_folder)
-    for measure in task.row.measures:
-        folder = task.folder / measure.name
-        if state_of(folder) == "finished":
-            found |= dict(_measured(measure, read_json(folder / "result.json")))
-    return found
+def _figures(task: Task) -> Iterator[tuple[str, float]]:
+    """Yield what is known of a task: its pretraining's figures, its measures' accuracies."""
+    if task.pretraining.state == "finished":
+        yield from _training(task.pretraining.folder)
+    for name, job in task.measures.items():
+        if job.state == "finished":
+            yield from _measured(name, json.loads((job.folder / "result.json").read_text()))
 
 
-def _training(run: Path) -> Figures:
-    """Return the last record, and the time of training: without validations and checkpoints."""
+def _training(run: Path) -> Iterator[tuple[str, float]]:
+    """Yield the last record, and the time of training: without validations and checkpoints."""
     records = read_records(run / "metrics.jsonl")
     batch_size = read_yaml(str(run / "config.yaml"))["optim"]["batch_size"]
-    last, before, seconds = records[-1], 0, 0.0
+    seconds, before = 0.0, 0
     for record in records:
         images = (record["step"] - before) * batch_size
         seconds, before = seconds + images / record["speed/images_per_second"], record["step"]
-    kept = ("train/", "val/", "probe/")
-    figures = {name: value for name, value in last.items() if name.startswith(kept)}
-    return {
-        "steps": last["step"],
-        "images_per_second": last["step"] * batch_size / seconds,
-        "minutes": seconds / 60,
-        **{name: value for name, value in figures.items() if isinstance(value, int | float)},
-    }
+    yield "steps", before
+    yield "images_per_second", before * batch_size / seconds
+    yield "minutes", seconds / 60
+    for name, value in records[-1].items():
+        if name.startswith(("train/", "val/", "probe/")) and isinstance(value, int | float):
+            yield name, value
 
 
-def _measured(measure: Measure, result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def _measured(measure: str, result: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield MEASURE/figure; of several layers or poolings MEASURE/figure@layer.pooling."""
-    cells = result.get("cells")
-    if cells is None:
-        yield f"{measure.name}/accuracy", result["accuracy"]
-        return
-    several = [key for key in ("layer", "pooling") if len({cell[key] for cell in cells}) > 1]
+    cells = result.get("cells", [{"accuracy/accuracy": result.get("accuracy")}])
+    several = [key for key in ("layer", "pooling") if len({cell.get(key) for cell in cells}) > 1]
     for cell in cells:
-        place = ".".join(str(cell[key]) for key in several)
+        view = ".".join(str(cell[key]) for key in several)
         for name, value in cell.items():
-            if name.startswith("accuracy/"):
-                figure = f"{measure.name}/{name.removeprefix('accuracy/')}"
-                yield figure + (f"@{place}" if place else ""), value
+            group, _, figure = name.partition("/")
+            if group == "accuracy":
+                yield f"{measure}/{figure}{'@' if view else ''}{view}", value
 
 
 # ---------------------------------------------------------------- Markdown
 
 
-def _markdown(tasks: Sequence[Task], rows: Sequence[dict[str, Any]], title: str) -> str:
-    names = _columns(tasks, rows)
-    has_paper = any(row["paper"] is not None for row in rows)
-    header = ["row", *(["paper"] if has_paper else []), *map(_headline, names), "seeds"]
-    lines = [header, ["---"] * len(header)]
+def _markdown(plan: Plan, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    names = _shown(plan, dict.fromkeys(name for row in rows for name in row["figures"]))
+    paper = ["paper"] if any(row["paper"] is not None for row in rows) else []
+    header = ["row", *paper, *map(_headline, names), "seeds"]
+    for cells in (header, ["---"] * len(header), *(_cells(row, paper, names) for row in rows)):
+        yield f"| {' | '.join(cells)} |"
+    yield from ["", f"paper: {plan.paper}."] if paper else []
+    yield from ["", _NOTE]
     for row in rows:
-        paper = [] if not has_paper else ["" if row["paper"] is None else f"{row['paper']:.5g}"]
-        cells = [_cell(name, row["figures"].get(name)) for name in names]
-        lines.append([row["row"], *paper, *cells, _seeds(row["states"])])
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    paper = tasks[0].ablation.paper if has_paper else None
-    notes = "".join(f"\n{line}\n" for line in _notes(rows, paper))
-    return f"{title}\n\n{text}{notes}"
+        for seed, state in row["states"].items():
+            if state.startswith("failed"):
+                yield from ["", f"- {row['row']}, seed {seed}, {state}"]
 
 
-def _columns(tasks: Sequence[Task], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Choose what table.md shows, of the figures that any row has."""
-    known = dict.fromkeys(name for row in rows for name in row["figures"])
-    chosen = [name for name in tasks[0].ablation.show if name in known]
-    for measure in tasks[0].row.measures:
-        own = [name for name in known if name.startswith(f"{measure.name}/")]
-        chosen += [
-            name
-            for name in own
-            if not measure.show or name.partition("/")[2].partition("@")[0] in measure.show
-        ]
-    return chosen + [name for name in _PLAIN if name in known]
+def _shown(plan: Plan, known: Collection[str]) -> list[str]:
+    """Choose the figures of table.md among those that any row has."""
+    shown = [name for name in plan.show if name in known]
+    for measure in plan.measures:
+        for name in known:
+            group, _, figure = name.partition("@")[0].partition("/")
+            if group == measure.name and figure in (measure.show or [figure]):
+                shown.append(name)
+    return shown + [name for name in _FORMATS if name in known]
 
 
 def _headline(name: str) -> str:
-    figure, _, place = name.partition("@")
-    words = figure.replace("_", " ").replace("images per second", "images/s")
-    parts = [f"layer {part}" if part.isdecimal() else part for part in place.split(".") if part]
+    figure, _, view = name.partition("@")
+    words = figure.replace("images_per_second", "images/s").replace("_", " ")
+    parts = [f"layer {part}" if part.isdecimal() else part for part in view.split(".") if part]
     return " ".join([words, *parts])
 
 
-def _is_fraction(name: str) -> bool:
-    """Whether a figure is shown in percent; `loss` and the like are not, wherever they stand."""
-    group, _, figure = name.partition("/")
-    is_of_run = group in ("train", "val", "probe")
-    return bool(figure) and (not is_of_run or figure.startswith("accuracy") or group == "probe")
+def _cells(row: dict[str, Any], paper: Sequence[str], names: Sequence[str]) -> list[str]:
+    published = ["" if row["paper"] is None else f"{row['paper']:.5g}" for _ in paper]
+    figures = [_cell(name, row["figures"].get(name)) for name in names]
+    states = list(row["states"].values())
+    others = [state.partition(":")[0] for state in states if state != "finished"]
+    done = f"{len(states) - len(others)} of {len(states)}, {others[0]}" if others else len(states)
+    return [row["row"], *published, *figures, str(done)]
 
 
 def _cell(name: str, figure: dict[str, Any] | None) -> str:
     if figure is None:
         return "missing"
-    mean, deviation = figure["mean"], figure["deviation"]
-    if name in ("steps", "images_per_second"):
-        return f"{mean:.0f}"
-    if name == "minutes":
-        return f"{mean:.2f}"
-    scale, digits, unit = (100, 2, " %") if _is_fraction(name) else (1, 4, "")
+    if name in _FORMATS:
+        return f"{figure['mean']:{_FORMATS[name]}}"
+    group, _, last = name.partition("/")
+    is_fraction = group not in ("train", "val") or last.startswith("accuracy")
+    scale, digits, unit = (100, 2, " %") if is_fraction else (1, 4, "")
+    deviation = figure["deviation"]
     spread = "" if deviation is None else f" ± {scale * deviation:.{digits}f}"
-    return f"{scale * mean:.{digits}f}{spread}{unit}"
-
-
-def _seeds(states: dict[str, str]) -> str:
-    done = sum(state == "finished" for state in states.values())
-    if done == len(states):
-        return "one seed" if done == 1 else str(done)
-    worst = next((s for s in states.values() if s.startswith("failed")), None)
-    rest = "failed" if worst else next(s for s in states.values() if s != "finished")
-    return rest if done == 0 else f"{done} of {len(states)}, rest {rest}"
-
-
-def _notes(rows: Sequence[dict[str, Any]], paper: str | None) -> Iterator[str]:
-    if paper is not None:
-        yield f"paper: {paper}."
-    yield "Mean ± sample deviation over seeds. Minutes are of training alone, without validation."
-    for row in rows:
-        for seed, state in row["states"].items():
-            if state.startswith("failed"):
-                yield f"- {row['row']}, seed {seed}, {state}"
+    return f"{scale * figure['mean']:.{digits}f}{spread}{unit}"

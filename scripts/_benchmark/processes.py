@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from data.commands import run_logged
 from data.devices import num_cores
-from data.settings import RunStopped, require
+from data.settings import require
 from pretrain.records.logs import read_records
-from scripts._ablate.jobs import Children
 from scripts._ablate.plan import ROOT, arguments_of
 from scripts._benchmark.rounds import Speeds, make_record
 from scripts._benchmark.run import RunOptions
@@ -43,16 +43,15 @@ def measure_processes(options: RunOptions, folder: Path) -> dict[str, Any]:
 
     Raises:
         UserError: The encoder cannot be used; threads or images do not divide; there is a GPU.
-        RunStopped: A run ended badly, or this process was asked to leave.
+        RunStopped: A run ended badly, or a signal came.
     """
     commands = _commands(options)
     size, speeds = options.batch_size, Speeds()
-    with Children() as children:
-        speed = _run(commands[ONE], _FIRST, folder, children)
-        steps = _LEFT_OUT + max(1, math.ceil(options.seconds * speed / size))
-        for _ in range(options.rounds):
-            for name, command in commands.items():
-                speeds.add(name, _run(command, steps, folder, children))
+    speed = _run(commands[ONE], _FIRST, folder)
+    steps = _LEFT_OUT + max(1, math.ceil(options.seconds * speed / size))
+    for _ in range(options.rounds):
+        for name, command in commands.items():
+            speeds.add(name, _run(command, steps, folder))
     settings = asdict(options) | {"image_size": options.side, "steps": steps}
     record = make_record("processes", settings, speeds, RATIOS)
     record["machine"]["threads"] = _num_threads(options)
@@ -104,17 +103,15 @@ def _arguments(options: RunOptions, threads: int) -> list[str]:
         "run.log_every": 1,
         "run.checkpoint_minutes": 0,
     }
-    return arguments_of(None, keys)
+    return arguments_of(keys)
 
 
-def _run(command: Sequence[str], steps: int, folder: Path, children: Children) -> float:
+def _run(command: Sequence[str], steps: int, folder: Path) -> float:
     """Run so many steps; return the images a second of those that count."""
     run, log = folder / "run", folder / "output.log"
     every = max(1, steps // 2)
     own = [f"optim.steps={steps}", f"run.checkpoint_every={every}", f"run.dir={run}"]
-    problem = children.run([*command, *own], log)
-    if problem is not None:
-        raise RunStopped(f"a run that was to be measured ended with {problem}")
+    run_logged([*command, *own], log)
     records = read_records(run / "metrics.jsonl")[_LEFT_OUT:]
     shutil.rmtree(run)
     return len(records) / sum(1 / record["speed/images_per_second"] for record in records)

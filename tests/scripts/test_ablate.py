@@ -17,10 +17,12 @@ import pytest
 import yaml
 
 import pretrain.run
+from data import commands
 from data.settings import UserError
+from data.storage.locations import take_lock
 from pretrain.records.logs import read_records
 from scripts import ablate, benchmark
-from scripts._ablate import jobs, learning
+from scripts._ablate import learning
 from tests.launching import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +54,7 @@ def started(plan: Path, *arguments: str) -> Generator[subprocess.Popen[str]]:
 def fork_children(patch: pytest.MonkeyPatch) -> None:
     """Fork what ablations in this process start; those of `started` start new interpreters."""
     names = {name: getattr(subprocess, name) for name in ("DEVNULL", "STDOUT")}
-    patch.setattr(jobs, "subprocess", SimpleNamespace(Popen=Forked, **names))
+    patch.setattr(commands, "subprocess", SimpleNamespace(Popen=Forked, **names))
 
 
 @pytest.fixture
@@ -65,6 +67,14 @@ def wait_for(is_there: Callable[[], bool]) -> None:
     while not is_there():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def is_held(lock: Path) -> bool:
+    try:
+        os.close(take_lock(lock))
+    except BlockingIOError:
+        return True
+    return False
 
 
 def num_records(run: Path) -> int:
@@ -117,6 +127,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, content: Content) -> Path:
     with started(write(plan, content | slow)):
         wait_for(lambda: num_records(folder / "less/seed-0") > 4)
         done = files(folder / "half")
+    wait_for(lambda: not is_held(folder / "less/seed-0/.lock"))  # its run commits, and leaves
     with pytest.MonkeyPatch.context() as patch:
         fork_children(patch)
         ablate.main(typed(plan))
@@ -172,19 +183,49 @@ def test_the_table_is_printed_without_running_anything(
     assert header[-4:] == ["steps", "images/s", "minutes", "seeds"]
     assert (half[1], half[-4], half[-1]) == ("0.64", "30", "2")
     assert "±" in half[2]
-    assert set(more[2:]) == {"missing"}
+    assert set(more[2:-1]) == {"missing"}
+    assert more[-1] == "0 of 2, missing"
 
 
-def test_another_definition_is_refused_by_name(finished: Path) -> None:
-    before = files(finished.with_suffix(""))
+@pytest.mark.usefixtures("forked")
+def test_other_keys_are_refused_by_name(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = finished.read_text()
     rows = {"half": {"set": {"corruption.ratio": 0.5}}, "less": {"set": {"corruption.ratio": 0.3}}}
-    for more in ([], ["--table"]):
-        folder = finished.with_suffix("") / "less/seed-0"
-        text = f"row less, seed 0: {folder} holds another definition of it: "
-        text += "corruption.ratio is 0.3, not 0.25; give it the same keys, or"
-        with pytest.raises(UserError, match=text):
-            ablate.main(typed(change(finished, rows=rows), *more))
-    assert files(finished.with_suffix("")) == before
+    change(finished, rows=rows)
+    ablate.main(typed(finished, "--table"))
+    assert table(finished)["less"]["states"] == {"0": "unfinished", "1": "unfinished"}
+    assert "val/loss" not in table(finished)["less"]["figures"]
+    with pytest.raises(SystemExit):
+        ablate.main(typed(finished, "--seeds=0"))
+    folder = finished.with_suffix("") / "less/seed-0"
+    text = f"{folder} failed: status 2: error: run.dir={folder} holds a run of another "
+    text += "configuration: corruption.ratio is 0.3, not 0.25; give the same keys to resume it, or"
+    assert capsys.readouterr().err.startswith(text)
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    finished.write_text(own)
+    ablate.main(typed(finished))
+    assert table(finished)["less"]["states"] == {"0": "finished", "1": "finished"}
+    assert (folder / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_row_that_another_process_is_at_is_left_to_it(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished.with_suffix("") / "less"
+    rows = yaml.safe_load(finished.read_text())["rows"] | {"more": {"untrained": True}}
+    program = (
+        "from pathlib import Path; from data.storage.locations import take_lock; "
+        f"take_lock(Path({str(folder)!r}, '.ablation.lock')); print(flush=True); input()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        ablate.main(typed(change(finished, rows=rows), "--seeds=0"))
+        other.kill()
+    assert f"{folder}/seed-0: another process is at this row" in capsys.readouterr().out
+    assert table(finished)["more"]["states"] == {"0": "finished"}
 
 
 @pytest.mark.usefixtures("forked")
@@ -195,23 +236,19 @@ def test_measures_are_added_to_what_is_finished(
     keys |= {"data.workers": 0, "fewshot.shots": [1, 5], "fewshot.threads": 1}
     few = {"script": "fewshot", "set": keys | {"fewshot.layers": [1, 2]}, "show": ["5shot"]}
     rows = yaml.safe_load(finished.read_text())["rows"]
-    rows["class"] = {"encoder_of": "half", "measures": {"few": {"fewshot.poolings": ["class"]}}}
     run = finished.with_suffix("") / "half/seed-0"
     before = files(run)
     change(finished, rows=rows, measures={"few": few})
-    ablate.main(typed(finished, "--rows=half,class", "--seeds=0"))
+    ablate.main(typed(finished, "--rows=half", "--seeds=0"))
     assert before.items() <= files(run).items()
     assert "| few/5shot layer 1 | few/5shot layer 2 | steps" in capsys.readouterr().out
     found = table(finished)
-    for name in ("half", "class"):
-        result = json.loads((run.parents[1] / name / "seed-0/few/result.json").read_text())
-        figures = found[name]["figures"]
-        assert result["encoder.init"] == str(run)
-        for cell in result["cells"]:
-            assert cell["pooling"] == {"half": "average", "class": "class"}[name]
-            figure = figures[f"few/5shot@{cell['layer']}"]
-            assert figure["values"] == [cell["accuracy/5shot"]]
-            assert figure["deviation"] is None
+    result = json.loads((run / "few/result.json").read_text())
+    assert result["encoder.init"] == str(run)
+    for cell in result["cells"]:
+        figure = found["half"]["figures"][f"few/5shot@{cell['layer']}"]
+        assert figure["values"] == [cell["accuracy/5shot"]]
+        assert figure["deviation"] is None
     assert not (run / "features").exists()
     assert "few/5shot@1" not in found["less"]["figures"]
 
@@ -227,13 +264,14 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(
     assert left.value.code == 1
     printed, said = capsys.readouterr()
     [failure] = said.splitlines()
-    assert failure.startswith("row bad, seed 0 failed: status 2: error: ")
-    assert failure.removeprefix("row bad, seed 0 failed: ") in printed
+    start = f"{plan.with_suffix('')}/bad/seed-0 failed: "
+    assert failure.startswith(f"{start}status 2: error: ")
+    assert failure.removeprefix(start) in printed
     found = table(plan)
     assert found["bad"]["states"]["0"].startswith("failed: status 2")
     assert found["untrained"]["states"] == {"0": "finished"}
     assert found["untrained"]["figures"]["steps"]["mean"] == 1
-    assert "| one seed |" in printed
+    assert "| 0 of 1, failed |" in printed
     mended = rows | {"bad": {"set": {"encoder.num_heads": 4}}}
     ablate.main(typed(change(plan, rows=mended), "--seeds=0"))
     assert table(plan)["bad"]["states"] == {"0": "finished"}
@@ -246,7 +284,7 @@ def test_a_signal_is_handed_on_and_leaves_a_checkpoint(tmp_path: Path, content: 
     with started(plan, "--rows=half", "--seeds=0") as process:
         wait_for(lambda: num_records(run) > 3)
         assert not (run / "checkpoints").is_dir()
-        process.send_signal(signal.SIGINT)  # which alone would make a run drop all
+        process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == "stopped: SIGINT came; the same command goes on where this one was\n"
@@ -259,12 +297,11 @@ def test_equal_wall_time_measures_the_speed_once(
     tmp_path: Path, content: Content, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = content["common"] | {"optim.steps": 100, "optim.warmup_steps": 10}
-    budget = {"minutes": 0.02, "warmup_seconds": 0.2}
-    plan = write(tmp_path / "mine.yaml", content | {"common": common, "budget": budget})
+    plan = write(tmp_path / "mine.yaml", content | {"common": common, "budget": {"minutes": 0.02}})
     ablate.main(typed(plan, "--rows=half"))
     printed = capsys.readouterr().out
-    assert printed.count("measuring its speed") == 1
-    assert "equal wall time: 0.02 minutes" in printed
+    assert printed.count("measuring the speed") == 1
+    assert "equal training time: 0.02 minutes" in printed
     folder = plan.with_suffix("") / "half"
     kept = json.loads((folder / "speed/ablation.json").read_text())
     assert kept["steps"] == round(kept["images_per_second"] * 0.02 * 60 / 8)
@@ -285,7 +322,7 @@ def learn(tmp_path: Path, content: Content, tiny_finetune: list[str]) -> Path:
     mpp = {"alternative.name": "mpp"}
     content = content | {
         "config": str(base),
-        "budget": {"minutes": 1, "warmup_seconds": 0.01},
+        "budget": {"minutes": 1},
         "measures": {
             "finetune": {"set": {key: yaml.safe_load(value) for key, value in tuned.items()}},
         },
@@ -312,7 +349,7 @@ def test_the_benchmark_learn_divides_ours_by_the_others(
     printed, said = capsys.readouterr()
     text = "row mpp is left out: it needs vit-pytorch, which is not installed; run pip install -e "
     assert said == f"{text}'.[bench]' here\n"
-    assert "equal wall time: 0.003 minutes" in printed
+    assert "equal training time: 0.003 minutes" in printed
     record = json.loads((tmp_path / "learn.json").read_text())
     assert list(record["ratios"]) == ["finetune_vs_mae"]
     rows = {row["row"]: row for row in record["table"]["rows"]}
@@ -328,7 +365,7 @@ def test_the_benchmark_learn_divides_ours_by_the_others(
     assert "decoder_width: 32" in config
     benchmark.main([*arguments, "--seeds=0", "--against=mae"])  # nothing is run again
     printed = capsys.readouterr().out
-    assert "pretraining" not in printed
+    assert "/seed-0\n" not in printed
     assert "finetune_vs_mae" in printed
 
 
@@ -342,7 +379,7 @@ def test_the_benchmark_learn_leaves_with_status_1_where_a_row_failed(
     with pytest.raises(SystemExit) as left:
         benchmark.main([*arguments, f"--json={tmp_path / 'learn.json'}"])
     assert left.value.code == 1
-    assert "row bad, seed 0 failed" in capsys.readouterr().err
+    assert "bad/seed-0 failed: status 2" in capsys.readouterr().err
     assert json.loads((tmp_path / "learn.json").read_text())["num_failed"] == 1
 
 

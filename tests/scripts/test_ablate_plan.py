@@ -10,11 +10,7 @@ import yaml
 from data.settings import UserError
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
-from scripts._ablate.jobs import check_definition, write_json
-from scripts._ablate.plan import Ablation, arguments_of
-from scripts._ablate.reading import read_plan
-from scripts._ablate.running import tasks_of
-from scripts._ablate.values import read_arguments, text_of
+from scripts._ablate.plan import Plan, arguments_of, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["learn", "learn_rates", "masks", "patch_size", "pooling", "positions", "ratio", "targets"]
@@ -31,7 +27,7 @@ ALTERNATIVE = {
 }
 
 
-def read(folder: Path, *arguments: str, **parts: Any) -> Ablation:
+def read(folder: Path, *arguments: str, **parts: Any) -> Plan:
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(MINE | parts))
     return read_plan(str(path), arguments)
@@ -52,7 +48,7 @@ def test_every_row_of_every_file_loads(name: str) -> None:
     for row in ablation.rows.values():
         config = row.load()
         splits = [config.data.shards, config.data.val_shards]
-        for measure in row.measures:
+        for measure in ablation.measures:
             splits += [measure.overrides["data.train"], measure.overrides["data.val"]]
         assert not any("test" in str(split) for split in splits)
         if not row.is_untrained:
@@ -89,8 +85,6 @@ def test_the_benchmarks_rows_differ_in_their_recipes_alone() -> None:
         how = {key: getattr(ours.encoder, key) for key in ("sees_masked", "position", "args")}
         assert replace(config.encoder, **how) == ours.encoder, name
         assert config.run.precision == "bf16"
-    measures = [row.measures for row in rows.values()]
-    assert all(measure == measures[0] for measure in measures)
 
 
 def test_the_candidate_rates_are_of_the_benchmarks_rows() -> None:
@@ -108,50 +102,37 @@ def test_the_candidate_rates_are_of_the_benchmarks_rows() -> None:
 def test_the_command_line_is_of_all_rows_and_of_measures(tmp_path: Path) -> None:
     arguments = ["optim.steps=7", "optim.warmup_steps=1", "budget.minutes=2", "data.mean=[0,0,1]"]
     ablation = read(tmp_path, *arguments, "measures.fewshot.fewshot.shots=[1,2]")
-    assert ablation.budget.minutes == 2
+    assert ablation.minutes == 2
     for row in ablation.rows.values():
-        config = load(PretrainConfig, arguments_of(row.config, row.overrides))
+        config = row.load()
         assert (config.optim.steps, list(config.data.mean or [])) == (7, [0, 0, 1])
-        assert row.measures[0].overrides["fewshot.shots"] == [1, 2]
+    assert ablation.measures[0].load().fewshot.shots == (1, 2)
 
 
 def test_a_row_can_be_pretrained_by_another_projects_objective(tmp_path: Path) -> None:
-    rows: dict[str, Any] = {"ours": {}, "theirs": ALTERNATIVE}
-    ablation = read(tmp_path, rows=rows)
-    ours, theirs = tasks_of(ablation, [0], tmp_path)
-    assert theirs.row.load().alternative.name == "simmim"
-    assert "pretraining" not in ours._pretraining_definition  # as in records that exist
-    for first, second in ((ours, theirs), (theirs, ours)):
-        record = {"state": "finished", "definition": first._pretraining_definition}
-        write_json(tmp_path / "ablation.json", record)
-        check_definition("row", tmp_path, first._pretraining_definition)
-        with pytest.raises(
-            UserError, match=r"pretraining is (pretrain, not alternative|alternative, not pretrain)"
-        ):
-            check_definition("row", tmp_path, second._pretraining_definition)
+    plan = read(tmp_path, rows={"ours": {}, "theirs": ALTERNATIVE})
+    assert plan.rows["theirs"].load().alternative.name == "simmim"
+    assert not hasattr(plan.rows["ours"].load(), "alternative")
 
 
-def test_a_row_can_measure_anothers_encoder(tmp_path: Path) -> None:
-    change = {"fewshot": {"fewshot.poolings": ["class"]}}
-    rows = {"a": {}, "b": {"encoder_of": "a", "measures": change}}
-    found = read(tmp_path, rows=rows).rows
-    assert (found["b"].encoder_of, found["b"].overrides) == ("a", found["a"].overrides)
-    assert found["b"].measures[0].overrides["fewshot.poolings"] == ["class"]
-    assert "fewshot.poolings" not in found["a"].measures[0].overrides
+SHARDS = ["*.tar", "{a,b}.tar", "a-{000000..000009}.tar", "1e3", "exp #7", ["a.tar", "b c.tar"]]
 
 
 @pytest.mark.parametrize(
-    "value", ["a-{000000..000009}.tar", "1", "null", "", "a b", 1e-5, [0.5, 1], None, True, "a: b"]
+    ("key", "value"),
+    [
+        *(("data.shards", value) for value in SHARDS),
+        ("optim.lr", 1e-5),
+        ("optim.betas", (0.5, 1e-1)),
+        ("run.compile", True),
+        ("data.val_shards", None),
+        ("encoder.args", {"act_layer": "gelu", "mlp_ratio": 2.0}),
+    ],
 )
-def test_a_value_is_read_back_as_it_was(value: object) -> None:
-    assert read_arguments([f"key={text_of('key', value)}"]) == {"key": value}
-
-
-@pytest.mark.parametrize("value", ["*.tar", "{a,b}.tar", "1e3", "exp #7", ["a.tar", "b c.tar"]])
-def test_a_text_keys_value_is_read_as_it_is_written(value: object) -> None:
-    arguments = [f"data.shards={text_of('data.shards', value)}"]
-    assert read_arguments(arguments) == {"data.shards": value}
-    assert load(PretrainConfig, arguments).data.shards == value
+def test_a_value_of_the_yaml_is_typed_so_that_it_is_read_back(key: str, value: object) -> None:
+    config = load(PretrainConfig, ["data.shards=a.tar", *arguments_of({key: value})])
+    group, name = key.split(".")
+    assert getattr(getattr(config, group), name) == value
 
 
 @pytest.mark.parametrize(
@@ -180,20 +161,17 @@ def test_a_text_keys_value_is_read_as_it_is_written(value: object) -> None:
             ["corruption.ratio=0.5"],
             "row a: corruption.ratio is of our own objective, and an alternative would ignore it",
         ),
-        ({"rows": {"a": {"encoder_of": "c"}}}, [], "row a: encoder_of=c is no row"),
-        (
-            {"rows": {"a": {}, "b": {"encoder_of": "a", "set": {"encoder.depth": 1}}}},
-            [],
-            "row b measures the encoder of a; leave encoder_of out",
-        ),
-        ({"rows": {"a": {"measures": {"x": {}}}}}, [], "row a: measures.x is no measure"),
         ({"measures": {"knn": {}}}, [], "measures.knn.script=knn is not one of fewshot, probe"),
-        ({"measures": {"fewshot": {}}}, [], "row a, measure fewshot: data.train is missing"),
+        ({"measures": {"fewshot": {}}}, [], "measures.fewshot: data.train is missing"),
         ({"budget": {"minutes": 0}}, [], "budget.minutes=0 must be a number above 0"),
         ({"budget": "minutes"}, [], "budget (steps, or {minutes: 5}) must hold keys and values"),
         ({"seeds": [0, 0]}, [], "seeds=[0, 0] names a seed twice"),
         ({"seeds": "all"}, [], "seeds=all is no list of numbers from 0; try [0, 1, 2]"),
-        ({}, ["encoder.depth=1"], "row b sets encoder.depth itself; change it in a copy"),
+        (
+            {},
+            ["encoder.depth=1"],
+            "row b sets encoder.depth, as the command line does; change it in a copy",
+        ),
         ({}, ["optim.step=1"], "row a: optim.step is no key; did you mean optim.steps?"),
         ({}, ["measures.x.y=1"], "measures.x.y is no key; measures: fewshot"),
         ({}, ["optim.steps"], "optim.steps is not of the form key.sub=value"),

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data.commands import run_logged
 from data.settings import RunStopped, UserError
-from scripts._ablate.jobs import Children
 from scripts._benchmark import memory, our_step, processes, variants
 from scripts._benchmark.apart import in_fresh_process
 from scripts._benchmark.installed import Package, choose
@@ -277,9 +277,7 @@ def test_processes_take_turns_and_the_first_steps_do_not_count(
 def test_two_processes_are_two_ranks_of_one_run(options: RunOptions, tmp_path: Path) -> None:
     command = processes._commands(options)[processes.TWO]
     own = ["optim.steps=2", "data.trace=true", f"run.dir={tmp_path}/run"]
-    with Children() as children:
-        problem = children.run([*command, *own], tmp_path / "log")
-    assert problem is None, (tmp_path / "log").read_text()
+    run_logged([*command, *own], tmp_path / "log")
     for rank in (0, 1):
         steps = (tmp_path / f"run/trace/rank-{rank}.jsonl").read_text().splitlines()
         assert [len(json.loads(line)["keys"]) for line in steps] == [2, 2]
@@ -287,8 +285,8 @@ def test_two_processes_are_two_ranks_of_one_run(options: RunOptions, tmp_path: P
 
 def test_a_run_that_fails_is_told_with_its_last_line(options: RunOptions, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('no room'); raise SystemExit(3)"]
-    with Children() as children, pytest.raises(RunStopped, match="status 3: no room"):
-        processes._run(command, 8, tmp_path, children)
+    with pytest.raises(RunStopped, match="status 3: no room"):
+        processes._run(command, 8, tmp_path)
 
 
 def test_threads_and_images_must_divide(options: RunOptions, tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Running a command as a user would type it: its end, and the signals that come meanwhile."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from data.processes import INTERRUPTED, ask_to_leave_with_parent
+from data.settings import RunStopped
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_ASKED_TO_LEAVE = 75  # a run's status then, `run.requeue_status`
+
+
+class CommandFailed(RunStopped):
+    """A command that ended badly: its status or signal, and the last line that it printed."""
+
+
+def run_command(command: Sequence[str], output: IO[bytes] | None = None) -> int:
+    """Run a command to its end, its output in a file or where ours goes; return its status.
+
+    It has a session of its own. The first signal reaches it as SIGTERM, upon which a run commits a
+    checkpoint, even before its first step; a second one kills it and its loader processes.
+
+    Raises:
+        RunStopped: A signal came.
+    """
+    signals: list[signal.Signals] = []
+    children: list[subprocess.Popen[bytes]] = []
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        signals.append(signal.Signals(number))
+        for child in children:
+            with suppress(ProcessLookupError):
+                if len(signals) > 1:
+                    os.killpg(child.pid, signal.SIGKILL)
+                else:
+                    child.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hand_on) for number in _SIGNALS}
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=ask_to_leave_with_parent,
+        )
+        children.append(child)
+        if signals:  # it came before there was a child
+            child.send_signal(signal.SIGTERM)
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signals:
+        text = f"{signals[0].name} came; the same command goes on where this one was"
+        raise RunStopped(text, INTERRUPTED if signals[0] == signal.SIGINT else _ASKED_TO_LEAVE)
+    return status
+
+
+def run_logged(command: Sequence[str], log: Path) -> None:
+    """Run a command to its end, its output at the end of a file.
+
+    Raises:
+        CommandFailed: It ended badly.
+        RunStopped: A signal came.
+    """
+    with log.open("ab") as file:
+        status = run_command(command, file)
+    if status == 0:
+        return
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    last = next(filter(None, reversed(lines)), "it printed nothing")
+    if status > 0:
+        raise CommandFailed(f"status {status}: {last}")
+    name = signal.Signals(-status).name
+    hint = ", as a kernel does that is short of memory" if name == "SIGKILL" else ""
+    raise CommandFailed(f"killed by {name}{hint}; {last}")
