@@ -14,9 +14,8 @@ Status 0: it holds. 1: it does not. 2: it cannot be said.
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -24,22 +23,46 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()  # before the imports below, which take seconds
 
+from data.config import DataConfig, LabelledDataConfig
 from data.disks import explain
 from data.index.open import open_manifest
-from data.settings import OneLineParser, UserError, require, require_utf8, run_entry_point
+from data.settings import (
+    OneLineParser,
+    UserError,
+    require,
+    require_utf8,
+    run_entry_point,
+    setting,
+)
 from data.shards import atomic_write
 from data.storage.locations import user_path
 from data.text import count
-from finetune.config import FinetuneConfig
-from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.records.checkpoint import find_newest
 from pretrain.records.traces import trace_files
 from pretrain.records.verify import EpochCounts, Verdict, verify
-from scripts._benchmark.alternatives.config import AlternativePretrainConfig
+from pretrain.training.config import OptimConfig, RunConfig
 
 _NUM_SHOWN = 20  # violations, and epochs
+
+
+@dataclass(frozen=True)
+class _Pretraining:
+    """What decides a run's order of samples, whatever its objective."""
+
+    run: RunConfig = setting(RunConfig, "the seed")
+    data: DataConfig = setting(DataConfig, "the images")
+    optim: OptimConfig = setting(OptimConfig, "the batch size")
+
+
+@dataclass(frozen=True)
+class _FineTuning:
+    """The same of fine-tuning."""
+
+    run: RunConfig = setting(RunConfig, "the seed")
+    data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
+    optim: OptimConfig = setting(OptimConfig, "the batch size")
 
 
 def main(arguments: list[str]) -> None:
@@ -72,10 +95,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _verify(run: Path, shards: list[str] | None) -> Verdict:
     path = run / "config.yaml"
     require(path.is_file(), f"RUN={run} has no config.yaml; name the folder of a run")
-    written = read_yaml(str(path))
-    config = load(_kind_of(written), [str(path)])
+    is_pretraining = "shards" in read_yaml(str(path)).get("data", {})
+    config = load(_Pretraining if is_pretraining else _FineTuning, [str(path)], is_part=True)
+    data, key = config.data, "shards" if is_pretraining else "train"
     require(
-        isinstance(config, FinetuneConfig) or config.data.read != "sequential",
+        getattr(data, "read", "random") != "sequential",
         f"RUN={run} has data.read=sequential, where samples may repeat or be missed; only "
         "data.read=random promises each once",
     )
@@ -86,25 +110,13 @@ def _verify(run: Path, shards: list[str] | None) -> Verdict:
     newest = find_newest(run)
     if newest is None:
         raise UserError(f"RUN={run} has no whole checkpoint, so none of its steps is committed yet")
-    key = "train" if isinstance(config, FinetuneConfig) else "shards"
-    data = config.data
     spec, where = (shards, "--shards") if shards else (getattr(data, key), f"data.{key}")
     try:
         manifest = open_manifest(spec, where, data.storage, data.fraction)
     except UserError as error:
         hint = "" if shards else f" (--shards says where those of {path} are now)"
         raise UserError(f"{error}{hint}") from error
-    seed, batch_size = config.run.seed, config.optim.batch_size
-    return verify(run, newest, manifest, seed, batch_size)
-
-
-def _kind_of(
-    written: dict[str, Any],
-) -> type[PretrainConfig | AlternativePretrainConfig | FinetuneConfig]:
-    """Tell whose configuration was written."""
-    if "alternative" in written:  # of scripts/pretrain_alternative.py
-        return AlternativePretrainConfig
-    return PretrainConfig if "shards" in written.get("data", {}) else FinetuneConfig
+    return verify(run, newest, manifest, config.run.seed, config.optim.batch_size)
 
 
 # ---------------------------------------------------------------- saying it

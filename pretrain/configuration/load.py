@@ -59,8 +59,13 @@ _RULES = (
 )
 
 
-def load(config: type[Config], arguments: list[str]) -> Config:
+def load(config: type[Config], arguments: list[str], *, is_part: bool = False) -> Config:
     """Merge the defaults, YAML files, and `key.sub=value` overrides; what comes later wins.
+
+    Args:
+        config: The configuration's class.
+        arguments: As typed.
+        is_part: Leave out groups of keys that the class does not have, instead of refusing them.
 
     Raises:
         UserError: A file cannot be read, or stands after an override; a key is unknown, or a value
@@ -71,6 +76,9 @@ def load(config: type[Config], arguments: list[str]) -> Config:
     texts = {name for name, key in known.items() if key.is_text}
     lists = {name for name, key in known.items() if key.is_list_of_text}
     entries = read_entries(arguments, known, texts, lists)
+    if is_part:
+        groups = {name.split(".")[0] for name in known}
+        entries = [entry for entry in entries if entry.name.split(".")[0] in groups]
     values, problems = merge(entries, known)
     _refuse(problems)
     parts: dict[str, Any] = {}

@@ -416,6 +416,13 @@ def test_misuse_is_told(run: Path, tmp_path: Path) -> None:
     assert "has no trace of its samples; give data.trace=true" in refusal(run)
 
 
+def test_whatever_the_objective_a_run_is_verified(run: Path, ask: Ask) -> None:
+    """Its seed, its shards and its batch size decide the order; other groups are not read."""
+    with (run / "config.yaml").open("a") as file:
+        file.write("mine: {ratio: 0.5}\n")
+    assert ask(run).status == 0
+
+
 # ---------------------------------------------------------------- where the shards are
 
 
