@@ -11,7 +11,6 @@ from scripts._docs.rooms import Arrows
 _WIDTH, _ROW, _BOX, _GAP, _LANE = 380, 62, 32, 8, 8
 """Units of the drawing; a telephone shows it at about 1 pixel a unit."""
 _MOST = 3  # rooms side by side: a name must fit
-_SWEEPS = 4
 
 
 class _Item(NamedTuple):
@@ -95,27 +94,17 @@ def _way(room: _Item, target: _Item) -> list[_Item]:
 
 
 def _order(items: set[_Item], links: set[_Link], num_rows: int) -> list[list[_Item]]:
-    """Order each row by the middle of what its items are linked to, to and fro: few crossings."""
-    rows = [sorted(item for item in items if item.row == row) for row in range(num_rows)]
-    near: dict[_Item, list[_Item]] = {item: [] for item in items}
-    for upper, lower in links:
-        near[upper].append(lower)
-        near[lower].append(upper)
-    for sweep in range(_SWEEPS):
-        step = 1 if sweep % 2 == 0 else -1
-        for row in range(num_rows)[::step]:
-            at = {
-                item: (place + 0.5) / len(others)
-                for others in rows
-                for place, item in enumerate(others)
-            }
-            middle = {
-                item: fmean(
-                    [at[other] for other in near[item] if other.row == row - step] or [at[item]]
-                )
-                for item in rows[row]
-            }
-            rows[row].sort(key=lambda item: (middle[item], item))
+    """Order each row by the middle of what its items lead to, so that few arrows cross."""
+    rows: list[list[_Item]] = []
+    at: dict[_Item, float] = {}
+    for row in range(num_rows):
+        middle = {
+            item: fmean([at[lower] for upper, lower in links if upper == item] or [0.5])
+            for item in items
+            if item.row == row
+        }
+        rows.append(sorted(middle, key=lambda item: (middle[item], item)))
+        at |= {item: (place + 0.5) / len(middle) for place, item in enumerate(rows[-1])}
     return rows
 
 

@@ -25,7 +25,7 @@ _FETCHED = re.compile(
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and put the pages of each folder of the nav in its place."""
-    pages = make_key_pages()
+    pages = make_key_pages(ROOT)
     pages["reference/scripts.md"] = make_scripts_page(ROOT / "scripts")
     pages["results/recipes.md"] = make_recipes_page(ROOT / "configs")
     pages["log/index.md"] = _make_log_index(Path(config.docs_dir) / "log")

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +15,7 @@ from pretrain.config import PretrainConfig
 from pretrain.configuration.load import keys
 from pretrain.configuration.values import Key
 from scripts._docs.markdown import escape
+from scripts._docs.rooms import read_docstring
 
 _KEYS: dict[str, tuple[str, type[Any]]] = {
     "pretrain": ("pretrain/run.py", PretrainConfig),
@@ -23,31 +25,31 @@ _KEYS: dict[str, tuple[str, type[Any]]] = {
 }
 
 
-def make_key_pages() -> dict[str, str]:
-    """Return the pages of keys, by their paths in the site."""
+def make_key_pages(root: Path) -> dict[str, str]:
+    """Return the pages of keys, by their paths in the site.
+
+    Args:
+        root: The checkout.
+    """
     return {
-        f"reference/{name}.md": "\n\n".join(_key_page(script, config))
+        f"reference/{name}.md": "\n\n".join(_key_page(root, script, config))
         for name, (script, config) in _KEYS.items()
     }
 
 
-def _key_page(script: str, config: type[Any]) -> Iterator[str]:
+def _key_page(root: Path, script: str, config: type[Any]) -> Iterator[str]:
     yield f"# Keys of `{script}`"
-    yield _description(str(import_module(script.removesuffix(".py").replace("/", ".")).__doc__))
+    yield _description(read_docstring(root / script))
     yield (
         "Keys are given as `key.sub=value` or in a CONFIG.yaml ([how](index.md)). A run that "
         "resumes refuses another value of a key, unless it *may change on resume*."
     )
-    meanings = {name: field.metadata["meaning"] for name, field in _fields(config).items()}
+    meanings = {group.name: group.metadata["meaning"] for group in fields(config)}
     for group, members in groupby(keys(config), lambda key: key.name.split(".")[0]):
         yield f"## {group}: {meanings[group]} {{#{group}}}"
         for key in members:
             yield f"### `{key.name}` {{#{key.name}}}"
             yield _meaning(key)
-
-
-def _fields(config: type[Any]) -> dict[str, Any]:
-    return config.__dataclass_fields__
 
 
 def _meaning(key: Key) -> str:

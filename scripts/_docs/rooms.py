@@ -28,11 +28,20 @@ def make_files_tables(root: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _first_line(path: Path) -> str:
+def read_docstring(path: Path) -> str:
+    """Return the docstring of a Python file.
+
+    Raises:
+        ValueError: It has none.
+    """
     text = ast.get_docstring(_parse(path))
     if text is None:
         raise ValueError(f"{path} has no docstring")
-    return escape(text.split("\n\n")[0].replace("\n", " "))
+    return text
+
+
+def _first_line(path: Path) -> str:
+    return escape(read_docstring(path).split("\n\n")[0].replace("\n", " "))
 
 
 @cache
