@@ -21,7 +21,6 @@ from data.listing.foreign import MAKE_SHARDS, kind_by_name
 from data.listing.splits import choose_split
 from data.settings import UserError, require
 from data.shards import INDEX_SUFFIX
-from data.storage.files import list_remote
 from data.storage.locations import (
     Storage,
     check_location,
@@ -30,6 +29,7 @@ from data.storage.locations import (
     protocol_of,
     public_name,
 )
+from data.storage.remote import list_remote
 from data.text import escaped, name_some
 
 _OWN_FILES = frozenset({"manifest.jsonl", "plan.json", "classes.txt"})

@@ -13,6 +13,7 @@ from data.storage.locations import (
     is_remote,
     public_name,
 )
+from data.storage.remote import RemoteFile, connections
 
 _CHUNK = 8 << 20  # bytes of a request
 
@@ -57,8 +58,6 @@ def open_file(location: str, storage: Storage, expected: Version | None = None) 
     """
     if not is_remote(location):
         return LocalFile(Path(location))
-    from data.storage.remote import RemoteFile
-
     check_location(location, "shards")
     return RemoteFile(location, storage, expected)
 
@@ -98,23 +97,9 @@ def probe(location: str, storage: Storage) -> Version:
         file.close()
 
 
-def list_remote(pattern: str, storage: Storage) -> list[str]:
-    """List the files behind a glob of s3://, gs:// or hf://, sorted.
-
-    Raises:
-        RunStopped: If the server cannot be asked, also after retries.
-        UserError: As for `open_file`.
-    """
-    from data.storage.remote import list_files
-
-    return list_files(pattern, storage)
-
-
 def keep_connections() -> AbstractContextManager[None]:
     """Keep connections of this process between files that are opened and closed meanwhile.
 
     Without it they close with the last open file. It may be entered in any thread, and nested.
     """
-    from data.storage.remote import connections
-
     return connections.held()

@@ -201,9 +201,3 @@ def check_location(location: str, key: str) -> None:
         raise UserError(f"{key}: {name} is no URL of a file, as in https://host/a.tar")
     if "::" in rest and re.search(r"::\w+://", rest) is not None:
         raise UserError(f"{key}: {public_name(location)} chains URLs with '::'; give one alone")
-
-
-# ---------------------------------------------------------------- files
-
-
-# `data.storage.remote` is imported where a URL is met: fsspec is not needed for local files.

@@ -164,8 +164,13 @@ class RemoteFile:
         )
 
 
-def list_files(pattern: str, storage: Storage) -> list[str]:
-    """List the files behind a glob, sorted; see `data.storage.files.list_remote`."""
+def list_remote(pattern: str, storage: Storage) -> list[str]:
+    """List the files behind a glob of s3://, gs:// or hf://, sorted.
+
+    Raises:
+        RunStopped: If the server cannot be asked, also after retries.
+        UserError: Without the driver for it.
+    """
     with connections.held():
         transport = connections.to(pattern, storage)
         return sorted(retry(lambda: transport.list(pattern), pattern, storage))

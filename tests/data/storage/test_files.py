@@ -21,9 +21,9 @@ from fsspec.registry import _registry
 from data.settings import RunStopped, UserError
 from data.storage import http
 from data.storage import remote as files
-from data.storage.files import keep_connections, list_remote, open_file, probe
+from data.storage.files import keep_connections, open_file, probe
 from data.storage.locations import Missing, Storage, Version, check_location, public_name
-from data.storage.remote import RemoteFile, connections, retry
+from data.storage.remote import RemoteFile, connections, list_remote, retry
 from data.storage.transport import Transient
 from tests.servers import (
     PASSING,
@@ -134,8 +134,11 @@ def test_a_missing_driver_names_the_extra(url: str, module: str, remedy: str) ->
 
 def test_local_files_import_no_driver() -> None:
     code = (
-        "import sys, data.storage, data.shards; data.storage.probe('/dev/null', data.storage."
-        "Storage()); print(sorted({'fsspec', 'aiohttp', 's3fs', 'torch'} & set(sys.modules)))"
+        "import sys, data.shards\n"
+        "from data.storage.files import probe\n"
+        "from data.storage.locations import Storage\n"
+        "probe('/dev/null', Storage())\n"
+        "print(sorted({'fsspec', 'aiohttp', 's3fs', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout == "[]\n"
