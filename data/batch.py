@@ -13,7 +13,7 @@ class Request(NamedTuple):
     stop: int
 
 
-class Place(NamedTuple):
+class SamplePlace(NamedTuple):
     """A sample, and where an epoch has it."""
 
     epoch: int
@@ -45,12 +45,12 @@ class Batch(NamedTuple):
 
     Attributes:
         tensors: `image` uint8 (B, C, H, W); `weight` float32 (B,), 0 for padding and bad samples;
-            `key` int64 (B,), each sample's random key in this epoch; `label` int64 (B,), or of a
-            multi-label set 0 and 1 in int64 (B, K).
+            `random_key` int64 (B,), the seed of each sample's random numbers in this epoch; `label`
+            int64 (B,), or of a multi-label set 0 and 1 in int64 (B, K).
         places: The samples with weight 1, in order.
         bad: The samples that could not be used.
     """
 
     tensors: dict[str, Tensor]
-    places: list[Place]
+    places: list[SamplePlace]
     bad: list[LedgerEntry]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.batch import Batch, LedgerEntry, Place, Request
+from data.batch import Batch, LedgerEntry, Request, SamplePlace
 from data.images.boxes import AUGMENTATION, NUM_UNIFORM
 from data.images.transforms import MODES, UnreadableImage, evaluation_crop, training_crop
 from data.index.manifest import Manifest
@@ -85,7 +85,7 @@ class Samples(Dataset[Batch]):
             for slot in np.flatnonzero(ids != _PADDING).tolist()
         }
         places = {
-            slot: Place(
+            slot: SamplePlace(
                 request.epoch,
                 request.start + slot,
                 self.manifest.shards.names[shard],
@@ -140,7 +140,7 @@ class Samples(Dataset[Batch]):
 
 def fill_batch(
     keys: np.ndarray,
-    places: Mapping[int, Place],
+    places: Mapping[int, SamplePlace],
     shape: tuple[int, int, int],
     read: Callable[[int], tuple[bytes, int | np.ndarray]],
     crop: Callable[[bytes, np.ndarray], Tensor],
@@ -171,7 +171,7 @@ def fill_batch(
             bad.append(LedgerEntry(*place, str(error)))
             continue
         weight[slot] = 1
-    arrays = {"weight": weight, "key": keys, "label": label}
+    arrays = {"weight": weight, "random_key": keys, "label": label}
     tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
     good = [place for slot, place in places.items() if weight[slot]]
     return Batch({"image": image, **tensors}, good, bad)

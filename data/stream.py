@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.ahead.lookahead import ReadPlan
 from data.ahead.prefetch import Prefetcher, node_slots
-from data.batch import Batch, LedgerEntry, Place, Request
+from data.batch import Batch, LedgerEntry, Request, SamplePlace
 from data.index.record import changes, record
 from data.processes import end_with_parent, file_limit, leave_signals_to_parent, shortage
 from data.samples import Samples
@@ -157,7 +157,7 @@ class Parcel:
 
     image: Tensor
     arrays: dict[str, np.ndarray]
-    places: list[Place]
+    places: list[SamplePlace]
     bad: list[LedgerEntry]
 
     @classmethod

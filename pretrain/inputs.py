@@ -22,7 +22,7 @@ from pretrain.evaluation.probe import Probe
 from pretrain.ranks import on_main, open_shards
 from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.contract import Evaluator
-from pretrain.training.validation import evaluate
+from pretrain.training.validation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +100,9 @@ def open_evaluators(
         samples = Samples(shards, size, config.run.seed, channels=channels)
         batches = partial(evaluation_batches, samples, part, data.workers)
         total = shards.num_samples
-        validate = partial(evaluate, accelerator, batches, "data.val_shards", total)
+        measure = partial(validate, accelerator, batches, "data.val_shards", total)
         every = config.run.eval_every
-        evaluators.append(Evaluator("val", every, validate, illustrator(samples)))
+        evaluators.append(Evaluator("val", every, measure, illustrator(samples)))
     if config.probe.train:
         probe = Probe(accelerator, config.probe, data, encoder, part)
         if isinstance(stream, TrainingStream):

@@ -38,8 +38,8 @@ from tqdm import tqdm
 
 from data.disks import explain
 from data.folder.plan import (
+    ImageFolder,
     PlanOptions,
-    Source,
     SourceImage,
     find_images,
     load_image,
@@ -206,7 +206,7 @@ def _write_missing(source: Path, out: Path, plan: _Plan) -> None:
     assert next(images, None) is None  # and so the progress bar is closed
 
 
-def _write_classes(out: Path, source: Source) -> None:
+def _write_classes(out: Path, source: ImageFolder) -> None:
     if source.classes:
         with atomic_write(out / CLASSES_NAME) as file:
             file.write("".join(f"{name}\n" for name in source.classes).encode())
@@ -215,7 +215,7 @@ def _write_classes(out: Path, source: Source) -> None:
 # ---------------------------------------------------------------- the report
 
 
-def _report(arguments: argparse.Namespace, source: Source, plan: _Plan) -> None:
+def _report(arguments: argparse.Namespace, source: ImageFolder, plan: _Plan) -> None:
     """Say what was written, what was left out, and what to do next."""
     out: Path = arguments.out
     images = {
@@ -240,7 +240,7 @@ def _report(arguments: argparse.Namespace, source: Source, plan: _Plan) -> None:
     print(f"(on GPUs: accelerate launch -q in place of python, and {_GPU_RECIPE})")
 
 
-def _report_classes(source: Source, val: Sequence[SourceImage], *, has_split: bool) -> None:
+def _report_classes(source: ImageFolder, val: Sequence[SourceImage], *, has_split: bool) -> None:
     """Name the classes without an image, and those that validation lacks."""
     present, in_val = ({image.label for image in own} for own in (source.images, val))
     named = list(enumerate(source.classes))

@@ -40,7 +40,7 @@ class SourceImage:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageFolder:
     """What a source folder holds.
 
     Attributes:
@@ -75,7 +75,7 @@ class PlanOptions:
 
 def find_images(
     source: Path, *, is_unlabelled: bool = False, classes: Sequence[str] | None = None
-) -> Source:
+) -> ImageFolder:
     """List the images below a folder (see `Listing`).
 
     Args:
@@ -106,7 +106,7 @@ def find_images(
     )
     names = tuple(labels if classes is None else classes)
     no_class = [] if why else folders_without_images(listing)
-    return Source(images, names, (*listing.left_out(), *no_class), why)
+    return ImageFolder(images, names, (*listing.left_out(), *no_class), why)
 
 
 def _why_unlabelled(listing: Listing, is_unlabelled: bool) -> str | None:
@@ -214,7 +214,7 @@ def _tar_bytes(image: SourceImage) -> int:
     return _BLOCK + -(-image.num_bytes // _BLOCK) * _BLOCK + label_bytes
 
 
-def plan_hash(source: Source, options: PlanOptions) -> str:
+def plan_hash(source: ImageFolder, options: PlanOptions) -> str:
     """Hash what decides the shards' bytes: files, sizes, labels, classes and options."""
     digest = sha256(json.dumps([asdict(options), source.classes]).encode())
     for image in source.images:

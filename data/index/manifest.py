@@ -199,7 +199,7 @@ def unthinned(manifest: Manifest) -> Manifest:
 # ---------------------------------------------------------------- folders
 
 
-class Place(NamedTuple):
+class ShardPlace(NamedTuple):
     """Where a shard lies.
 
     Attributes:
@@ -225,15 +225,15 @@ class Place(NamedTuple):
         return f"{self.folder}/{MANIFEST_NAME}{self.query}"
 
 
-def split_location(location: str) -> Place:
+def split_location(location: str) -> ShardPlace:
     """Split a location into its folder and its name there."""
     if not (is_remote(location) and protocol_of(location) in ("http", "https")):
         folder, _, file = location.rpartition("/")
-        return Place(folder or "/", file, location, "")
+        return ShardPlace(folder or "/", file, location, "")
     path = re.split(r"[?#]", location, maxsplit=1)[0]
     folder, _, name = path.rpartition("/")
     query = location[len(path) :]
-    return Place(folder, _file_name(unquote(name), query), path, query)
+    return ShardPlace(folder, _file_name(unquote(name), query), path, query)
 
 
 def _file_name(name: str, query: str) -> str:

@@ -84,7 +84,7 @@ def shared_files(locations: Iterable[str], val: Shards) -> list[str]:
     """Name the shards of `val` that these tars are, by place or byte for byte on this machine.
 
     Args:
-        locations: Of tars without an index, as in `data.sequential.sources.Source`.
+        locations: Of tars without an index, as in `data.sequential.sources.TarSource`.
         val: The shards.
     """
     own, sizes = set(locations), set(val.num_bytes.tolist())

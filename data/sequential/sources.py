@@ -48,7 +48,7 @@ _CREDENTIALS = {
 }
 
 
-class Source(NamedTuple):
+class TarSource(NamedTuple):
     """A tar that is read forwards.
 
     Attributes:
@@ -60,7 +60,7 @@ class Source(NamedTuple):
     location: str
 
 
-def list_sources(spec: object, key: str, *, allow_pipe: bool) -> list[Source]:
+def list_sources(spec: object, key: str, *, allow_pipe: bool) -> list[TarSource]:
     """List the tars that a configuration names.
 
     Args:
@@ -77,16 +77,16 @@ def list_sources(spec: object, key: str, *, allow_pipe: bool) -> list[Source]:
     items = [STDIN if item is None else item for item in items]  # YAML reads `-` as [null]
     if STDIN in items:
         require(len(items) == 1, f"{key}: standard input (-) is read alone; name nothing beside it")
-        return [Source("stdin", STDIN)]
+        return [TarSource("stdin", STDIN)]
     commands = [item for item in items if isinstance(item, str) and item.startswith(PIPE)]
     others = [item for item in items if item not in commands]
     for command in commands:
         _check_command(command, key, allow_pipe)
-    sources = [Source(name, name) for command in commands for name in _expand(command, key)]
+    sources = [TarSource(name, name) for command in commands for name in _expand(command, key)]
     if others or not commands:
         locations = list_shards(others, key)
         names = shard_names(locations)
-        sources += [Source(n, str(at)) for n, at in zip(names, locations, strict=True)]
+        sources += [TarSource(n, str(at)) for n, at in zip(names, locations, strict=True)]
     for source, count in Counter(sources).items():
         require(count == 1, f"{key} names the same shard twice: {source.name}; name it once")
     return sources
@@ -131,7 +131,7 @@ class TarStream:
         OSError: It cannot be opened.
     """
 
-    def __init__(self, source: Source, storage: Storage) -> None:
+    def __init__(self, source: TarSource, storage: Storage) -> None:
         self._source = source
         self._process: subprocess.Popen[bytes] | None = None
         self._last = b""

@@ -22,14 +22,14 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from data.batch import Batch, LedgerEntry, Place
+from data.batch import Batch, LedgerEntry, SamplePlace
 from data.config import DataConfig
 from data.images.transforms import training_crop
 from data.labels.parse import NO_LABEL
 from data.order import permute
 from data.randomness import combine, derive
 from data.samples import fill_batch, pick_image
-from data.sequential.sources import STDIN, Source, TarStream, list_sources
+from data.sequential.sources import STDIN, TarSource, TarStream, list_sources
 from data.settings import RunStopped, require
 from data.shards import is_hidden
 from data.storage.locations import Storage
@@ -53,7 +53,7 @@ class Reading:
         channels: C of the images.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[TarSource, ...]
     storage: Storage
     size: tuple[int, int]
     seed: int
@@ -243,7 +243,7 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
     def _batches(self) -> Iterator[Batch]:
         waiting: list[tuple[int, _Sample]] = []
         damage: list[LedgerEntry] = []
-        empty: set[Source] = set()  # those that gave nothing since the last sample
+        empty: set[TarSource] = set()  # those that gave nothing since the last sample
         for pass_key, source in self._shards():
             num_samples = 0
             for found in read_source(source, self._reading.storage):
@@ -269,7 +269,7 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
         if num_empty == len(self._reading.sources):
             raise RunStopped(f"data.shards: none of the shards gives a sample{why}")
 
-    def _shards(self) -> Iterator[tuple[int, Source]]:
+    def _shards(self) -> Iterator[tuple[int, TarSource]]:
         """Yield this reader's part of pass after pass, each with its pass's key and order."""
         worker = get_worker_info()
         num_workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
@@ -286,7 +286,7 @@ class _Reader(IterableDataset[Parcel | RunStopped]):
         """Decode and crop; a sample that cannot be keeps its slot with weight 0."""
         reading = self._reading
         places = [
-            Place(_EPOCH, slot, sample.shard, sample.key)
+            SamplePlace(_EPOCH, slot, sample.shard, sample.key)
             for slot, (_, sample) in enumerate(samples)
         ]
         passes = np.array([pass_key for pass_key, _ in samples])
@@ -309,7 +309,7 @@ def _hash(name: str) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
-def read_source(source: Source, storage: Storage) -> Iterator[_Sample | LedgerEntry]:
+def read_source(source: TarSource, storage: Storage) -> Iterator[_Sample | LedgerEntry]:
     """Yield a tar's samples as webdataset groups them, then the damage of the tar, if any.
 
     Members stay bytes: nothing is decoded here, and a pickle never. Before damage, the last
@@ -349,7 +349,7 @@ def read_source(source: Source, storage: Storage) -> Iterator[_Sample | LedgerEn
 class _Hidden:
     """Passes over hidden files, and says how many, once for each tar."""
 
-    _said: ClassVar[set[Source]] = set()
+    _said: ClassVar[set[TarSource]] = set()
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -361,7 +361,7 @@ class _Hidden:
             return False
         return True
 
-    def say(self, source: Source) -> None:
+    def say(self, source: TarSource) -> None:
         """Say what was passed over, unless it has been said."""
         if self._names and source not in self._said:
             self._said.add(source)

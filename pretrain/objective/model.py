@@ -92,9 +92,9 @@ class MaskedPatchModel(nn.Module):
         """Predict corrupted patches, each from its own token.
 
         Args:
-            batch: `image` uint8 (B, C, H, W), `weight` (B,), `key` int64 (B,).
+            batch: `image` uint8 (B, C, H, W), `weight` (B,), `random_key` int64 (B,).
         """
-        corruption = corrupting.draw(batch["key"], self.grid, self.corruption)
+        corruption = corrupting.draw(batch["random_key"], self.grid, self.corruption)
         corruption = corruption.to(batch["image"].device)  # without float64, keys are elsewhere
         answers = self.target.answers(batch["image"])  # (B, N, G) or (B, N, V)
         asked = corruption.predicted  # (B, P)

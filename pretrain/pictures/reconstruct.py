@@ -115,7 +115,7 @@ def pick(samples: Samples, num_images: int) -> tuple[Tensor, Tensor]:
     if not usable:
         none = torch.empty(0, samples.channels, *samples.size, dtype=torch.uint8)
         return none, torch.empty(0).long()
-    images, keys = (torch.cat([part[name] for part in usable]) for name in ("image", "key"))
+    images, keys = (torch.cat([part[name] for part in usable]) for name in ("image", "random_key"))
     return images, keys
 
 

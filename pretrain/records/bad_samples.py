@@ -56,7 +56,7 @@ class Unusable(NamedTuple):
         judge(num_bad, self.num_samples, max_ratio, f"samples of {self.split}", names)
 
 
-class Ledger:
+class BadSamples:
     """What no rank could use, and what was in steps that were skipped.
 
     Args:
@@ -155,7 +155,7 @@ def say_unusable(unusable: Unusable) -> None:
 def name_once(
     file: JsonLines | None, step: int, entries: Iterable[LedgerEntry], split: str | None = None
 ) -> None:
-    """Name what is not named yet; `file` as in `Ledger.write`.
+    """Name what is not named yet; `file` as in `BadSamples.write`.
 
     Args:
         file: The ledger.

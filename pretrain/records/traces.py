@@ -85,7 +85,7 @@ def _records(path: Path, violations: list[Violation]) -> Iterator[tuple[int, Any
                 violations.append(Violation("trace", f"{path.name}, line {number}: is no JSON"))
 
 
-class Ledger:
+class BadSampleReader:
     """The training samples that bad_samples.jsonl names, by step.
 
     Shards named as a whole are left out, and so are samples of what the run was measured on.

@@ -24,7 +24,14 @@ from data.index.record import Recorded, read_record
 from data.samples import Samples
 from data.stream import Share, TrainingStream
 from pretrain.records.checkpoint import read_state
-from pretrain.records.traces import SKIPPED, Ledger, Traced, Violation, read_trace, trace_files
+from pretrain.records.traces import (
+    SKIPPED,
+    BadSampleReader,
+    Traced,
+    Violation,
+    read_trace,
+    trace_files,
+)
 
 _BLOCK = 1 << 16  # samples whose names are looked up at once
 _NUM_NAMED = 3  # samples that one message names
@@ -225,7 +232,7 @@ class _Verifier:
         self._stream = stream
         self._names = names
         self._verdict = verdict
-        self._ledger = Ledger(run, verdict.step, verdict.violations)
+        self._ledger = BadSampleReader(run, verdict.step, verdict.violations)
         files = [read_trace(path, verdict.violations) for path in trace_files(run)]
         merged = heapq.merge(*files, key=lambda record: (record.step, record.rank))
         self._traced = groupby(merged, key=lambda record: record.step)

@@ -39,7 +39,7 @@ class Copies:
 def to_device(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Move a batch to a device; its keys to where float64 numbers can be drawn from them."""
     return {
-        name: send(tensor, exact_device(device) if name == "key" else device)
+        name: send(tensor, exact_device(device) if name == "random_key" else device)
         for name, tensor in tensors.items()
     }
 

@@ -59,7 +59,7 @@ def example_batch(encoder: Any, num_images: int, num_labels: int | None = None) 
     return {
         "image": torch.zeros(shape, dtype=torch.uint8),
         "weight": torch.ones(num_images),
-        "key": torch.zeros(num_images, dtype=torch.int64),
+        "random_key": torch.zeros(num_images, dtype=torch.int64),
         "label": torch.zeros(labels, dtype=torch.int64),
     }
 

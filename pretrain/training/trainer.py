@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
-from data.batch import Batch, LedgerEntry, Place
+from data.batch import Batch, LedgerEntry, SamplePlace
 from data.devices import send, skips_bad_steps
 from data.randomness import derive
 from data.sequential.stream import SequentialStream
@@ -33,7 +33,7 @@ from pretrain.encoder.tokens import choose_attention
 from pretrain.machine.signals import Interrupt, status_after
 from pretrain.ranks import first_problem, on_main, reduce
 from pretrain.records import checkpoint
-from pretrain.records.bad_samples import Ledger, Unusable, name_once
+from pretrain.records.bad_samples import BadSamples, Unusable, name_once
 from pretrain.records.logs import RunLogs, cut_logs_back, read_records
 from pretrain.records.traces import SKIPPED
 from pretrain.records.trackers import Trackers
@@ -56,7 +56,7 @@ class _Flag(NamedTuple):
 
     done: int
     is_bad: Late
-    places: list[Place]
+    places: list[SamplePlace]
 
 
 class Trainer:
@@ -93,7 +93,7 @@ class Trainer:
         self._interrupt = Interrupt()
         self._flags: list[_Flag] = []
         self._num_bad_steps = 0  # in a row
-        self._ledger = Ledger(self.folder)
+        self._ledger = BadSamples(self.folder)
         self._unusable: list[Unusable] = []  # of what was measured and is not judged yet
         self._last_commit = time.monotonic()
         self._speed = Speedometer(optim.batch_size)

@@ -17,7 +17,7 @@ from pretrain.training.device import Copies, Totals
 
 
 @torch.no_grad()
-def evaluate(
+def validate(
     accelerator: Accelerator,
     batches: Callable[[], Iterable[Batch]],
     split: str,

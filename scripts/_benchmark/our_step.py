@@ -94,7 +94,7 @@ def random_batch(subject: Subject) -> Batch:
     tensors = {
         "image": torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8),
         "weight": torch.ones(size),
-        "key": torch.arange(size),
+        "random_key": torch.arange(size),
     }
     return Batch(tensors, [], [])
 

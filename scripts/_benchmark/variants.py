@@ -77,7 +77,7 @@ def _make_step(options: VariantOptions, keys: list[str]) -> Callable[[], None]:
     batch = {
         "image": torch.randint(0, 256, shape, dtype=torch.uint8, device=device),
         "weight": torch.ones(options.batch_size, device=device),
-        "key": torch.arange(options.batch_size, device=device),
+        "random_key": torch.arange(options.batch_size, device=device),
     }
 
     def step() -> None:

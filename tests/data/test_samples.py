@@ -141,7 +141,10 @@ def test_a_sample_has_one_crop_an_epoch(samples: Samples) -> None:
             for b in (epoch, again)
         ]
         assert not torch.equal(*crops)
-    assert len(set(epoch.tensors["key"].tolist()) | set(again.tensors["key"].tolist())) == 72
+    assert (
+        len(set(epoch.tensors["random_key"].tolist()) | set(again.tensors["random_key"].tolist()))
+        == 72
+    )
 
 
 def test_shapes_and_types(samples: Samples) -> None:
@@ -149,7 +152,7 @@ def test_shapes_and_types(samples: Samples) -> None:
     assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
         "image": ((3, 3, 16, 24), torch.uint8),
         "weight": ((3,), torch.float32),
-        "key": ((3,), torch.int64),
+        "random_key": ((3,), torch.int64),
         "label": ((3,), torch.int64),
     }
 

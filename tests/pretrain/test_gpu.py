@@ -115,7 +115,7 @@ def batches_of(number: int, size: int = 64, parts: int = 2) -> list[Batch]:
     for _ in range(parts):
         tensors = {
             "image": draw(0, 256, (size, 3, 32, 32), dtype=torch.uint8),
-            "key": draw(0, 1 << 40, (size,)),
+            "random_key": draw(0, 1 << 40, (size,)),
             "label": draw(0, 10, (size,)),
             "weight": torch.ones(size),
         }

@@ -22,7 +22,7 @@ from pretrain.encoder.recompute import recompute_blocks
 from pretrain.encoder.tokens import choose_attention
 from pretrain.records.logs import read_records
 from pretrain.training.optim import make_optimizer
-from pretrain.training.validation import evaluate
+from pretrain.training.validation import validate
 from scripts import pretrain_alternative, report, verify_run
 from scripts._benchmark import installed
 from scripts._benchmark.alternatives import encoder as alternatives_encoder
@@ -67,7 +67,7 @@ def batch(num_images: int = 4) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (num_images, 3, 16, 16), generator=generator)
     weight, key = torch.ones(num_images), torch.arange(num_images) * 12345
-    return {"image": images.to(torch.uint8), "weight": weight, "key": key}
+    return {"image": images.to(torch.uint8), "weight": weight, "random_key": key}
 
 
 def smooth(num_images: int = 4) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ def test_the_encoder_computes_what_vit_pytorchs_mpp_sees(encoder: list[str]) -> 
 
     mpp.model.to_bits.register_forward_pre_hook(note)
     pixels = model.normalise(batch()["image"])
-    mpp(pixels, batch()["key"])
+    mpp(pixels, batch()["random_key"])
     torch.testing.assert_close(model.encoder.forward_features(pixels), seen[0], atol=1e-5, rtol=0)
 
 
@@ -293,10 +293,10 @@ def test_a_validation_gives_the_same_twice_and_draws_nothing(encoder: list[str],
     model = build(encoder, name)
     state = torch.get_rng_state()
     batches = lambda: [Batch(batch(), [], [])]  # noqa: E731
-    first = evaluate(Accelerator(cpu=True), batches, "data.val_shards", 4, model)
+    first = validate(Accelerator(cpu=True), batches, "data.val_shards", 4, model)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
-    assert evaluate(Accelerator(cpu=True), batches, "data.val_shards", 4, model) == first
+    assert validate(Accelerator(cpu=True), batches, "data.val_shards", 4, model) == first
 
 
 # ---------------------------------------------------------------- in the loop

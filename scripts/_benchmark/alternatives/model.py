@@ -35,13 +35,13 @@ class AlternativeModel(nn.Module):
         """Give the alternative the images that are none of padding, nor damaged.
 
         Args:
-            batch: `image` uint8 (B, C, H, W), `weight` (B,) of 0 and 1, `key` int64 (B,).
+            batch: `image` uint8 (B, C, H, W), `weight` (B,) of 0 and 1, `random_key` int64 (B,).
         """
         weight = batch["weight"]
         is_used = weight > 0
         if not is_used.any():
             is_used = ~is_used  # their loss counts 0 times
-        images, keys = batch["image"][is_used], batch["key"][is_used]
+        images, keys = batch["image"][is_used], batch["random_key"][is_used]
         total = weight.sum()
         loss = self.objective(self.normalise(images), keys).float() * total
         sums = {"loss": loss.detach().double(), "weight": total.double()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sequential.sources import Source, TarStream, list_sources
+from data.sequential.sources import TarSource, TarStream, list_sources
 from data.settings import RunStopped, UserError
 from data.storage.locations import Storage
 
@@ -21,7 +21,7 @@ def refusal(spec: object, *, allow_pipe: bool = True) -> str:
 
 
 def open_stream(location: str) -> TarStream:
-    return TarStream(Source(location, location), Storage())
+    return TarStream(TarSource(location, location), Storage())
 
 
 def tar_bytes(*members: tuple[str, bytes]) -> bytes:
@@ -63,7 +63,7 @@ def test_commands_stand_beside_shards_and_their_braces_are_expanded(shards: Path
 @pytest.mark.parametrize("spec", ["-", ["-"], [None]])
 def test_a_dash_is_standard_input(spec: object) -> None:
     """On the command line YAML makes [null] of `data.shards=-`."""
-    assert list_sources(spec, "data.shards", allow_pipe=False) == [Source("stdin", "-")]
+    assert list_sources(spec, "data.shards", allow_pipe=False) == [TarSource("stdin", "-")]
 
 
 def test_what_cannot_be_read_is_refused(shards: Path) -> None:

@@ -22,7 +22,7 @@ from webdataset.tariterators import tarfile_to_samples
 
 import pretrain.run
 from data.batch import Batch, LedgerEntry
-from data.sequential.sources import Source, list_sources
+from data.sequential.sources import TarSource, list_sources
 from data.sequential.stream import Reading, SequentialStream, read_source
 from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
@@ -116,7 +116,7 @@ def test_a_samples_randomness_depends_on_neither_rank_nor_worker(equal: Path) ->
             place.name: (int(key), image.numpy().tobytes())
             for batch in batches
             for place, key, image in zip(
-                batch.places, batch.tensors["key"], batch.tensors["image"], strict=True
+                batch.places, batch.tensors["random_key"], batch.tensors["image"], strict=True
             )
         }
 
@@ -146,7 +146,7 @@ def test_the_interface_of_the_loop(equal: Path, caplog: pytest.LogCaptureFixture
     assert batch.tensors["image"].shape == (2, 3, *SIZE)
     assert batch.tensors["image"].dtype == torch.uint8
     assert batch.tensors["weight"].tolist() == [1, 1]
-    assert batch.tensors["key"].dtype == torch.int64
+    assert batch.tensors["random_key"].dtype == torch.int64
     assert batch.tensors["label"].tolist() == [-1, -1]
     assert stream.constants(3) == {
         "read": "sequential",
@@ -159,7 +159,7 @@ def test_the_interface_of_the_loop(equal: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_webdataset_groups_the_same_samples(shards: Path) -> None:
-    source = Source("train-0.tar", str(shards / "train-0.tar"))
+    source = TarSource("train-0.tar", str(shards / "train-0.tar"))
     ours: list[Any] = list(read_source(source, Storage()))
     theirs: Any = tarfile_to_samples()([{"url": source.location}])
     expected = [{k: v for k, v in sample.items() if k != "__url__"} for sample in theirs]

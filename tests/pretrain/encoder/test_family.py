@@ -91,7 +91,7 @@ def batch(
     return {
         "image": images.to(torch.uint8),
         "weight": torch.ones(num_images),
-        "key": torch.arange(num_images) * 31,
+        "random_key": torch.arange(num_images) * 31,
     }
 
 
@@ -142,7 +142,7 @@ def test_what_is_masked_does_not_enter_the_encoder() -> None:
     model.encoder.blocks[0].register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0].shape[1])
     )
-    corruption = corrupting.draw(batch()["key"], model.grid, model.corruption)
+    corruption = corrupting.draw(batch()["random_key"], model.grid, model.corruption)
     images = batch()["image"]
     outputs = model.predict(images, corruption)
     assert seen == [1 + 24 - corruption.counts.mask]
@@ -197,7 +197,7 @@ def test_predicting_fewer_patches_changes_none_of_their_answers(decoder: str | N
         decoder=decoder and DecoderConfig(attention=decoder),
         corruption=CorruptionConfig(predicted_ratio=0.4),
     ).eval()
-    corruption = corrupting.draw(batch()["key"], model.grid, model.corruption)
+    corruption = corrupting.draw(batch()["random_key"], model.grid, model.corruption)
     assert (corruption.counts, corruption.num_predicted) == ((10, 1, 1), (4, 1, 0))  # of 12: 4.8
     places = torch.tensor([0, 1, 2, 3, 10])
     assert torch.equal(corruption.predicted, corruption.patches[:, places])
@@ -280,7 +280,7 @@ def test_behind_a_cnn_corrupted_embeddings_would_leak_and_pixels_do_not() -> Non
     assert answers_change(model, hides_pixels=False) > 1e-4
     assert answers_change(model, hides_pixels=True) == 0
     # and this is what the model does
-    corruption = corrupting.draw(batch()["key"], model.grid, model.corruption)
+    corruption = corrupting.draw(batch()["random_key"], model.grid, model.corruption)
     images = batch()["image"]
     changed = images.clone()
     for image, patch in enumerate(corruption.patches[:, 0].tolist()):

@@ -38,7 +38,7 @@ def make_model(sees_masked: bool, **more: Any) -> MaskedPatchModel:
 def batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    return {"image": images, "weight": torch.ones(4), "key": torch.arange(4)}
+    return {"image": images, "weight": torch.ones(4), "random_key": torch.arange(4)}
 
 
 @pytest.mark.parametrize("position", ["learned_1d", "learned_2d", "relative"])

@@ -42,7 +42,7 @@ def batch(num_images: int = 6, seed: int = 0) -> dict[str, Tensor]:
     return {
         "image": (images // 2 + images.float().mean().long() // 2).to(torch.uint8),
         "weight": torch.ones(num_images),
-        "key": torch.arange(num_images) * 31 + seed,
+        "random_key": torch.arange(num_images) * 31 + seed,
     }
 
 
@@ -62,7 +62,7 @@ def run(model: MaskedPatchModel, tensors: dict[str, Tensor]) -> Output:
 def test_the_loss_is_that_of_a_plain_loop(model: MaskedPatchModel) -> None:
     tensors = batch()
     expected = 0.0
-    for image, key in zip(tensors["image"], tensors["key"], strict=True):
+    for image, key in zip(tensors["image"], tensors["random_key"], strict=True):
         c = corrupting.draw(key[None], GRID, CorruptionConfig())
         assert c.counts == (10, 1, 1)  # of 12: 9.6, 1.2, 1.2
         encoder = model.encoder
@@ -96,7 +96,7 @@ def test_weights_of_zero_change_nothing(model: MaskedPatchModel) -> None:
     tensors["weight"][[1, 4]] = 0
     noisy = {name: value.clone() for name, value in tensors.items()}
     noisy["image"][[1, 4]] = 77
-    noisy["key"][[1, 4]] = 99
+    noisy["random_key"][[1, 4]] = 99
     good = [0, 2, 3, 5]
     alone = {name: value[good] for name, value in tensors.items()}
     outputs = [run(model, t) for t in (tensors, noisy, alone)]
@@ -141,7 +141,7 @@ def test_the_figures_against_a_count(model: MaskedPatchModel) -> None:
     tensors = batch(8)
     tensors["weight"][2] = 0
     with torch.no_grad():
-        corruption = corrupting.draw(tensors["key"], GRID, model.corruption)
+        corruption = corrupting.draw(tensors["random_key"], GRID, model.corruption)
         predicted = model.predict(tensors["image"], corruption).argmax(-1).numpy()
     good = [0, 1, 3, 4, 5, 6, 7]
     classes = colour_classes(tensors["image"], (4, 4), 2)

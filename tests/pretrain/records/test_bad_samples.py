@@ -22,7 +22,7 @@ import scripts.verify_run
 from data.batch import Batch, LedgerEntry
 from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
-from pretrain.records.bad_samples import Ledger, Unusable
+from pretrain.records.bad_samples import BadSamples, Unusable
 from pretrain.records.logs import read_records
 from pretrain.training.contract import Output
 from pretrain.training.trainer import Trainer
@@ -156,7 +156,7 @@ def test_two_ranks_judge_as_one(write: Write, tmp_path: Path, told: list[str]) -
 def test_when_data_is_judged(
     tmp_path: Path, num_bad: int, seen: int, epoch: int, run: int, *, is_stopped: bool
 ) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = BadSamples(tmp_path)
     ledger.num_bad = num_bad
     if is_stopped:
         with pytest.raises(RunStopped, match=rf"\({num_bad} of {seen}\), more than data.max_bad"):

@@ -201,17 +201,21 @@ def test_the_watch_sees_what_a_device_would_refuse() -> None:
 
 
 def test_keys_stay_where_float64_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = {"image": torch.zeros(2, 3, 8, 8), "key": torch.arange(2), "weight": torch.ones(2)}
+    batch = {
+        "image": torch.zeros(2, 3, 8, 8),
+        "random_key": torch.arange(2),
+        "weight": torch.ones(2),
+    }
     meta = torch.device("meta")
     assert {t.device.type for t in to_device(batch, meta).values()} == {"meta"}
     monkeypatch.setattr(devices, "has_float64", torch.device("cpu").__eq__)
     moved = to_device(batch, meta)
     assert {k: t.device.type for k, t in moved.items()} == {
         "image": "meta",
-        "key": "cpu",
+        "random_key": "cpu",
         "weight": "meta",
     }
-    drawn = corruption.draw(moved["key"], (4, 4), CorruptionConfig()).to(meta)
+    drawn = corruption.draw(moved["random_key"], (4, 4), CorruptionConfig()).to(meta)
     assert all(part.device == meta for part in drawn[:3])
 
 
@@ -271,7 +275,7 @@ def test_all_of_a_batch_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
         return pinned[-1]
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)
-    tensors = {"image": torch.rand(2, 3), "weight": torch.ones(2), "key": torch.arange(2)}
+    tensors = {"image": torch.rand(2, 3), "weight": torch.ones(2), "random_key": torch.arange(2)}
     batch = Parcel.of(Batch(tensors, [], [])).pin_memory().batch()
     places = {tensor.data_ptr() for tensor in pinned}
     assert {tensor.data_ptr() for tensor in batch.tensors.values()} == places
