@@ -41,7 +41,7 @@ test-faults: install
 
 docs: install
 	$(BIN)/ruff check --quiet --select D100,D101,D102,D103,D104
-	$(BIN)/python -m mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "open site/index.html; with search: $(BIN)/python -m http.server --directory site"
 
 # measures what $(1) says into runs/bench/$(2).json and .png; recorded: docs/benchmarks/$(2).json
