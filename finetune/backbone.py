@@ -1,6 +1,5 @@
 """What is fine-tuned: our encoder or, as a baseline, any image model of timm."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,8 @@ from data.settings import UserError, require
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder
 from pretrain.encoder.config import DEFAULT_NAME
 from pretrain.encoder.encoder import describe_images
-from pretrain.encoder.extensions import has_additions
 from pretrain.encoder.facts import check_channels, image_size, num_channels
-from pretrain.encoder.huggingface import is_hf_folder
-from pretrain.encoder.pretrained import encoder_folder
+from pretrain.encoder.saved import find_saved
 from pretrain.encoder.timm_model import check_name, create_model, transformer_names
 from pretrain.encoder.tokens import Normalise
 from pretrain.training.operations import count_flops
@@ -127,17 +124,16 @@ def load_as_saved(path: str | Path) -> Any:
     Raises:
         UserError: There is no model.
     """
-    folder = encoder_folder(path)
-    if folder is None or is_hf_folder(folder):
+    saved = find_saved(path)
+    if saved is None or saved.is_transformers:
         raise UserError(f"{path} is no run with a checkpoint and no folder in timm's format")
-    architecture = json.loads((folder / "config.json").read_text()).get("architecture", "")
-    if has_additions(folder) or _is_encoder(architecture):
+    if saved.extensions is not None or _is_encoder(saved.architecture):
         return load_encoder(path, keep_head=True)
     require(
-        (folder / "model.safetensors").is_file(),
-        f"{folder} has no model.safetensors; pickled weights are not read",
+        (saved.folder / "model.safetensors").is_file(),
+        f"{saved.folder} has no model.safetensors; pickled weights are not read",
     )
-    return create_model(f"local-dir:{folder}", {}, pretrained=True, said=str(path))
+    return create_model(f"local-dir:{saved.folder}", {}, pretrained=True, said=str(path))
 
 
 def is_transformer(model: Any) -> bool:

@@ -1,6 +1,5 @@
 """Classifiers that are trained already."""
 
-import json
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +11,7 @@ from finetune.head import MULTI_LABEL, Classifier
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.encoder.facts import image_data
-from pretrain.encoder.pretrained import encoder_folder
+from pretrain.encoder.saved import find_saved
 from pretrain.records.checkpoint import latest
 from pretrain.training.state import load_weights
 
@@ -36,10 +35,8 @@ def load_classifier(path: str | Path) -> Classifier:
 
 def saved_names(run: str | Path) -> list[str] | None:
     """Return the names of the classes of a fine-tuning run's model; None if it has none yet."""
-    folder = Path(run, "encoder")
-    if not (folder / "config.json").is_file():
-        return None
-    return json.loads((folder / "config.json").read_text()).get("label_names")
+    saved = find_saved(Path(run, "encoder"))
+    return None if saved is None else saved.class_names
 
 
 def _load_run(run: Path, config: Path) -> Classifier:
@@ -56,9 +53,9 @@ def _load_run(run: Path, config: Path) -> Classifier:
 
 def _load_folder(path: str | Path) -> Classifier:
     encoder = load_as_saved(path)
-    folder = encoder_folder(path)
+    saved = find_saved(path)
     layer = encoder.get_classifier()
-    if folder is None or not isinstance(layer, nn.Linear):
+    if saved is None or not isinstance(layer, nn.Linear):
         raise UserError(f"{path} holds an encoder without a classifier; fine-tune it first")
     weights = layer.state_dict()
     numbers = [str(number) for number in range(encoder.num_classes)]
@@ -70,8 +67,7 @@ def _load_folder(path: str | Path) -> Classifier:
             "here; load it with timm"
         )
     head = HeadConfig(pooling=pooling)
-    told = json.loads((folder / "config.json").read_text())
-    is_multi_label = told.get("problem_type") == MULTI_LABEL
+    is_multi_label = saved.problem_type == MULTI_LABEL
     model = Classifier(encoder, names, head, is_multi_label=is_multi_label)
     model.last_layer.load_state_dict(weights)
     return model

@@ -10,15 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors.torch import save_file
-from timm.models._hub import save_config_for_hf
 from timm.models.vision_transformer import VisionTransformer
 
 from data.config import check_values
 from data.settings import require
 from pretrain.encoder import positions
 from pretrain.encoder.config import DEFAULT_NAME, EncoderConfig
-from pretrain.encoder.extensions import Additions, additions_of, build, describe_additions
+from pretrain.encoder.extensions import Extensions, build, describe_extensions, extensions_of
 from pretrain.encoder.facts import (
     check_channels,
     check_image_size,
@@ -29,6 +27,7 @@ from pretrain.encoder.facts import (
     patch_size,
 )
 from pretrain.encoder.pretrained import begin_like, load_pretrained, make_bare
+from pretrain.encoder.saved import write_saved
 from pretrain.encoder.stems import flatten_patches
 from pretrain.encoder.timm_model import BARE, HYBRIDS, check_name, transformer_names
 
@@ -135,8 +134,8 @@ def _create(
         check_image_size(size, (config.patch_size, config.patch_size))
     sizes = {"img_size": size, "in_chans": channels}
     given = {key: value for key, value in sizes.items() if value is not None}
-    additions = Additions(*config.placement, config.stem, config.stem_stride)
-    return build(name, config.overrides | given | BARE, additions)
+    extensions = Extensions(*config.placement, config.stem, config.stem_stride)
+    return build(name, config.overrides | given | BARE, extensions)
 
 
 def _take(config: EncoderConfig, said: str, channels: int | None) -> VisionTransformer:
@@ -164,7 +163,7 @@ def _check_asked(encoder: VisionTransformer, config: EncoderConfig, said: str) -
         "embed_dim": encoder.embed_dim,
         "depth": len(encoder.blocks),
         "num_heads": cast(Any, encoder.blocks[0]).attn.num_heads,
-        **asdict(additions_of(encoder)),
+        **asdict(extensions_of(encoder)),
     }
     for key, value in held.items():
         asked = getattr(config, key)
@@ -188,13 +187,8 @@ def save_encoder(encoder: VisionTransformer, folder: Path) -> None:
         origin["label_names"] = names
     if problem := getattr(encoder, "problem_type", None):
         origin["problem_type"] = problem  # transformers' key; timm has none, and passes over it
-    origin |= describe_additions(encoder)
+    origin |= describe_extensions(encoder)
     weights = positions.baked_state(encoder)
     is_baked = weights.keys() != encoder.state_dict().keys()
     args = {"pos_embed": "learn"} if is_baked else {}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors")
-    save_config_for_hf(encoder, str(folder / "config.json"), origin, args, data)
-
-
-# ---------------------------------------------------------------- what it is
+    write_saved(folder, encoder, weights, origin, args, data)

@@ -6,10 +6,8 @@ that the table is fixed, or of rows and columns, only `additions` says. All else
 layers, CNN stems) is saved under an architecture that timm does not know, and timm refuses it.
 """
 
-import json
 import logging
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from timm.models.vision_transformer import VisionTransformer
@@ -17,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from data.settings import UserError, require
 from pretrain.encoder import positions
 from pretrain.encoder.config import check_position
+from pretrain.encoder.saved import Saved
 from pretrain.encoder.stems import install_stem, stem_of
 from pretrain.encoder.timm_model import create_model, plain
 
@@ -26,7 +25,7 @@ _PREFIX = "masked_patch."  # of the architecture: no name of timm's begins so
 
 
 @dataclass(frozen=True)
-class Additions:
+class Extensions:
     """What is added to timm's encoder.
 
     Attributes:
@@ -58,32 +57,32 @@ class Additions:
         return f"encoder.position={self.position}{where}"
 
 
-def build(name: str, arguments: dict[str, Any], additions: Additions) -> VisionTransformer:
+def build(name: str, arguments: dict[str, Any], extensions: Extensions) -> VisionTransformer:
     """Create an encoder, its weights at random.
 
     Args:
         name: Of a timm VisionTransformer.
         arguments: Of timm's model.
-        additions: What it gets besides.
+        extensions: What it gets besides.
 
     Raises:
-        UserError: The name or an argument is unknown, or does not go with the additions.
+        UserError: The name or an argument is unknown, or does not go with the extensions.
     """
-    kind, place = additions.position, additions.position_at
+    kind, place = extensions.position, extensions.position_at
     check_position(kind, place)
     if (kind, place) != ("learned_1d", "stem"):
         arguments = arguments | {"pos_embed": "none"}
     encoder = plain(create_model(name, arguments), name)
-    if additions.stem is not None:
-        install_stem(encoder, additions.stem, additions.stem_stride)
+    if extensions.stem is not None:
+        install_stem(encoder, extensions.stem, extensions.stem_stride)
     positions.install(encoder, kind, place)
     return encoder
 
 
-def additions_of(encoder: VisionTransformer) -> Additions:
+def extensions_of(encoder: VisionTransformer) -> Extensions:
     """Return what an encoder has that timm's has not."""
     stem = stem_of(encoder)
-    return Additions(*positions.described(encoder), *(stem or (None, None)))
+    return Extensions(*positions.described(encoder), *(stem or (None, None)))
 
 
 def timm_format(encoder: VisionTransformer, what: str) -> VisionTransformer:
@@ -98,7 +97,7 @@ def timm_format(encoder: VisionTransformer, what: str) -> VisionTransformer:
     Raises:
         UserError: It has more than timm's format can hold.
     """
-    beyond = additions_of(encoder).beyond_timm
+    beyond = extensions_of(encoder).beyond_timm
     require(
         beyond is None,
         f"{what} cannot hold {beyond}: timm has a table at the stem, and no CNN before it; it is "
@@ -107,19 +106,19 @@ def timm_format(encoder: VisionTransformer, what: str) -> VisionTransformer:
     return positions.baked(encoder)
 
 
-def describe_additions(encoder: VisionTransformer) -> dict[str, Any]:
-    """Return what config.json states of the additions: nothing where the encoder is timm's own."""
-    additions = additions_of(encoder)
-    if additions.is_none:
+def describe_extensions(encoder: VisionTransformer) -> dict[str, Any]:
+    """Return what config.json states of the extensions: nothing where the encoder is timm's own."""
+    extensions = extensions_of(encoder)
+    if extensions.is_none:
         return {}
     data = cast(dict[str, Any], encoder.pretrained_cfg)
-    name = data["architecture"] if additions.beyond_timm is None else _PREFIX + data["architecture"]
-    return {"architecture": name, "additions": asdict(additions)}
+    prefix = "" if extensions.beyond_timm is None else _PREFIX
+    return {"architecture": prefix + data["architecture"], "additions": asdict(extensions)}
 
 
 def say_what_timm_lacks(encoder: Any, folder: str) -> None:
     """Tell the user of an encoder that timm alone will not load."""
-    beyond = additions_of(encoder).beyond_timm if isinstance(encoder, VisionTransformer) else None
+    beyond = extensions_of(encoder).beyond_timm if isinstance(encoder, VisionTransformer) else None
     if beyond is not None:
         logger.info(
             "timm alone cannot load %s, since it has no %s; "
@@ -129,34 +128,29 @@ def say_what_timm_lacks(encoder: Any, folder: str) -> None:
         )
 
 
-def has_additions(folder: Path) -> bool:
-    """Whether a folder holds an encoder with additions."""
-    return "additions" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def rebuild(folder: Path, args: dict[str, Any]) -> VisionTransformer:
+def rebuild(saved: Saved, args: dict[str, Any]) -> VisionTransformer:
     """Create the encoder that config.json describes; its weights are still at random.
 
     Args:
-        folder: Where `has_additions`.
+        saved: What has `extensions`.
         args: Arguments over the saved ones.
 
     Raises:
         UserError: The description is not one that this version knows.
     """
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = saved.config
     try:
-        name, additions = saved["architecture"].removeprefix(_PREFIX), saved["additions"]
-        known, data = Additions(**additions), saved["pretrained_cfg"]
-        size = {"img_size": tuple(data["input_size"][1:]), "num_classes": saved["num_classes"]}
-        arguments = saved.get("model_args", {}) | size | args
+        name, extensions = config["architecture"].removeprefix(_PREFIX), config["additions"]
+        known, data = Extensions(**extensions), config["pretrained_cfg"]
+        size = {"img_size": tuple(data["input_size"][1:]), "num_classes": config["num_classes"]}
+        arguments = saved.model_args | size | args
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{folder}/config.json describes an encoder that this version does not know ({error}); "
-            "use the version that wrote it"
+            f"{saved.folder}/config.json describes an encoder that this version does not "
+            f"know ({error}); use the version that wrote it"
         ) from error
     encoder = build(name, arguments, known)
-    kept = {key: saved[key] for key in ("label_names",) if key in saved}
-    cast(dict[str, Any], encoder.pretrained_cfg).update(data | kept)
-    encoder.problem_type = saved.get("problem_type")
+    names = {} if saved.class_names is None else {"label_names": saved.class_names}
+    cast(dict[str, Any], encoder.pretrained_cfg).update(data | names)
+    cast(Any, encoder).problem_type = saved.problem_type
     return encoder

@@ -4,18 +4,17 @@ It knows the files that transformers writes, and needs no transformers: the name
 `model.safetensors`, which transformers 4 and 5 share.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from data.settings import UserError, require
+from data.settings import require
+from pretrain.encoder.saved import Saved, read_json
 
 EPS = 1e-6  # of timm's layer norms
 _MODEL_TYPES = ("vit", "vit_mae")  # a masked autoencoder's encoder is the same ViT
@@ -144,35 +143,30 @@ class HFSettings:
     notes: list[str]
 
 
-def is_hf_folder(folder: Path) -> bool:
-    """Tell whether transformers wrote a folder's config.json, and not timm."""
-    return "model_type" in read_json(folder / "config.json")
-
-
-def read_hf_settings(folder: Path, said: str) -> HFSettings:
+def read_hf_settings(saved: Saved, source: str) -> HFSettings:
     """Read what kind of ViT a folder holds: a ViT model of any head, or a masked autoencoder.
 
     Args:
-        folder: It.
-        said: What the user typed for it, as messages have it, such as `encoder.init=FOLDER`.
+        saved: Of a folder that transformers wrote.
+        source: How messages name it, such as `encoder.init=FOLDER`.
 
     Raises:
         UserError: It is another model, or has what timm's VisionTransformer lacks.
     """
-    config = _DEFAULTS | read_json(folder / "config.json")
+    config = _DEFAULTS | saved.config
     kind = config["model_type"]
     require(
         kind in _MODEL_TYPES,
-        f"{said}: model_type={kind} is not read; of transformers' models only "
+        f"{source}: model_type={kind} is not read; of transformers' models only "
         f"{' and '.join(_MODEL_TYPES)} are",
     )
-    path = folder / "preprocessor_config.json"
+    path = saved.folder / "preprocessor_config.json"
     seen = read_json(path) if path.is_file() else {}
     data = {key: tuple(seen[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in seen}
-    return HFSettings(_arguments(config, said), data, list(_notes(config)))
+    return HFSettings(_arguments(config, source), data, list(_notes(config)))
 
 
-def _arguments(config: dict[str, Any], said: str) -> dict[str, Any]:
+def _arguments(config: dict[str, Any], source: str) -> dict[str, Any]:
     refused = {
         "hidden_act": config["hidden_act"] not in ACTIVATIONS,
         "layer_norm_eps": config["layer_norm_eps"] > EPS,
@@ -180,7 +174,7 @@ def _arguments(config: dict[str, Any], said: str) -> dict[str, Any]:
     for key, is_refused in refused.items():
         require(
             not is_refused,
-            f"{said}: {key}={config[key]} is nothing that this project's encoders "
+            f"{source}: {key}={config[key]} is nothing that this project's encoders "
             "have; start from another one",
         )
     return {
@@ -212,17 +206,3 @@ def _notes(config: dict[str, Any]) -> Iterator[str]:
     for key in _DROPOUTS:
         if config.get(key):
             yield f"{key}={config[key]} is not used; see encoder.args.proj_drop_rate and its like"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the JSON files beside an encoder's weights.
-
-    Raises:
-        UserError: It holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}; restore it") from error
-    require(isinstance(content, dict), f"{path} holds no JSON object; restore it")
-    return cast(dict[str, Any], content)

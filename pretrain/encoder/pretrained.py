@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-from data.disks import explain, one_line
+from data.disks import one_line
 from data.settings import UserError, require
 from pretrain.encoder.config import DEFAULT_NAME
-from pretrain.encoder.extensions import has_additions, rebuild
-from pretrain.encoder.huggingface import Renamed, from_hf, is_hf_folder, read_hf_settings, read_json
+from pretrain.encoder.extensions import rebuild
+from pretrain.encoder.huggingface import Renamed, from_hf, read_hf_settings
 from pretrain.encoder.positions import unbaked_state
+from pretrain.encoder.saved import Saved, find_saved
 from pretrain.encoder.timm_model import BARE, check_name, create_model, plain, transformer_names
 
 logger = logging.getLogger(__name__)
@@ -39,12 +38,12 @@ def load_pretrained(
     Raises:
         UserError: There is none, it is of another kind, or weights are missing; they are named.
     """
-    said = f"encoder.init={init}"
-    folder = _find_folder(init, said)
-    if folder is None:
-        return _create_named(init, args, channels, said, pretrained=True)
-    encoder = _create_described(folder, args, said)
-    _fill(encoder, said, _renamed(encoder, _read_weights(said, folder), folder, said))
+    source = f"encoder.init={init}"
+    saved = _find(init, source)
+    if saved is None:
+        return _create_named(init, args, channels, source, pretrained=True)
+    encoder = _create_described(saved, args, source)
+    _fill(encoder, source, _renamed(encoder, saved, source))
     return encoder
 
 
@@ -61,104 +60,84 @@ def begin_like(like: str, args: dict[str, Any], channels: int | None = None) -> 
     Raises:
         UserError: There is none, it is of another kind, or an argument asks for another encoder.
     """
-    said = f"encoder.like={like}"
-    folder = _find_folder(like, said)
-    _check_alike(args, folder, said)
-    if folder is None:
+    source = f"encoder.like={like}"
+    saved = _find(like, source)
+    _check_alike(args, saved, source)
+    if saved is None:
         if not like.startswith(_HUB):
-            check_name(like, transformer_names(), "VisionTransformer", said)
-        return _create_named(like, args | BARE, channels, said)
-    return _create_described(folder, args | BARE, said)
+            check_name(like, transformer_names(), "VisionTransformer", source)
+        return _create_named(like, args | BARE, channels, source)
+    return _create_described(saved, args | BARE, source)
 
 
-def _check_alike(args: dict[str, Any], folder: Path | None, said: str) -> None:
+def _check_alike(args: dict[str, Any], saved: Saved | None, source: str) -> None:
     """Refuse arguments by which an encoder would not begin as another did."""
-    saved = {} if folder is None else read_json(folder / "config.json").get("model_args", {})
+    own = {} if saved is None else saved.model_args
     for key, value in args.items():
         require(
-            "drop" in key or (key in saved and saved[key] == value),
-            f"encoder.args.{key}={value} with {said}, which says what the encoder is; leave the "
+            "drop" in key or (key in own and own[key] == value),
+            f"encoder.args.{key}={value} with {source}, which says what the encoder is; leave the "
             "argument out, or give encoder.name and all sizes in place of encoder.like",
         )
 
 
 def _create_named(
-    name: str, args: dict[str, Any], channels: int | None, said: str, *, pretrained: bool = False
+    name: str, args: dict[str, Any], channels: int | None, source: str, *, pretrained: bool = False
 ) -> VisionTransformer:
     fitted = args if channels is None else args | {"in_chans": channels}
-    return plain(create_model(name, fitted, pretrained=pretrained, said=said), name, said)
+    return plain(create_model(name, fitted, pretrained=pretrained, said=source), name, source)
 
 
-def _create_described(folder: Path, args: dict[str, Any], said: str) -> VisionTransformer:
+def _create_described(saved: Saved, args: dict[str, Any], source: str) -> VisionTransformer:
     """Create the encoder that a folder's config.json describes, its weights at random."""
-    if is_hf_folder(folder):
-        return _create_hf(folder, args, said)
-    if has_additions(folder):
-        return rebuild(folder, args)
-    return plain(create_model(f"local-dir:{folder}", args, said=said), str(folder), said)
+    if saved.is_transformers:
+        return _create_hf(saved, args, source)
+    if saved.extensions is not None:
+        return rebuild(saved, args)
+    model = create_model(f"local-dir:{saved.folder}", args, said=source)
+    return plain(model, str(saved.folder), source)
 
 
-def encoder_folder(path: str | Path) -> Path | None:
-    """Return the folder of a run's encoder, or of an encoder by itself; None if there is none."""
-    folders = (Path(path, "encoder"), Path(path))
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
-
-
-def _find_folder(path: str, said: str) -> Path | None:
-    """Return the folder that holds an encoder, or None for what timm finds by its name."""
-    folder = encoder_folder(path)
-    if folder is not None:
-        return folder
+def _find(path: str, source: str) -> Saved | None:
+    """Return the saved encoder, or None for what timm finds by its name."""
+    saved = find_saved(path)
+    if saved is not None:
+        return saved
     is_name = timm.is_model(path.split(".")[0]) or path.startswith(_HUB)
     require(
         is_name and not Path(path).exists(),
-        f"{said} is no run or folder with an encoder, and no timm name; "
+        f"{source} is no run or folder with an encoder, and no timm name; "
         "a run has its first encoder after its first checkpoint",
     )
     return None
 
 
-def _create_hf(folder: Path, args: dict[str, Any], said: str) -> VisionTransformer:
+def _create_hf(saved: Saved, args: dict[str, Any], source: str) -> VisionTransformer:
     """Create timm's VisionTransformer of a ViT that transformers wrote, without a head."""
-    settings = read_hf_settings(folder, said)
+    settings = read_hf_settings(saved, source)
     encoder = plain(create_model(DEFAULT_NAME, settings.arguments | args | BARE), DEFAULT_NAME)
     size = (encoder.in_chans, *settings.arguments["img_size"])
     cast(dict[str, Any], encoder.pretrained_cfg).update(settings.data, input_size=size)
     for note in settings.notes:
-        logger.info("%s: %s", said, note)
+        logger.info("%s: %s", source, note)
     return encoder
 
 
-def _renamed(
-    encoder: VisionTransformer, tensors: dict[str, Tensor], folder: Path, said: str
-) -> Renamed:
-    """Give a folder's weights the encoder's own names."""
-    own = encoder.state_dict()
-    if is_hf_folder(folder):
+def _renamed(encoder: VisionTransformer, saved: Saved, source: str) -> Renamed:
+    """Read a folder's weights under the encoder's own names."""
+    own, tensors = encoder.state_dict(), saved.read_weights(source)
+    if saved.is_transformers:
         return from_hf(tensors, own)
     try:
         tensors = unbaked_state(encoder, tensors)
     except UserError as error:
-        raise UserError(f"{said}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
     state = {name: tensors[name] for name in own if name in tensors}
     missing, unused = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     return Renamed(state, sorted(missing), sorted(unused))
 
 
-def _read_weights(said: str, folder: Path) -> dict[str, Tensor]:
-    path = folder / "model.safetensors"
-    require(
-        path.is_file(),
-        f"{said}: the encoder in {folder} has no {path.name}; pickled weights are "
-        "not read, since reading them can run code",
-    )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{said}: {path} cannot be read: {explain(error)}") from error
-
-
-def _fill(encoder: VisionTransformer, said: str, weights: Renamed) -> None:
+def _fill(encoder: VisionTransformer, source: str, weights: Renamed) -> None:
     """Put weights into an encoder; what it needs has to be there, and what else is there is said.
 
     Raises:
@@ -167,22 +146,22 @@ def _fill(encoder: VisionTransformer, said: str, weights: Renamed) -> None:
     missing, unused = ", ".join(weights.missing), ", ".join(weights.unused)
     require(
         not missing,
-        f"{said} lacks {missing}; nothing is left at random: correct encoder.args, "
+        f"{source} lacks {missing}; nothing is left at random: correct encoder.args, "
         "or start from another encoder",
     )
     if unused:
-        logger.info("%s: not used: %s", said, unused)
+        logger.info("%s: not used: %s", source, unused)
     try:
         encoder.load_state_dict(weights.state)
     except RuntimeError as error:
-        raise UserError(f"{said} cannot be loaded: {one_line(error)}") from error
+        raise UserError(f"{source} cannot be loaded: {one_line(error)}") from error
 
 
-def make_bare(encoder: VisionTransformer, said: str) -> None:
+def make_bare(encoder: VisionTransformer, source: str) -> None:
     """Drop the head, pool by patch average, and say what is not used any more."""
     if not isinstance(encoder.fc_norm, nn.Identity):  # timm's place for it where it pools so
         encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()
-        logger.info("%s: fc_norm becomes norm, before pooling and not after", said)
+        logger.info("%s: fc_norm becomes norm, before pooling and not after", source)
     if encoder.pool_include_prefix:
         encoder.pool_include_prefix = False
         cast(Any, encoder)._model_args["pool_include_prefix"] = False  # what save_for_hf writes
@@ -190,4 +169,4 @@ def make_bare(encoder: VisionTransformer, said: str) -> None:
     encoder.reset_classifier(0, "avg")
     cast(dict[str, Any], encoder.pretrained_cfg).pop("label_names", None)
     if dropped := ", ".join(sorted(before - encoder.state_dict().keys())):
-        logger.info("%s: not used: %s", said, dropped)
+        logger.info("%s: not used: %s", source, dropped)

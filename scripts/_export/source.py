@@ -1,6 +1,5 @@
 """What is exported: an encoder alone, or a classifier."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from pretrain.configuration.layers import read_yaml
 from pretrain.encoder import load_encoder
 from pretrain.encoder.extensions import timm_format
 from pretrain.encoder.facts import image_data, image_size, num_channels
-from pretrain.encoder.huggingface import is_hf_folder
-from pretrain.encoder.pretrained import encoder_folder
+from pretrain.encoder.saved import find_saved
 from pretrain.encoder.tokens import Normalise
 
 
@@ -117,11 +115,10 @@ def load_source(path: str, keep_head: bool) -> Source:
 
 def _find_classifier(path: str) -> Path | None:
     """Return the folder of a whole timm classifier, or None."""
-    folder = encoder_folder(path)
-    if folder is None or is_hf_folder(folder):
+    saved = find_saved(path)
+    if saved is None or saved.is_transformers or saved.num_classes == 0:
         return None
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return folder if saved.get("num_classes", 0) > 0 else None
+    return saved.folder
 
 
 def read_config(run: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder, save_encoder
 from pretrain.encoder.encoder import set_image_size
-from pretrain.encoder.extensions import Additions, additions_of, timm_format
+from pretrain.encoder.extensions import Extensions, extensions_of, timm_format
 from pretrain.encoder.facts import grid_size, image_data, patch_size
 from pretrain.encoder.stems import is_hybrid
 from pretrain.encoder.tokens import embed, encode, patch_tokens
@@ -350,7 +350,7 @@ def test_what_timm_cannot_hold_is_loaded_as_it_was(tmp_path: Path, keys: dict[st
     images = torch.rand(2, 3, *SIZE)
     loaded = load_encoder(tmp_path, keep_head=True).eval()
     assert torch.equal(loaded(images), encoder(images))
-    assert additions_of(loaded) == additions_of(encoder) != Additions()
+    assert extensions_of(loaded) == extensions_of(encoder) != Extensions()
     assert tuple(image_data(loaded)["mean"]) == (0.1, 0.2, 0.3)
     if keys == {"position": "learned_2d"}:
         by_timm: Any = timm.create_model(f"local-dir:{tmp_path}/encoder", pretrained=True)
@@ -391,7 +391,7 @@ def test_a_table_at_the_stem_is_saved_as_timms(
         by_timm: Any = timm.create_model(f"local-dir:{tmp_path}/{name}", pretrained=True)
         assert torch.equal(by_timm.eval()(images), encoder.eval()(images))
     loaded = load_encoder(tmp_path / "ours").eval()
-    assert additions_of(loaded) == additions_of(encoder)
+    assert extensions_of(loaded) == extensions_of(encoder)
     state = encoder.state_dict()
     assert loaded.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
@@ -412,7 +412,7 @@ def test_a_folder_from_before_tables_were_saved_as_timms_is_loaded(
     path.write_text(json.dumps(told))
     save_file(encoder.state_dict(), tmp_path / "model.safetensors")
     loaded = load_encoder(tmp_path)
-    assert additions_of(loaded) == additions_of(encoder)
+    assert extensions_of(loaded) == extensions_of(encoder)
     for name, value in encoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
 

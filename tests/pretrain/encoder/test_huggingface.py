@@ -22,6 +22,7 @@ from data.settings import UserError
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder, save_encoder
 from pretrain.encoder.facts import image_data, image_size, patch_size
 from pretrain.encoder.huggingface import from_hf, hf_names, read_hf_settings, to_hf
+from pretrain.encoder.saved import Saved
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -122,8 +123,7 @@ def test_it_goes_on_as_an_encoder_of_ours(tmp_path: Path) -> None:
 def test_a_width_that_the_ratio_does_not_divide(tmp_path: Path) -> None:
     for hidden in range(64, 105):
         config = {"model_type": "vit", **SHAPE, "hidden_size": 24, "intermediate_size": hidden}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        arguments = read_hf_settings(tmp_path, "encoder.init=it").arguments
+        arguments = read_hf_settings(Saved(tmp_path, config), "encoder.init=it").arguments
         assert int(24 * arguments["mlp_ratio"]) == hidden  # as timm takes it
 
 

@@ -16,7 +16,7 @@ import finetune.run
 import pretrain.run
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder, save_encoder
-from pretrain.encoder.extensions import additions_of
+from pretrain.encoder.extensions import extensions_of
 from pretrain.encoder.facts import grid_size, image_data, image_size
 from scripts._describe.building import build
 from tests.pretrain.test_errors import refusal
@@ -67,7 +67,7 @@ def test_it_begins_to_the_bit_as_the_other_did(tmp_path: Path, kind: str, num_cl
     save_encoder(trained, tmp_path / "encoder")
     found, wanted = begin(EncoderConfig(like=str(tmp_path))), begin(config, SIZE)
     assert_equal(found, wanted)
-    assert additions_of(found) == additions_of(wanted)
+    assert extensions_of(found) == extensions_of(wanted)
     assert (image_size(found), found.num_classes, found.global_pool) == (SIZE, 0, "avg")
     assert image_data(found)["mean"] == pytest.approx((0.1, 0.2, 0.3))
     assert image_data(found)["std"] == pytest.approx((0.4, 0.5, 0.6))
@@ -123,7 +123,7 @@ def test_a_description_allocates_nothing(tmp_path: Path) -> None:
     save_encoder(begin(config, SIZE), tmp_path)
     model = build([f"encoder.like={tmp_path}", "data.train=a.tar", "data.image_size=32"], 3).model
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    assert additions_of(model.encoder).position == "sincos_2d"
+    assert extensions_of(model.encoder).position == "sincos_2d"
 
 
 # ---------------------------------------------------------------- through the entry points
@@ -180,7 +180,7 @@ def test_timm_loads_what_a_run_with_fixed_sines_leaves(words: Path) -> None:
     for folder in (words / "encoder", words / "checkpoints/step-00000001/encoder"):
         by_timm: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
         assert torch.equal(by_timm.eval().forward_features(images), ours.forward_features(images))
-    assert additions_of(ours).position == "sincos_2d"
+    assert extensions_of(ours).position == "sincos_2d"
     assert "pos_embed" not in dict(ours.named_parameters())
 
 
