@@ -36,7 +36,7 @@ LAUNCHED = {
     "ACCELERATE_DYNAMO_BACKEND": "NO",
     "ACCELERATE_DYNAMO_MODE": "default",
 }
-SOME = ("vit_base.yaml", "words.yaml", "ti14.yaml", "supervised.yaml", "modern.yaml", "single.yaml")
+SOME = ("vit_base.yaml", "words.yaml", "ti.yaml", "supervised.yaml", "modern.yaml", "single.yaml")
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="shows a machine without a GPU; tests of the GPU do the rest"

@@ -38,7 +38,7 @@ Batch = dict[str, Tensor]
 # of a count is taken for certain: with selective it was .6 % too much (docs/results/memory.md)
 _SURE = 0.98
 _HEADROOM = 0.9  # of the free memory that what is advised may take, being a lower bound
-_SMALLER = {"l16": 303e6, "b16": 86e6, "s16": 22e6, "ti16": 5.5e6}  # of configs/encoder
+_SMALLER = {"l": 303e6, "b": 86e6, "s": 22e6, "ti": 5.5e6}  # of configs/encoder
 _BYTES = 16  # a parameter, with adamw
 _logger = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from scripts.describe import main, summary
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs/pretrain/demo.yaml")
 PRESETS = sorted((ROOT / "configs/encoder").glob("*.yaml"))
-SOME = ("ti16", "b32", "h14")  # a model of each takes seconds
+PATCHES = (16, 14, 32)  # a preset's own, and others
+SOME = (("ti", 16), ("b", 32), ("h", 14))  # a model of each takes seconds
 # width, depth, heads and millions of parameters as published, patch 16 (g: 14), with a head of
 # 1000 classes. Dosovitskiy et al. 2021, Table 1; DeiT, Table 1; Zhai et al. 2022, Table 2.
 PUBLISHED = {
@@ -49,25 +50,36 @@ def costs(arguments: list[str], batch: int = 2) -> Costs:
 # ---------------------------------------------------------------- the presets
 
 
-def test_there_is_a_preset_for_each_size_and_patch() -> None:
-    names = {f"{size}{patch}" for size in PUBLISHED for patch in (14, 16, 32)}
-    assert {path.stem for path in PRESETS} == names
+def test_there_is_a_preset_for_each_size() -> None:
+    assert {path.stem for path in PRESETS} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "patch"),
     [
-        pytest.param(path, marks=[] if path.stem in SOME else pytest.mark.faults, id=path.stem)
+        pytest.param(
+            path,
+            patch,
+            marks=[] if (path.stem, patch) in SOME else pytest.mark.faults,
+            id=f"{path.stem}{patch}",
+        )
         for path in PRESETS
+        for patch in PATCHES
     ],
 )
-def test_a_presets_header_gives_its_command_and_what_describe_counts(path: Path) -> None:
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    counted = summary(measure(build([str(path)], num_classes=10), 32, has_step=False))
-    assert f"#          {counted}" in header
-    assert any(f"scripts/describe.py configs/encoder/{path.name}" in line for line in header)
-    assert f"configs/encoder/{path.name} data.shards=" in "\n".join(header)
-    assert any(line.startswith("# source:") for line in header)
+def test_a_presets_header_gives_what_describe_counts(path: Path, patch: int) -> None:
+    arguments = [str(path), *([f"encoder.patch_size={patch}"] if patch != PATCHES[0] else [])]
+    counted = summary(measure(build(arguments, num_classes=10), 32, has_step=False))
+    before = "" if patch == PATCHES[0] else f"patch {patch}: "
+    assert f"#          {before}{counted}\n" in path.read_text()
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_presets_header_gives_its_commands_and_its_source(path: Path) -> None:
+    text = path.read_text()
+    assert f"scripts/describe.py configs/encoder/{path.name}" in text
+    assert f"configs/encoder/{path.name} data.shards=" in text
+    assert "\n# source:" in text
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -77,17 +89,42 @@ def test_a_preset_holds_a_whole_encoder_and_nothing_else(path: Path) -> None:
     alone = load(PretrainConfig, [str(path), "data.shards=a.tar"])
     assert config.encoder == alone.encoder
     assert config.optim == load(PretrainConfig, [DEMO]).optim
-    size, patch = path.stem[:-2], int(path.stem[-2:])
     assert (config.encoder.embed_dim, config.encoder.depth, config.encoder.num_heads) == (
-        PUBLISHED[size][:3]
+        PUBLISHED[path.stem][:3]
     )
-    assert config.encoder.patch_size == patch
+    assert config.encoder.patch_size == PATCHES[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "name"),
+    [
+        ("s", 32, "vit_small_patch32_224"),
+        ("b", 32, "vit_base_patch32_224"),
+        ("l", 14, "vit_large_patch14_224"),
+        ("l", 32, "vit_large_patch32_224"),
+    ],
+)
+def test_a_patch_size_makes_the_encoder_that_timm_has_by_a_name_of_its_own(
+    size: str, patch: int, name: str
+) -> None:
+    key = f"encoder.patch_size={patch}"
+    own, other = (
+        load(PretrainConfig, [preset(size), key, "encoder.depth=1", "data.shards=a.tar", *more])
+        for more in ([], [f"encoder.name={name}"])
+    )
+    weights: list[dict[str, torch.Tensor]] = []
+    for config in (own, other):
+        torch.manual_seed(0)
+        weights.append(make_encoder(config.encoder, (224, 224)).state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    for key, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][key])
 
 
 @pytest.mark.parametrize(("size", "published"), PUBLISHED.items())
 def test_presets_are_as_large_as_published(size: str, published: tuple[float, ...]) -> None:
     width, millions = int(published[0]), published[3]
-    encoder = build([preset(f"{size}14" if size == "g" else f"{size}16")], 10).model.encoder
+    encoder = build([preset(size)], 10).model.encoder
     assert all(parameter.is_meta for parameter in encoder.parameters())
     number = sum(parameter.numel() for parameter in encoder.parameters()) + 1000 * (width + 1)
     assert number == pytest.approx(millions * 1e6, rel=0.02)
@@ -98,7 +135,7 @@ def test_parameters_are_those_of_timms_model(size: str) -> None:
     name = {"ti": "vit_tiny_patch16_224", "s": "vit_small_patch16_224"}[size]
     real = timm.create_model(name, num_classes=0)
     number = sum(parameter.numel() for parameter in cast(Any, real).parameters())
-    assert costs([preset(f"{size}16")]).encoder_parameters == number
+    assert costs([preset(size)]).encoder_parameters == number
 
 
 # ---------------------------------------------------------------- operations
@@ -106,7 +143,7 @@ def test_parameters_are_those_of_timms_model(size: str) -> None:
 
 def test_operations_follow_the_formula() -> None:
     width, depth, tokens = 384, 12, 197
-    found = costs([preset("s16")])
+    found = costs([preset("s")])
     embedding = (tokens - 1) * 3 * 16 * 16 * width
     linear = depth * 12 * tokens * width**2
     attention = depth * 2 * tokens**2 * width
@@ -161,7 +198,7 @@ def test_a_billion_parameters_take_no_memory() -> None:
         "import resource, sys; from scripts.describe import main; main(sys.argv[1:]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    command = [sys.executable, "-c", program, "--table", preset("g14")]
+    command = [sys.executable, "-c", program, "--table", preset("g"), "encoder.patch_size=14"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "1011 M" in done.stdout
     assert int(done.stdout.splitlines()[-1]) < 2_000_000  # KiB
@@ -176,7 +213,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
 
 
 def test_a_configuration_is_described_a_figure_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, DEMO, preset("ti16"), "data.image_size=[32,64]", "--batch", "4")
+    lines = printed(capsys, DEMO, preset("ti"), "data.image_size=[32,64]", "--batch", "4")
     assert "encoder           vit_tiny_patch16_224" in lines
     assert "image             32 x 64 pixels" in lines
     assert "grid              2 x 4 = 8 patches" in lines
@@ -187,9 +224,9 @@ def test_a_configuration_is_described_a_figure_a_line(capsys: pytest.CaptureFixt
 
 
 def test_a_table_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, "--table", preset("ti16"), DEMO, *SMALL)
+    lines = printed(capsys, "--table", preset("ti"), DEMO, *SMALL)
     assert lines[0].startswith("| preset | width | depth | heads | tokens | parameters |")
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| ti16", "| demo"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| ti", "| demo"]
     assert [line.split(" | ")[4] for line in lines[2:]] == ["17", "17"]
 
 
@@ -197,8 +234,8 @@ def test_a_table_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "kind"),
     [
         ([str(ROOT / "configs/finetune/cifar10.yaml"), "encoder.like=test_vit"], "Classifier"),
-        ([preset("ti16"), "head.kind=mlp"], "Classifier"),
-        ([preset("ti16"), "data.train=a.tar"], "Classifier"),
+        ([preset("ti"), "head.kind=mlp"], "Classifier"),
+        ([preset("ti"), "data.train=a.tar"], "Classifier"),
         ([DEMO], "MaskedPatchModel"),
         ([str(ROOT / "configs/pretrain/vit_base.yaml")], "MaskedPatchModel"),
     ],
@@ -216,14 +253,14 @@ def test_fine_tuning_is_told_by_its_keys(arguments: list[str], kind: str) -> Non
     ],
 )
 def test_fine_tuning_is_measured(arguments: list[str], other: int) -> None:
-    found = costs([preset("ti16"), "data.train=a.tar", *SMALL, *arguments], batch=4)
+    found = costs([preset("ti"), "data.train=a.tar", *SMALL, *arguments], batch=4)
     assert found.other_parameters == other
     assert found.step_flops is not None
     assert found.step_flops > found.encoder_flops > 0
 
 
 def test_another_model_of_timm_has_no_tokens(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, preset("ti16"), *OTHER, "data.train=a.tar", "--classes", "10")
+    lines = printed(capsys, preset("ti"), *OTHER, "data.train=a.tar", "--classes", "10")
     assert "encoder           resnet18" in lines
     assert not any(line.startswith("tokens") for line in lines)
 
