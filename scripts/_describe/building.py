@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from finetune.backbone import check_start, make_backbone
 from finetune.config import FinetuneConfig
@@ -14,7 +13,7 @@ from finetune.head import Classifier
 from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import read_layers
 from pretrain.configuration.load import load
-from pretrain.encoder import EncoderConfig, make_encoder
+from pretrain.encoder import make_encoder
 from pretrain.encoder.recompute import recompute_blocks
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.training.config import OptimConfig
@@ -29,13 +28,11 @@ class Built:
         model: Takes a batch, and holds the encoder as `model.encoder`. Its weights lie on the meta
             device, which holds shapes alone, unless `encoder.init` loaded them.
         make_batch: The number of images -> a batch of zeros.
-        encoder: What the encoder was asked to be.
         optim: What trains it.
     """
 
     model: Any
     make_batch: Callable[[int], Batch]
-    encoder: EncoderConfig
     optim: OptimConfig
 
 
@@ -52,10 +49,19 @@ def build(arguments: list[str], num_classes: int) -> Built:
     Raises:
         UserError: A run would refuse the configuration.
     """
+    num_labels: int | None = None
     if _is_finetuning(arguments):
-        unread = ["data.train=unread", "data.val=unread"]
-        return _build_finetuning(load(FinetuneConfig, [*arguments, *unread]), num_classes)
-    return _build_pretraining(load(PretrainConfig, [*arguments, "data.shards=unread"]))
+        config = load(FinetuneConfig, [*arguments, "data.train=unread", "data.val=unread"])
+        num_labels = num_classes if config.data.multi_label else None
+        make = partial(_make_classifier, config, num_classes)
+    else:
+        config = load(PretrainConfig, [*arguments, "data.shards=unread"])
+        make = partial(_make_masked_patch_model, config)
+    with torch.device("cpu" if config.encoder.has_weights else "meta"):
+        model = make()
+    recompute_blocks(model.encoder, config.run.grad_checkpointing)
+    make_batch = partial(example_batch, model.encoder, num_labels=num_labels)
+    return Built(model, make_batch, config.optim)
 
 
 def _is_finetuning(arguments: list[str]) -> bool:
@@ -65,31 +71,14 @@ def _is_finetuning(arguments: list[str]) -> bool:
     return bool({"head", "mix", "train", "val"} & keys)
 
 
-def _build_pretraining(config: PretrainConfig) -> Built:
+def _make_masked_patch_model(config: PretrainConfig) -> MaskedPatchModel:
     data = config.data
-    with _weights_of(config.encoder):
-        encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
-        model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
-    recompute_blocks(encoder, config.run.grad_checkpointing)
-
-    return Built(model, partial(example_batch, encoder), config.encoder, config.optim)
+    encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
+    return MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
 
 
-def _build_finetuning(config: FinetuneConfig, num_classes: int) -> Built:
+def _make_classifier(config: FinetuneConfig, num_classes: int) -> Classifier:
     data, names = config.data, [str(label) for label in range(num_classes)]
-    asked = check_start(config.encoder)
-    with _weights_of(asked):
-        encoder = make_backbone(asked, data.size, data.mean, data.std, data.channels)
-        model: nn.Module = Classifier(
-            encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix
-        )
-    recompute_blocks(encoder, config.run.grad_checkpointing)
-
-    num_labels = num_classes if data.multi_label else None
-    make_batch = partial(example_batch, encoder, num_labels=num_labels)
-    return Built(model, make_batch, config.encoder, config.optim)
-
-
-def _weights_of(encoder: EncoderConfig) -> torch.device:
-    """Return where weights are made: nowhere, unless some are loaded."""
-    return torch.device("cpu" if encoder.has_weights else "meta")
+    start = check_start(config.encoder)
+    encoder = make_backbone(start, data.size, data.mean, data.std, data.channels)
+    return Classifier(encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix)
