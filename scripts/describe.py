@@ -41,11 +41,11 @@ _COLUMNS = (
 def main(arguments: list[str]) -> None:
     """Run `python scripts/describe.py ARGUMENTS`."""
     require_utf8(arguments)
-    asked = _parse(arguments)
-    if asked.table:
-        print("\n".join(_table(asked)))
+    options = _parse(arguments)
+    if options.table:
+        print("\n".join(_table(options)))
     else:
-        print("\n".join(lines(measure(build(asked.config, asked.classes), asked.batch))))
+        print("\n".join(lines(measure(build(options.config, options.classes), options.batch))))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -57,12 +57,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option("--batch", type=int, default=32, help="images of a forward pass (32)")
     option("--classes", type=int, default=1000, help="of a fine-tuned head (1000)")
     option("--table", action="store_true", help="one row for each CONFIG.yaml")
-    asked = parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     for key in ("batch", "classes"):
-        value = getattr(asked, key)
+        value = getattr(options, key)
         require(value > 0, f"--{key}={value} must be above 0")
-    require("=" not in asked.config[0], f"no CONFIG.yaml stands before {asked.config[0]}")
-    return asked
+    require("=" not in options.config[0], f"no CONFIG.yaml stands before {options.config[0]}")
+    return options
 
 
 # ---------------------------------------------------------------- saying it
@@ -117,14 +117,16 @@ def _step(costs: Costs) -> dict[str, str]:
     return {"  in training": f"{_giga(costs.step_flops)} G forward and backward through the whole"}
 
 
-def _table(asked: argparse.Namespace) -> list[str]:
+def _table(options: argparse.Namespace) -> list[str]:
     """Make a Markdown table, a row for each file."""
-    num_files = next((n for n, text in enumerate(asked.config) if "=" in text), len(asked.config))
-    files, overrides = asked.config[:num_files], asked.config[num_files:]
+    num_files = next(
+        (n for n, text in enumerate(options.config) if "=" in text), len(options.config)
+    )
+    files, overrides = options.config[:num_files], options.config[num_files:]
     rows = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1))]
     for file in files:
-        built = build([file, *overrides], asked.classes)
-        costs = measure(built, asked.batch, has_step=False)
+        built = build([file, *overrides], options.classes)
+        costs = measure(built, options.batch, has_step=False)
         rows.append((Path(file).stem, *_cells(costs)))
     return ["| " + " | ".join(row) + " |" for row in rows]
 

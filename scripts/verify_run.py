@@ -133,7 +133,9 @@ def _lines(verdict: Verdict) -> list[str]:
         )
     if not verdict.holds:
         # what is wrong with steps first: it says why samples are missing
-        ordered = sorted(verdict.violations, key=lambda found: found.kind in ("missing", "twice"))
+        ordered = sorted(
+            verdict.violations, key=lambda violation: violation.kind in ("missing", "twice")
+        )
         messages = [violation.message for violation in ordered]
         rest = len(messages) - _NUM_SHOWN
         lines.append(f"not exactly once: {len(messages)} violations up to step {verdict.step}")

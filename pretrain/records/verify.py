@@ -10,7 +10,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -126,7 +126,6 @@ class _Names:
         self._manifest = manifest
         self._former = _former_names(manifest, known)
         self._keys = lru_cache(maxsize=16)(self._ids_by_key)
-        self._shards: dict[str, int] | None = None
 
     def of(self, ids: np.ndarray) -> list[str]:
         """Return SHARD/KEY of each id, opening each shard's index once."""
@@ -144,24 +143,24 @@ class _Names:
 
     def find(self, name: str) -> int | None:
         """Return the id of SHARD/KEY; None if there is no such sample."""
-        if self._shards is None:
-            shards = self._manifest.shards
-            self._shards = {shards[place].name: place for place in range(len(shards))}
-        parts = name.split("/")
-        for cut in range(1, len(parts)):  # a shard's name and a key may both hold slashes
-            shard = self._shards.get("/".join(parts[:cut]))
-            place = None if shard is None else self._keys(shard).get("/".join(parts[cut:]))
+        for shard_name, key in _splits(name):
+            shard = self._shards.get(shard_name)
+            place = None if shard is None else self._keys(shard).get(key)
             if shard is not None and place is not None:
                 return int(self._manifest.starts[shard]) + place
         return None
 
-    def as_now(self, found: Sequence[str], expected: Sequence[str]) -> list[str]:
+    @cached_property
+    def _shards(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self._manifest.shards.names)}
+
+    def as_now(self, names: Sequence[str], expected: Sequence[str]) -> list[str]:
         """Return names of samples as they are now, if they are the expected ones by former names.
 
         All of one step have the names of one start of the run. Else they are returned as they are.
         """
-        renamed = ([_renamed(name, former) for name in found] for former in self._former)
-        return next((names for names in renamed if names == list(expected)), list(found))
+        renamed = ([_renamed(name, former) for name in names] for former in self._former)
+        return next((now for now in renamed if now == list(expected)), list(names))
 
     def _ids_by_key(self, shard: int) -> dict[str, int]:
         index = self._open(shard)[1]
@@ -183,13 +182,16 @@ def _former_names(manifest: Manifest, known: Sequence[Recorded]) -> list[dict[st
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:
-    """Replace the shard's name in SHARD/KEY; both may hold slashes."""
+    """Replace the shard's name in SHARD/KEY."""
+    known = (f"{names[shard]}/{key}" for shard, key in _splits(name) if shard in names)
+    return next(known, name)
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Yield how SHARD/KEY may be split: both may hold slashes."""
     parts = name.split("/")
-    for cut in range(1, len(parts)):
-        shard = names.get("/".join(parts[:cut]))
-        if shard is not None:
-            return "/".join([shard, *parts[cut:]])
-    return name
+    for end in range(1, len(parts)):
+        yield "/".join(parts[:end]), "/".join(parts[end:])
 
 
 class _Plan(NamedTuple):
@@ -214,11 +216,11 @@ def _plans(stream: TrainingStream, names: _Names, last: int) -> Iterator[_Plan]:
             stream.consumed(step) - stream.consumed(epoch * per_epoch) for step in (first, end)
         )
         ids = stream.samples.order.samples(epoch, np.arange(low, high))
-        found = names.of(ids)
+        names_of_block = names.of(ids)
         for step in range(first, end):
             start = (batch + step - first) * size
             part = slice(start - low, start - low + size)
-            yield _Plan(step + 1, epoch, start, ids[part], found[part])
+            yield _Plan(step + 1, epoch, start, ids[part], names_of_block[part])
         first = end
 
 
@@ -325,30 +327,30 @@ class _Verifier:
     def _explain(self, plan: _Plan, keys: list[str], names: list[str]) -> None:
         """Say how a step differs from its plan, and count its samples by their names."""
         own = dict(zip(plan.names, plan.ids.tolist(), strict=True))
-        found, expected = Counter(keys), set(names)
+        counts, expected = Counter(keys), set(names)
         unknown: list[str] = []
-        for name, times in found.items():
+        for name, times in counts.items():
             sample = own[name] if name in own else self._names.find(name)
             if sample is None:
                 unknown.append(name)
             else:
                 self._count[sample] = min(255, int(self._count[sample]) + times)
         differences = {
-            "lacks": [name for name in names if name not in found],
-            "holds, from another place,": [n for n in found if n not in own and n not in unknown],
+            "lacks": [name for name in names if name not in counts],
+            "holds, from another place,": [n for n in counts if n not in own and n not in unknown],
             "holds what is in no shard:": unknown,
-            "repeats": [name for name, times in found.items() if times > 1],
+            "repeats": [name for name, times in counts.items() if times > 1],
             "holds what the ledger names as bad:": [
-                n for n in found if n in own and n not in expected
+                n for n in counts if n in own and n not in expected
             ],
         }
-        said = [f"{what} {_some(which)}" for what, which in differences.items() if which]
-        if not said:
+        texts = [f"{what} {_some(which)}" for what, which in differences.items() if which]
+        if not texts:
             place = next(
                 i for i, pair in enumerate(zip(keys, names, strict=True)) if len({*pair}) > 1
             )
-            said = [f"has another order: {keys[place]} where {names[place]} belongs"]
-        message = f"step {plan.step} has {len(keys)} samples of {len(names)}: {'; '.join(said)}"
+            texts = [f"has another order: {keys[place]} where {names[place]} belongs"]
+        message = f"step {plan.step} has {len(keys)} samples of {len(names)}: {'; '.join(texts)}"
         samples = [name for which in differences.values() for name in which]
         self._report("step", message, plan, samples)
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from data.settings import UserError, require
 from pretrain.configuration.layers import read_yaml
@@ -159,9 +159,8 @@ def read_plan(name: str, arguments: Sequence[str]) -> Plan:
     minutes = _read_minutes(typed.pop("budget", content.get("budget")), typed)
     written = _mapping("measures", content.get("measures"))
     measures = [_read_measure(key, value, typed) for key, value in written.items()]
-    for key in typed:
-        is_wrong = key.startswith(("measures.", "budget."))
-        require(not is_wrong, f"{key} is no key; measures: {', '.join(written)}")
+    wrong = [key for key in typed if key.startswith(("measures.", "budget."))]
+    require(not wrong, f"{', '.join(wrong)} is no key; measures: {', '.join(written)}")
     fixed = dict.fromkeys(("run.dir", "run.seed", "optim.steps"), _ALIKE)
     fixed |= {"optim.warmup_steps": _ALIKE} if minutes else {}
     fixed |= dict.fromkeys(typed, "as the command line does; change it in a copy of the YAML")
@@ -220,18 +219,13 @@ def _read_measure(name: str, written: Any, typed: _Values) -> Measure:
         overrides[key.removeprefix(f"{where}.")] = typed.pop(key)
     script, show = values.get("script", name), tuple(map(str, values.get("show") or ()))
     require(script in MEASURES, f"{where}.script={script} is not one of {', '.join(MEASURES)}")
-    return _check(where, Measure(name, MEASURES[script], values.get("config"), overrides, show))
+    measure = Measure(name, MEASURES[script], values.get("config"), overrides, show)
+    _check(where, measure)
+    return measure
 
 
 def _read_row(name: str, written: Any, base: Command, fixed: Mapping[str, str]) -> Row:
-    """Read a row.
-
-    Args:
-        name: The row's.
-        written: In the YAML.
-        base: The pretraining that all rows share.
-        fixed: Keys that a row must not set, and why.
-    """
+    """Read a row over the pretraining that all share; `fixed` says why it must not set a key."""
     where = f"row {name}"
     values = _mapping(where, written, ("script", "config", "set", "untrained", "paper"))
     script, known = values.get("script", "pretrain"), ", ".join(PRETRAININGS)
@@ -242,21 +236,18 @@ def _read_row(name: str, written: Any, base: Command, fixed: Mapping[str, str]) 
     overrides = base.overrides | own | (_UNTRAINED if is_untrained else {})
     config, paper = values.get("config", base.config), values.get("paper")
     row = Row(name, PRETRAININGS[script], config, overrides, is_untrained, paper)
-    return _check(where, row)
+    _check(where, row)
+    return row
 
 
-_Part = TypeVar("_Part", Measure, Row)
-
-
-def _check(where: str, part: _Part) -> _Part:
-    """Return a part that can have a folder, and that its script would take."""
+def _check(where: str, part: Command) -> None:
+    """Refuse what cannot have a folder, and what its script would refuse."""
     is_folder = re.fullmatch(r"\w[\w.+-]*", part.name) is not None
     require(is_folder, f"{where} names a folder; use letters, digits and . _ + - alone")
     try:
         part.load()
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    return part
 
 
 # ---------------------------------------------------------------- its values

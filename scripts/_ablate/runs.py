@@ -92,32 +92,31 @@ class Job:
         run_logged([sys.executable, *command, *arguments_of(keys)], folder / "output.log")
 
     @property
-    def _told(self) -> list[Any]:
-        """All that it is told, but for its own keys."""
-        told = [self.command.script, self.minutes, *read_layers(self.command.arguments)]
-        return json.loads(json.dumps(told))
+    def _definition(self) -> list[Any]:
+        """All that its result depends on, but for its own keys."""
+        return [self.command.script.path, self.minutes, *read_layers(self.command.arguments)]
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        """Return what is known of a folder; nothing if its job was told something else."""
+        """Return what is known of a folder; nothing if it is of another definition."""
         path = folder / "ablation.json"
         try:
             record = json.loads(path.read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read: {error}; delete it to run this anew"
-            ) from error
-        return record if record.get("told") == self._told else {}
+            raise UserError(f"{path} is unreadable: {error}; delete it to run this anew") from error
+        return record if record.get("definition") == self._definition else {}
 
     def _write(self, folder: Path, content: dict[str, Any]) -> None:
         with atomic_write(folder / "ablation.json") as file:
-            file.write(json.dumps({**content, "told": self._told}, indent=1).encode() + b"\n")
+            file.write(
+                json.dumps({**content, "definition": self._definition}, indent=1).encode() + b"\n"
+            )
 
     # ---- equal training time
 
     def _fitted_steps(self, minutes: float) -> dict[str, Any]:
-        """Return the steps that fit, and as large a part of them for the warm-up as it was told.
+        """Return the steps that fit, and as large a part of them for the warm-up as the plan has.
 
         The learning rate's schedule must know its number of steps beforehand, so the row's speed is
         measured by a short run, and kept for its other seeds and for a resume.
@@ -167,12 +166,7 @@ class Task(NamedTuple):
         return failed[0] if failed else states[0] if len(set(states)) == 1 else "unfinished"
 
     def run(self) -> None:
-        """Run what is not finished.
-
-        Raises:
-            CommandFailed: A job ended badly.
-            RunStopped: A signal came.
-        """
+        """Run what is not finished, up to the first job that ends badly, as `Job.run` does."""
         for job in (self.pretraining, *self.measures.values()):
             job.run()
         shutil.rmtree(self.pretraining.folder / _FEATURES, ignore_errors=True)  # large; unused now
@@ -198,11 +192,7 @@ def list_tasks(plan: Plan, seeds: Iterable[int], output: Path) -> list[Task]:
 
 
 def run_tasks(tasks: Sequence[Task], report: Callable[[], object]) -> int:
-    """Run what is not finished, but for rows that another process is at.
-
-    Args:
-        tasks: To run.
-        report: Called after each.
+    """Run what is not finished, but for rows that another process is at, and report after each.
 
     Returns:
         How many failed; each of them is printed.
@@ -213,7 +203,7 @@ def run_tasks(tasks: Sequence[Task], report: Callable[[], object]) -> int:
     failures = 0
     for task in tasks:
         folder = task.pretraining.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock = take_lock(folder.parent / _LOCK)
         except BlockingIOError:
