@@ -1,11 +1,13 @@
-"""Every command of README and of the configurations' headers runs as it is written.
+"""Every command of README, the documentation and the configurations' headers runs as it is written.
 
 Names lead to small data, and keys are added behind that make a run short; precision, launcher and
 all other keys are the command's own. Here in this process, with what `accelerate launch` puts into
 the environment of a machine without a GPU; marked `faults`, through the launcher itself.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import re
 import shlex
@@ -14,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -21,13 +24,14 @@ from accelerate.state import AcceleratorState
 from data.shards import ImageFile, write_shard
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from tests.conftest import make_png
+from tests.servers import flaky_http
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-README = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = [ROOT / "docs/index.md", *sorted((ROOT / "docs/how-to").glob("*.md"))]
 FOLDERS = ("pretrain", "finetune", "encoder", "objective", "accelerate")  # ablate: its own tests
 SHAPE = ["encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2"]
-SHORT = ["optim.steps=1", "optim.warmup_steps=0", "optim.batch_size=4", "data.workers=1"]
+SHORT = ["optim.steps=1", "optim.warmup_steps=0", "optim.batch_size=4"]
 RUNS = {"vit_base": (224, 16), "demo": (48, 8), "cifar10": (32, 4), "cifar10-mask-tokens": (32, 4)}
 # what `accelerate launch` sets where it is told nothing and finds no GPU
 LAUNCHED = {
@@ -49,6 +53,12 @@ def commands_of(text: str) -> list[str]:
     return [line for line in lines if re.match(r"python |accelerate |torchrun ", line)]
 
 
+def page_commands(path: Path) -> list[str]:
+    """Return the commands of a Markdown file, in their order."""
+    blocks = re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL)
+    return [command for block in blocks for command in commands_of(block)]
+
+
 def header_command(path: Path) -> str:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(line.removeprefix("# command: ").removeprefix("#") for line in header)
@@ -66,59 +76,107 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("configs", "data", "finetune", "pretrain", "scripts"):
         (folder / name).symlink_to(ROOT / name)
     names = ["mine/train-000000", "mine/val-000000", "demo/val-000000", "cifar10/test-000000"]
+    names += ["labelled/train-000000", "labelled/val-000000"]
+    names += [f"theirs/train-{number:06d}" for number in range(4)]
     names += [f"demo/train-{number:06d}" for number in range(4)] + ["cifar10/test-000001"]
     names += [f"cifar10/train-{number:06d}" for number in range(10)]
     paths = [f"shards/{name}.tar" for name in names]
-    for place, path in enumerate([*paths, "labelled/train-0.tar", "labelled/val-0.tar"]):
+    for place, path in enumerate(paths):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         images = range(12 * place, 12 * place + 12)
         samples = (ImageFile(f"{n:04d}", "png", make_png(n), n % 3) for n in images)
         write_shard(folder / path, samples)
-    (folder / "photos").mkdir()
     for number in range(1000, 1040):
-        (folder / f"photos/{number}.png").write_bytes(make_png(number))
+        write_file(folder / f"photos/{number}.png", make_png(number))
+        kind = ("cat", "dog")[number % 2]
+        for name in ("by-class", "by-class-test"):
+            write_file(folder / f"{name}/{kind}/{number}.png", make_png(number))
+        array = io.BytesIO()
+        np.save(array, np.full((20, 24, 4), number % 256, np.uint8))
+        write_file(folder / f"scans/{number}.npy", array.getvalue())
     return folder
+
+
+def write_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 @pytest.fixture
 def checkout(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy it, and go there."""
+    return go_to_copy(template, tmp_path, monkeypatch)
+
+
+def go_to_copy(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(template, tmp_path / "checkout", symlinks=True)
     monkeypatch.chdir(tmp_path / "checkout")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # no configuration of accelerate
     return tmp_path / "checkout"
 
 
-def prepare(command: str, folder: Path) -> list[str]:
+@pytest.fixture(scope="session")
+def after_readme(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Follow README from images to a backbone; return the checkout and what was printed."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(template, folder / "checkout", symlinks=True)
+    shutil.rmtree(folder / "checkout/shards/mine")
+    commands = page_commands(ROOT / "README.md")
+    assert len(commands) == 6
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        for command in commands:
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.chdir(folder / "checkout")
+                trace = " data.trace=true" if "pretrain/run.py" in command else ""
+                run_here(command + trace, folder / "checkout", monkeypatch)
+    return folder / "checkout", output.getvalue()
+
+
+def prepare(command: str, folder: Path, workers: int) -> list[str]:
     """Make the runs that a command starts from; return what makes it small."""
+    if "make_shards.py" in command:
+        shutil.rmtree(folder / command.split()[3], ignore_errors=True)  # it makes them anew
     found = re.search(r"encoder\.(?:init|like)=runs/(\S+)", command)
     if found and found[1] in RUNS:
         size, patch = RUNS[found[1]]
         config = EncoderConfig("vit_base_patch16_224", "none", patch, 32, 2, 2)
         save_encoder(make_encoder(config, (size, size)), folder / f"runs/{found[1]}/encoder")
     if "fewshot.py" in command:
-        return ["fewshot.shots=[1]", "fewshot.num_seeds=1", "data.workers=1"]
-    if "run.py" not in command:
+        return ["fewshot.shots=[1]", "fewshot.num_seeds=1", f"data.workers={workers}"]
+    if "ablate.py" in command:
+        return ["--table"]  # its own tests run its rows
+    if "describe.py" in command:
+        return SHAPE
+    if "finetune/probe.py" in command:
+        return ["probe.neighbours=5", "probe.penalties=[0.1]"]
+    if "/run.py" not in command:
         return []
+    words = ["target.num_words=16", "data.image_size=32"] if "words.yaml" in command else []
+    neighbours = ["probe.neighbours=5"] if "probe.val" in command else []
+    begun = re.search(r"run\.dir=(\S+)", command)
+    if begun and (folder / begun[1]).exists():
+        shutil.rmtree(folder / begun[1])  # another page's run
     micro = ["run.micro_batch_size=2"] if "micro_batch_size" in command else []
-    return [*(SHAPE if found is None else []), *SHORT, *micro]
+    shape = SHAPE if found is None else []
+    return [*shape, *SHORT, f"data.workers={workers}", *micro, *words, *neighbours]
 
 
 def run_here(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command's entry point in this process, as its launcher would."""
-    arguments = [*shlex.split(command), *prepare(command, folder)]
+    arguments = [*shlex.split(command), *prepare(command, folder, workers=0)]
     if arguments[0] == "accelerate":
         for name, value in LAUNCHED.items():
             monkeypatch.setenv(name, value)
     place = next(n for n, argument in enumerate(arguments) if argument.endswith(".py"))
-    module = importlib.import_module(arguments[place].removesuffix(".py").replace("/", "."))
+    name = arguments[place].removesuffix(".py").replace("/", ".")
+    module = importlib.import_module(name)
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
     module.main(arguments[place + 1 :])
 
 
 def run_launched(command: str, folder: Path) -> str:
     """Run a command with its launcher; return what it said."""
-    program, *arguments = [*shlex.split(command), *prepare(command, folder)]
+    program, *arguments = [*shlex.split(command), *prepare(command, folder, workers=1)]
     names = ("ACCELERATE_", "OMP_", "PYTHONPATH")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(names)}
     done = subprocess.run(
@@ -143,18 +201,33 @@ def needs_other_machines(path: Path) -> bool:
 # ---------------------------------------------------------------- as written, in this process
 
 
-def test_readmes_way_from_a_folder_of_images_to_a_backbone(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_readmes_way_from_a_folder_of_images_to_a_backbone(after_readme: tuple[Path, str]) -> None:
+    folder, output = after_readme
+    assert (folder / "mine-encoder/model.safetensors").exists()
+    assert "photos/1000.png" in output
+
+
+def test_the_first_page_has_readmes_commands() -> None:
+    readme, start = map(page_commands, (ROOT / "README.md", ROOT / "docs/index.md"))
+    assert readme == start
+
+
+@pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.stem)
+def test_a_pages_commands_run(
+    path: Path, after_readme: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.rmtree("shards/mine")
-    [commands] = [found for block in README if len(found := commands_of(block)) > 1]
-    assert len(commands) == 6
-    for command in commands:
-        monkeypatch.undo()
-        monkeypatch.chdir(checkout)
-        run_here(command, checkout, monkeypatch)
-    assert (checkout / "mine-encoder/model.safetensors").exists()
-    assert "photos/1000.png" in capsys.readouterr().out
+    folder = go_to_copy(after_readme[0], tmp_path, monkeypatch)
+    commands = page_commands(path)
+    assert commands
+    shutil.rmtree("mine-encoder")  # an export writes into a new folder
+    for command in filter(is_quick, commands):
+        with flaky_http(folder / "shards/mine") as server, pytest.MonkeyPatch.context() as patch:
+            run_here(command.replace("https://host", server.url), folder, patch)
+
+
+def is_quick(command: str) -> bool:
+    """Benchmarks and the drawing of many figures are held by tests of their own."""
+    return "benchmark.py" not in command and "--figures" not in command
 
 
 @pytest.mark.parametrize(
@@ -200,10 +273,7 @@ print(start(RunConfig(precision="bf16")).device)
 @pytest.mark.faults
 def test_all_of_readme_runs_through_its_launchers(checkout: Path) -> None:
     shutil.rmtree("shards/mine")
-    for number in range(1000):
-        sample = ImageFile(f"{number:04d}", "png", make_png(number, (4, 4)), 0)
-        write_shard(checkout / f"shards/train-{number:06d}.tar", [sample])
-    for command in (command for block in README for command in commands_of(block)):
+    for command in page_commands(ROOT / "README.md"):
         run_launched(command, checkout)
 
 

@@ -1,16 +1,34 @@
-"""What README shows works as it stands there."""
+"""What README shows works, and what README and the pages name is there.
+
+Their commands: tests/test_commands.py. Their links: tests/test_docs.py.
+"""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from skimage import data as photographs
 from skimage import io
 
+from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
+from pretrain.config import PretrainConfig
+from pretrain.configuration.load import keys
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
+BY_HAND = ("README.md", "docs/index.md", "docs/how-to/*.md", "docs/design/*.md")
+PAGES = [path for pattern in BY_HAND for path in sorted(ROOT.glob(pattern))]
+FOLDERS = "configs|data|docs|finetune|pretrain|scripts|tests"
+PLACE = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)")  # a file or folder of the project
+KEY = re.compile(
+    r"(?<![\w./-])((?:run|data|encoder|corruption|target|decoder|optim|probe|fewshot|head|mix)"
+    r"\.[a-z_]+)(?=[=`,\s\]])"
+)
+CONFIGS = (PretrainConfig, FinetuneConfig, FewshotConfig, LinearConfig)
+KEYS = {key.name for config in CONFIGS for key in keys(config)}
+MADE = {"encoder.args", "optim.stps"}  # any argument of timm's follows; a slip that is shown
 
 
 def test_a_strangers_script_takes_dense_features_with_timm_alone(tmp_path: Path) -> None:
@@ -33,3 +51,19 @@ def test_a_strangers_script_takes_dense_features_with_timm_alone(tmp_path: Path)
         "torch.Size([1, 32, 28, 28])",
     ]
     assert done.stderr == ""
+
+
+def test_readme_is_read_in_one_go() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_each_file_that_a_page_names_is_there(path: Path) -> None:
+    places = PLACE.findall(path.read_text())
+    assert [place for place in places if not (ROOT / place).exists()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_each_key_that_a_page_names_is_one(path: Path) -> None:
+    named = set(KEY.findall(path.read_text()))
+    assert named - KEYS - MADE == set()
