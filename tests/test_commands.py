@@ -256,7 +256,8 @@ def test_a_launchers_environment_is_what_is_put_here(
     script = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from pretrain.training.run_config import RunConfig; from pretrain.training.launch import start
+from pretrain.training.config import RunConfig
+from pretrain.training.launch import start
 print(" ".join(f"{{name}}={{os.environ.get(name)}}" for name in {list(LAUNCHED)}))
 print(start(RunConfig(precision="bf16")).device)
 """
