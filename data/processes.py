@@ -174,6 +174,23 @@ def interruptible() -> Generator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def importing() -> Generator[None]:
+    """Let Ctrl-C end an entry point at once while it imports what takes seconds.
+
+    Unwound like other code, an import that is half done says more than one line.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not _unwind:  # not started by `run_entry_point`, or Ctrl-C is ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _leave_at_once(_: int, __: FrameType | None) -> None:
     _say_interrupted()
     os._exit(INTERRUPTED)

@@ -8,7 +8,6 @@ once, on all processes of `accelerate launch`, for all of `fewshot.layers` and `
 and the features. Classes are matched by name where a `classes.txt` lies beside the shards.
 """
 
-import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,16 +16,12 @@ if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from data.processes import begin
 
-    begin()  # before the imports below, which take seconds
+    begin()
 
-import numpy as np
-
+from data.processes import importing
 from data.settings import memory_errors, run_entry_point
-from finetune.config import FewshotConfig, ShotsConfig
-from finetune.measure import Figures, measure
+from finetune.config import FewshotConfig
 from pretrain.configuration.load import load, usage
-from pretrain.evaluation.classifiers import Choices, Report, choose_shots, few_shot
-from pretrain.evaluation.features import Features
 
 
 def main(arguments: list[str]) -> None:
@@ -35,29 +30,18 @@ def main(arguments: list[str]) -> None:
         print(usage(FewshotConfig, "python finetune/fewshot.py"))
         return
     config = load(FewshotConfig, arguments)
+    with importing():  # here, so that no help and no mistake in a key waits for torch
+        from finetune.judges import choose_images, judge_few_shot
+        from finetune.measure import measure
+
     asked = config.fewshot
     about = {"penalty": asked.penalty, "num_seeds": asked.num_seeds, "shots": list(asked.shots)}
     num_fits = len(asked.shots) * asked.num_seeds
-    prepare = partial(_choose, asked, config.data.used)
+    prepare = partial(choose_images, asked, config.data.used)
     with memory_errors("a smaller fewshot.batch_size"):
-        table = measure(config, prepare, partial(_judge, asked), num_fits, about)
+        table = measure(config, prepare, partial(judge_few_shot, asked), num_fits, about)
     if table is not None:
         print(table, end="")
-
-
-def _choose(asked: ShotsConfig, images: str, labels: np.ndarray) -> Choices:
-    return choose_shots(labels, asked.shots, asked.num_seeds, ("fewshot.shots", images))
-
-
-def _judge(
-    asked: ShotsConfig, choices: Choices, train: Features, val: Features, report: Report
-) -> Figures:
-    """Return the mean and the deviation over choices of the labelled images."""
-    figures: Figures = {}
-    for shots, accuracies in few_shot(train, val, choices, asked.penalty, report).items():
-        figures[f"accuracy/{shots}shot"] = statistics.fmean(accuracies)
-        figures[f"deviation/{shots}shot"] = statistics.pstdev(accuracies)
-    return figures
 
 
 if __name__ == "__main__":

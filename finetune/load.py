@@ -1,9 +1,11 @@
-"""Classifiers that are trained already."""
+"""Classifiers that are trained already, and the labels that a run gives its own."""
 
 from pathlib import Path
 
 from torch import nn
 
+from data.index.manifest import Manifest
+from data.labels.labelled import Labels, check_names, label_splits
 from data.settings import UserError
 from finetune.backbone import is_transformer, load_as_saved
 from finetune.config import TIMM_POOLINGS, FinetuneConfig, HeadConfig
@@ -31,6 +33,17 @@ def load_classifier(path: str | Path) -> Classifier:
     is_run = config.is_file() and "head" in read_yaml(str(config))
     model = _load_run(Path(path), config) if is_run else _load_folder(path)
     return model.eval()
+
+
+def read_labels(train: Manifest, val: Manifest, config: FinetuneConfig) -> Labels:
+    """Read the labels of both splits; those of a run that goes on are what they were."""
+    data, saved = config.data, saved_names(config.run.dir)
+    labels, _ = label_splits(
+        train, val, data.classes, fraction=data.fraction, is_multi_label=data.multi_label
+    )
+    if saved is not None:
+        check_names(labels.names, saved, f"run.dir={config.run.dir}")
+    return labels
 
 
 def saved_names(run: str | Path) -> list[str] | None:

@@ -17,23 +17,12 @@ if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from data.processes import begin
 
-    begin()  # before the imports below, which take seconds
+    begin()
 
-import numpy as np
-
+from data.processes import importing
 from data.settings import memory_errors, run_entry_point
-from finetune.config import ClassifiersConfig, LinearConfig
-from finetune.measure import Figures, measure
+from finetune.config import LinearConfig
 from pretrain.configuration.load import load, usage
-from pretrain.evaluation.classifiers import (
-    Report,
-    check_penalties,
-    knn,
-    linear_probe,
-    num_linear_fits,
-)
-from pretrain.evaluation.features import Features
-from pretrain.evaluation.probe import check_neighbours
 
 
 def main(arguments: list[str]) -> None:
@@ -42,34 +31,19 @@ def main(arguments: list[str]) -> None:
         print(usage(LinearConfig, "python finetune/probe.py"))
         return
     config = load(LinearConfig, arguments)
+    with importing():  # here, so that no help and no mistake in a key waits for torch
+        from finetune.judges import check_classifiers, judge_classifiers
+        from finetune.measure import measure
+        from pretrain.evaluation.classifiers import num_linear_fits
+
     asked = config.probe
     about = {"neighbours": asked.neighbours, "penalties": list(asked.penalties)}
     num_fits = 1 + num_linear_fits(asked.penalties)
-    prepare = partial(_check, asked, config.data.used)
+    prepare = partial(check_classifiers, asked, config.data.used)
     with memory_errors("a smaller probe.batch_size"):
-        table = measure(config, prepare, partial(_judge, asked), num_fits, about)
+        table = measure(config, prepare, partial(judge_classifiers, asked), num_fits, about)
     if table is not None:
         print(table, end="")
-
-
-def _check(asked: ClassifiersConfig, images: str, labels: np.ndarray) -> None:
-    check_neighbours(asked.neighbours, labels, ("probe.neighbours", images))
-    check_penalties(asked.penalties, labels, ("probe.penalties", images))
-
-
-def _judge(
-    asked: ClassifiersConfig, _: None, train: Features, val: Features, report: Report
-) -> Figures:
-    nearest = knn(train, val, asked.neighbours)
-    report(1)
-    linear = linear_probe(train, val, asked.penalties, report)
-    return {
-        "accuracy/knn_top1": nearest.top1,
-        "accuracy/knn_top5": nearest.top5,
-        "accuracy/linear_top1": linear.accuracy.top1,
-        "accuracy/linear_top5": linear.accuracy.top5,
-        "penalty": linear.penalty,
-    }
 
 
 if __name__ == "__main__":

@@ -14,49 +14,53 @@ import sys
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from data.processes import begin
 
-    begin()  # before the imports below, which take seconds
+    begin()
 
-from data.images.augment import RandAugment
-from data.index.manifest import Manifest
-from data.labels.labelled import Labels, check_names, label_splits
-from data.reading.overlap import check_apart
-from data.samples import Samples
+from data.processes import importing
 from data.settings import memory_errors, require, run_entry_point
-from data.stream import TrainingStream
 from data.text import count
-from finetune.backbone import check_start, flops_per_image, is_transformer, make_backbone
 from finetune.config import FinetuneConfig
-from finetune.head import Classifier
-from finetune.load import saved_names
-from finetune.metrics import Figures
-from finetune.validate import Validation
 from pretrain.configuration.load import load, usage
-from pretrain.encoder.extensions import say_what_timm_lacks
-from pretrain.encoder.facts import image_data, image_size, num_channels, resolve
-from pretrain.ranks import on_main, open_shards
-from pretrain.records.bad_samples import say_unusable
-from pretrain.training.claim import claim
-from pretrain.training.contract import Evaluator, Measured
-from pretrain.training.launch import share, start
-from pretrain.training.memory import check_fits
-from pretrain.training.trainer import Trainer
-from pretrain.training.validation import require_finite
+
+if TYPE_CHECKING:
+    from finetune.metrics import Figures
 
 
-def main(arguments: list[str]) -> None:
-    """Run `python finetune/run.py ARGUMENTS`."""
+def main(arguments: list[str], command: str = "python finetune/run.py") -> None:
+    """Run `python finetune/run.py ARGUMENTS`; `command` is what `--help` calls it."""
     if {"-h", "--help"} & set(arguments):
-        print(usage(FinetuneConfig, "python finetune/run.py"))
+        print(usage(FinetuneConfig, command))
         return
+    run(load(FinetuneConfig, arguments))
 
-    # ---- what is asked for
-    config = load(FinetuneConfig, arguments)
+
+def run(config: FinetuneConfig) -> None:
+    """Fine-tune an encoder, or go on where the run in `run.dir` stopped."""
+    with importing():  # here, so that no help and no mistake in a key waits for torch
+        from data.images.augment import RandAugment
+        from data.reading.overlap import check_apart
+        from data.samples import Samples
+        from data.stream import TrainingStream
+        from finetune.backbone import check_start, flops_per_image, is_transformer, make_backbone
+        from finetune.head import Classifier
+        from finetune.load import read_labels
+        from finetune.validate import Validation, judge_result
+        from pretrain.encoder.extensions import say_what_timm_lacks
+        from pretrain.encoder.facts import image_data, image_size, num_channels, resolve
+        from pretrain.ranks import on_main, open_shards
+        from pretrain.training.claim import claim
+        from pretrain.training.contract import Evaluator
+        from pretrain.training.launch import share, start
+        from pretrain.training.memory import check_fits
+        from pretrain.training.trainer import Trainer
+
+    # ---- the processes
     accelerator = start(config.run)
     part = share(accelerator, config.run, config.optim)
     data = config.data
@@ -65,7 +69,7 @@ def main(arguments: list[str]) -> None:
     train = open_shards(accelerator, data.train, "data.train", data.storage, data.fraction)
     val = open_shards(accelerator, data.val, "data.val", data.storage)
     on_main(accelerator, lambda: check_apart(train, val, ("data.train", "data.val")))
-    labels = on_main(accelerator, lambda: _label(train, val, config))
+    labels = on_main(accelerator, lambda: read_labels(train, val, config))
     names = labels.names
 
     # ---- the model
@@ -104,7 +108,7 @@ def main(arguments: list[str]) -> None:
         trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
         trainer.train(data.trace, data.max_bad_ratio)
         if validation.figures is None:  # it was finished before
-            _judge(validation(trainer.training.best), data.max_bad_ratio)
+            judge_result(validation(trainer.training.best), data.max_bad_ratio)
     if accelerator.is_main_process and validation.figures is not None:
         facts = {
             "encoder.init": config.encoder.init,
@@ -119,26 +123,7 @@ def main(arguments: list[str]) -> None:
     accelerator.end_training()
 
 
-def _label(train: Manifest, val: Manifest, config: FinetuneConfig) -> Labels:
-    """Read the labels of both splits; those of a run that goes on are what they were."""
-    data, saved = config.data, saved_names(config.run.dir)
-    labels, _ = label_splits(
-        train, val, data.classes, fraction=data.fraction, is_multi_label=data.multi_label
-    )
-    if saved is not None:
-        check_names(labels.names, saved, f"run.dir={config.run.dir}")
-    return labels
-
-
-def _judge(measured: Measured, max_bad_ratio: float) -> None:
-    """Stop where the images or the result of a validation are too bad, as the loop does."""
-    for split in measured.unusable:
-        say_unusable(split)
-        split.judge(max_bad_ratio)
-    require_finite(measured.figures, "the validation's result")
-
-
-def _report(folder: Path, figures: Figures, names: list[str], facts: dict[str, Any]) -> None:
+def _report(folder: Path, figures: "Figures", names: list[str], facts: dict[str, Any]) -> None:
     """Write `result.json`, and say what counts most of it."""
     scalars = {key: value if isfinite(value) else None for key, value in figures.scalars.items()}
     result = {**scalars, **facts, "classes": names, **figures.details}

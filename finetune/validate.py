@@ -10,9 +10,10 @@ from data.batch import LedgerEntry
 from data.samples import Samples
 from data.stream import Share, evaluation_batches
 from finetune.metrics import Figures, Scores
-from pretrain.records.bad_samples import Unusable
+from pretrain.records.bad_samples import Unusable, say_unusable
 from pretrain.training.contract import Measured
 from pretrain.training.device import Copies
+from pretrain.training.validation import require_finite
 
 
 class Validation:
@@ -58,3 +59,15 @@ class Validation:
         unusable = Unusable("data.val", self._samples.manifest.num_samples, gather_object(bad))
         self.figures = scores.compute()
         return Measured({} if unusable.is_all else self.figures.scalars, (unusable,))
+
+
+def judge_result(measured: Measured, max_bad_ratio: float) -> None:
+    """Stop where the images or the result of a validation are too bad, as the loop does.
+
+    Raises:
+        RunStopped: They are.
+    """
+    for split in measured.unusable:
+        say_unusable(split)
+        split.judge(max_bad_ratio)
+    require_finite(measured.figures, "the validation's result")

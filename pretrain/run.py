@@ -15,37 +15,48 @@ if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from data.processes import begin
 
-    begin()  # before the imports below, which take seconds
+    begin()
 
-from data.demo import make_demo_shards
+from data.processes import importing
 from data.settings import memory_errors, run_entry_point
 from data.text import count
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load, usage
-from pretrain.encoder import make_encoder
-from pretrain.encoder.extensions import say_what_timm_lacks
-from pretrain.encoder.facts import resolve
-from pretrain.inputs import open_evaluators, open_stream
-from pretrain.objective.learn import learn_words
-from pretrain.objective.model import MaskedPatchModel
-from pretrain.pictures.illustrate import make_illustrator
-from pretrain.ranks import main_process_first
-from pretrain.training.claim import claim
-from pretrain.training.launch import share, start
-from pretrain.training.memory import check_fits
-from pretrain.training.trainer import Trainer
 
 DEMO = Path(__file__).resolve().parents[1] / "configs/pretrain/demo.yaml"
 
 
-def main(arguments: list[str]) -> None:
-    """Run `python pretrain/run.py ARGUMENTS`."""
+def main(arguments: list[str], command: str = "python pretrain/run.py") -> None:
+    """Run `python pretrain/run.py ARGUMENTS`; `command` is what `--help` calls it."""
     if {"-h", "--help"} & set(arguments):
-        print(usage(PretrainConfig, "python pretrain/run.py"))
+        print(usage(PretrainConfig, command))
         return
+    run(load(PretrainConfig, arguments or [str(DEMO)]), is_demo=not arguments)
 
-    # ---- what is asked for
-    config = load(PretrainConfig, arguments or [str(DEMO)])
+
+def run(config: PretrainConfig, *, is_demo: bool = False) -> None:
+    """Pretrain an encoder, or go on where the run in `run.dir` stopped.
+
+    Args:
+        config: All that the run is told.
+        is_demo: Whether the demo's shards are made first, where they are missing.
+    """
+    with importing():  # here, so that no help and no mistake in a key waits for torch
+        from data.demo import make_demo_shards
+        from pretrain.encoder import make_encoder
+        from pretrain.encoder.extensions import say_what_timm_lacks
+        from pretrain.encoder.facts import resolve
+        from pretrain.inputs import open_evaluators, open_stream
+        from pretrain.objective.learn import learn_words
+        from pretrain.objective.model import MaskedPatchModel
+        from pretrain.pictures.illustrate import make_illustrator
+        from pretrain.ranks import main_process_first
+        from pretrain.training.claim import claim
+        from pretrain.training.launch import share, start
+        from pretrain.training.memory import check_fits
+        from pretrain.training.trainer import Trainer
+
+    # ---- the processes
     accelerator = start(config.run)
     part = share(accelerator, config.run, config.optim)
 
@@ -57,7 +68,7 @@ def main(arguments: list[str]) -> None:
     check_fits(accelerator, config.run, config.optim, part, model)
 
     # ---- the stream
-    if not arguments:
+    if is_demo:
         main_process_first(accelerator, make_demo_shards)
     stream = open_stream(accelerator, config, encoder, part)
 

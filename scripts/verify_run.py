@@ -16,16 +16,18 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from data.processes import begin
 
-    begin()  # before the imports below, which take seconds
+    begin()
 
 from data.config import DataConfig, LabelledDataConfig
 from data.disks import explain
 from data.index.open import open_manifest
+from data.processes import importing
 from data.settings import (
     OneLineParser,
     UserError,
@@ -41,8 +43,10 @@ from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.records.checkpoint import find_newest
 from pretrain.records.traces import trace_files
-from pretrain.records.verify import EpochCounts, Verdict, verify
 from pretrain.training.config import OptimConfig, RunConfig
+
+if TYPE_CHECKING:
+    from pretrain.records.verify import EpochCounts, Verdict
 
 _NUM_SHOWN = 20  # violations, and epochs
 
@@ -92,7 +96,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _verify(run: Path, shards: list[str] | None) -> Verdict:
+def _verify(run: Path, shards: list[str] | None) -> "Verdict":
     path = run / "config.yaml"
     require(path.is_file(), f"RUN={run} has no config.yaml; name the folder of a run")
     is_pretraining = "shards" in read_yaml(str(path)).get("data", {})
@@ -116,13 +120,16 @@ def _verify(run: Path, shards: list[str] | None) -> Verdict:
     except UserError as error:
         hint = "" if shards else f" (--shards says where those of {path} are now)"
         raise UserError(f"{error}{hint}") from error
+    with importing():  # here, so that no help and no mistake in an option waits for torch
+        from pretrain.records.verify import verify
+
     return verify(run, newest, manifest, config.run.seed, config.optim.batch_size)
 
 
 # ---------------------------------------------------------------- saying it
 
 
-def _lines(verdict: Verdict) -> list[str]:
+def _lines(verdict: "Verdict") -> list[str]:
     shown = verdict.epochs[-_NUM_SHOWN:]
     lines = [_describe(epoch) for epoch in shown]
     if len(shown) < len(verdict.epochs):
@@ -157,7 +164,7 @@ def _lines(verdict: Verdict) -> list[str]:
     return lines
 
 
-def _describe(epoch: EpochCounts) -> str:
+def _describe(epoch: "EpochCounts") -> str:
     state = "" if epoch.is_finished else " (unfinished)"
     return (
         f"epoch {epoch.epoch}{state}: expected {epoch.expected:,}, once {epoch.trained_once:,}, "
@@ -166,7 +173,7 @@ def _describe(epoch: EpochCounts) -> str:
     )
 
 
-def _write(path: Path, run: Path, verdict: Verdict) -> None:
+def _write(path: Path, run: Path, verdict: "Verdict") -> None:
     record = {"run": str(run), "holds": verdict.holds, **asdict(verdict)}
     try:
         with atomic_write(path) as file:

@@ -27,7 +27,16 @@ from data.settings import run_entry_point
 from tests.servers import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "accelerate", "timm", "pretrain.run", "finetune.run"])
+SERVER.set_forkserver_preload(
+    [
+        "torch",
+        "accelerate",
+        "timm",
+        "pretrain.pictures.illustrate",
+        "finetune.measure",
+        "finetune.load",
+    ]
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FAIL = signal.SIGUSR2  # makes a forked script raise an error of the program where it is

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as to_safetensors
 
-from data.randomness import combine
 from data.settings import UserError
 from data.shards import atomic_write
 
@@ -89,6 +88,8 @@ class ShardIndex:
         """Return an index of `num_kept` samples alone, chosen by a hash, in the order they lie."""
         if num_kept == len(self):
             return self
+        from data.randomness import combine  # here: it brings torch, which no other index needs
+
         words = combine(np.full(len(self), seed), np.arange(len(self)))
         kept = np.sort(np.argsort(words, kind="stable")[:num_kept])
         fields: dict[str, Any] = {}

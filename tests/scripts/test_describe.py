@@ -16,7 +16,8 @@ from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from pretrain.training.config import OptimConfig
 from scripts._describe.building import build
 from scripts._describe.measuring import Costs, count_saved_bytes, count_state_bytes, measure
-from scripts.describe import main, summary
+from scripts._describe.tables import summary
+from scripts.describe import main
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs/pretrain/demo.yaml")
