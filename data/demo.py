@@ -69,7 +69,7 @@ def make_demo_shards(folder: Path = FOLDER) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds other files than the demo's; delete it or name another")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    photographs = _photographs()
+    photographs = load_photographs()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / "shards"
         work.mkdir()
@@ -79,16 +79,24 @@ def make_demo_shards(folder: Path = FOLDER) -> None:
     open_manifest(folder, "demo")
 
 
-def _photographs() -> list[Image.Image]:
-    """Load the photographs from the installed package, without importing it."""
+def photograph_files() -> list[Path]:
+    """Return where the installed package has the photographs, without importing it.
+
+    Raises:
+        UserError: scikit-image is not installed.
+    """
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
         raise UserError(
             "the demo's photographs come with scikit-image, which is not installed; "
             "run pip install -e '.[demo]' here, or name your own data.shards"
         )
-    data = Path(package.origin).parent / "data"
-    return [Image.open(data / name).convert("RGB") for name in PHOTOGRAPHS]
+    return [Path(package.origin).parent / "data" / name for name in PHOTOGRAPHS]
+
+
+def load_photographs() -> list[Image.Image]:
+    """Load the photographs."""
+    return [Image.open(path).convert("RGB") for path in photograph_files()]
 
 
 def _write(folder: Path, photographs: list[Image.Image]) -> None:

@@ -40,7 +40,7 @@ from data.settings import (
 )
 from data.storage.locations import expand_home, user_path
 from data.text import count
-from scripts._export import hugging_face, onnx_file, timm_folder, torch_program
+from scripts._export import graph_files, hugging_face, timm_folder
 from scripts._export.card import NO_LICENCE, write_card
 from scripts._export.format import HUB, Format
 from scripts._export.pictures import pick_images
@@ -48,10 +48,8 @@ from scripts._export.push import check_repository, push
 from scripts._export.source import Source, load_source
 
 TOLERANCE = 1e-4
-_FORMATS = {
-    module.FORMAT.name: module.FORMAT
-    for module in (timm_folder, hugging_face, onnx_file, torch_program)
-}
+_ALL = (timm_folder.FORMAT, hugging_face.FORMAT, graph_files.ONNX, graph_files.TORCH)
+_FORMATS = {form.name: form for form in _ALL}
 
 
 def main(arguments: list[str]) -> None:
@@ -69,23 +67,21 @@ def main(arguments: list[str]) -> None:
     place = f"{HUB}{options.push}" if options.push else out.resolve().name
     with _new_folder(out) as folder:
         form.write(source, folder)
-        checked = _compare(source, form, folder, images, whose)
-        card = write_card(source, form, place, options.license, checked)
+        comparison = _compare(source, form, folder, images, whose)
+        card = write_card(source, form, place, options.license, comparison)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     rows, columns = source.size
     kind = count(len(source.class_names), "class") if source.classifier else f"width {source.width}"
     print(f"exported {options.run} to {out} for {form.name}: images {rows}x{columns}, {kind}")
-    print(checked)
-    for line in form.describe(source):
-        print(line)
+    print(comparison, *form.describe(source), sep="\n")
     print(f"how to load it is in {out}/README.md")
     if options.push:
         print(f"pushed to {push(out, options.push, options.public)}")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument(
         "run", type=expand_home, help="a run's folder, or one that timm or transformers wrote"
     )
@@ -135,21 +131,21 @@ def _new_folder(out: Path) -> Generator[Path]:
 
 
 def _compare(source: Source, form: Format, folder: Path, images: Tensor, whose: str) -> str:
-    """Say the largest difference between what was exported and what was loaded back.
+    """Return the largest difference between what was exported and what was loaded back, in words.
 
     Raises:
         RunStopped: It is over the tolerance.
     """
     ours, theirs = source.outputs(images), form.run(folder, images)
     differences = {name: float((value - ours[name]).abs().max()) for name, value in theirs.items()}
-    said = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
+    named = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
     if not all(value <= TOLERANCE for value in differences.values()):  # so that nan is over it
         raise RunStopped(
-            f"--to {form.name}: loaded back, it differs from {source.path}: {said}, over "
+            f"--to {form.name}: loaded back, it differs from {source.path}: {named}, over "
             f"{TOLERANCE:g}; nothing was written"
         )
-    number = f"{len(images)} image{'s' * (len(images) > 1)}"
-    return f"largest difference after loading it back, on {number} of {whose}: {said}"
+    num = count(len(images), "image")
+    return f"largest difference after loading it back, on {num} of {whose}: {named}"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageOps
 
-from data.demo import _photographs as demo_photographs
+from data.demo import load_photographs
 from data.shards import ImageFile, write_shard
 
 NUM_IMAGES = 96
@@ -30,7 +30,7 @@ def make_photograph_shard(folder: Path) -> str:
 def _cuts() -> Iterator[ImageFile]:
     generator = np.random.default_rng(0)
     whole = (round(SIZE[0] * _MARGIN), round(SIZE[1] * _MARGIN))
-    photographs = [ImageOps.fit(photograph, whole) for photograph in demo_photographs()]
+    photographs = [ImageOps.fit(photograph, whole) for photograph in load_photographs()]
     for number in range(NUM_IMAGES):
         left = int(generator.integers(whole[0] - SIZE[0] + 1))
         top = int(generator.integers(whole[1] - SIZE[1] + 1))

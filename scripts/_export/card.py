@@ -10,7 +10,7 @@ import yaml
 from data.index.catalog import Catalog
 from data.settings import RunStopped, UserError
 from data.storage.locations import Storage, is_remote, public_name
-from data.text import count
+from data.text import count, name_some
 from pretrain.records.logs import read_records
 from scripts._export.format import Format
 from scripts._export.pictures import is_local
@@ -35,7 +35,7 @@ _TARGETS = {
 _GROUPS = ("corruption", "target", "decoder", "objective", "head", "mix", "optim")  # of config.yaml
 
 
-def write_card(source: Source, form: Format, place: str, licence: str, checked: str) -> str:
+def write_card(source: Source, form: Format, place: str, licence: str, comparison: str) -> str:
     """Return README.md for a folder or a repository of the hub.
 
     Args:
@@ -43,7 +43,7 @@ def write_card(source: Source, form: Format, place: str, licence: str, checked: 
         form: The format.
         place: Where its users find it: as `Format.usage` takes it.
         licence: The hub's identifier of a licence.
-        checked: What was compared, and with which difference.
+        comparison: The largest difference after loading it back, in words.
     """
     parts = [
         _front_matter(source, form, licence),
@@ -54,7 +54,7 @@ def write_card(source: Source, form: Format, place: str, licence: str, checked: 
         "\n".join(f"- {line}" for line in form.describe(source)),
         *_training(source.path, source.config),
         "## Check",
-        f"{checked[0].upper()}{checked[1:]}.",
+        f"{comparison[0].upper()}{comparison[1:]}.",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -74,19 +74,14 @@ def _summary(source: Source, licence: str) -> str:
     rows, columns = source.size
     num = sum(value.numel() for value in (source.classifier or source.encoder).parameters())
     architecture = source.encoder.pretrained_cfg["architecture"]
-    kind = (
-        f"classifier of {count(len(source.class_names), 'class')}"
-        if source.classifier
-        else "encoder"
-    )
+    names = source.class_names
+    kind = f"classifier of {count(len(names), 'class')}" if source.classifier else "encoder"
     lines = [
         f"- {architecture}, {num / 1e6:,.2f} million parameters: {kind}, width {source.width}",
         f"- images {rows}x{columns}, {source.colours}",
     ]
-    if source.class_names:
-        more = len(source.class_names) - _MAX_CLASSES
-        shown = ", ".join(source.class_names[:_MAX_CLASSES])
-        lines.append(f"- classes: {shown}" + f" and {more} more" * (more > 0))
+    if names:
+        lines.append(f"- classes: {name_some(names, _MAX_CLASSES)}")
     if licence == NO_LICENCE:
         lines.append(
             "- licence: not stated; the owner has to state it, here and in `license` above"
@@ -98,39 +93,40 @@ def _summary(source: Source, licence: str) -> str:
 
 
 def _training(path: str, config: dict[str, Any]) -> Iterator[str]:
-    """Say what a run was: data, objective, steps, results; and the run that it started from."""
+    """Yield a run's data, objective, steps and results; and the run that it started from."""
     if not config:
         yield "## Training\n\nNot recorded: the export was made from weights without a run."
         return
-    yield "## Data"
-    yield "\n".join(f"- {line}" for line in _data(config.get("data", {})))
-    yield "## Objective"
-    yield _objective(config)
+    data, objective, steps, results = _story(path, config)
     groups = {key: config[key] for key in _GROUPS if key in config}
+    yield f"## Data\n\n{data}"
+    yield f"## Objective\n\n{objective}"
     yield f"```yaml\n{yaml.safe_dump(groups, sort_keys=False)}```"
-    yield "## Steps"
-    yield _steps(Path(path), config)
-    yield "## Results"
-    yield _results(Path(path))
-    init = config.get("encoder", {}).get("init", "none")
+    yield f"## Steps\n\n{steps}"
+    yield f"## Results\n\n{results}"
+    init = _init(config)
     if before := read_config(init):
         yield f"## What it started from: {_short(init)}"
-        yield "\n".join(f"- {line}" for line in _data(before.get("data", {})))
-        yield _objective(before)
-        yield _steps(Path(init), before)
-        yield _results(Path(init))
+        yield from _story(init, before)
 
 
-def _objective(config: dict[str, Any]) -> str:
+def _story(path: str, config: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Return a run's data, objective, steps and results."""
+    metrics = Path(path, "metrics.jsonl")
+    records = read_records(metrics) if metrics.is_file() else []
     kind = config.get("target", {}).get("kind", "mean_colour")
-    texts = [text for key, text in _OBJECTIVES.items() if key in config]
-    return "\n".join(texts).format(target=_TARGETS.get(kind, f"target ({kind}) is"))
+    objectives = "\n".join(text for key, text in _OBJECTIVES.items() if key in config)
+    return (
+        "\n".join(f"- {line}" for line in _data(config.get("data", {}))),
+        objectives.format(target=_TARGETS.get(kind, f"target ({kind}) is")),
+        _steps(records, config),
+        _results(Path(path, "result.json"), records),
+    )
 
 
 def _data(data: dict[str, Any]) -> Iterator[str]:
     for split in _SPLITS:
-        spec = data.get(split)
-        if spec:
+        if spec := data.get(split):
             specs = spec if isinstance(spec, list) else [spec]
             names = ", ".join(_short(str(part)) for part in specs)
             yield f"{split}: {names}{_count(spec, f'data.{split}')}"
@@ -149,22 +145,35 @@ def _count(spec: object, key: str) -> str:
         return ""
     try:
         catalog = Catalog(spec, key, Storage())
-        manifest = catalog.manifest()
+        num_samples = catalog.manifest().num_samples
     except (UserError, RunStopped, OSError):
         return ""
-    if catalog.missing():
-        return f" (shards: {len(catalog):,})"
-    return f" (images: {manifest.num_samples:,}, shards: {len(catalog):,})"
+    images = "" if catalog.missing() else f"images: {num_samples:,}, "
+    return f" ({images}shards: {len(catalog):,})"
 
 
-def _results(run: Path) -> str:
+def _init(config: dict[str, Any]) -> str:
+    return config.get("encoder", {}).get("init") or "none"
+
+
+def _steps(records: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    optim, init = config.get("optim", {}), _init(config)
+    start = "random weights" if init == "none" else _short(init)
+    parts = [
+        f"{last['step']:,} of {count(optim.get('steps', 0), 'step')}, {last['epoch']:.1f} epochs"
+        for last in records[-1:]
+    ]
+    size = f"batches of {optim.get('batch_size', 0):,} images"
+    return f"Trained from {start}: {', '.join([*parts, size])}."
+
+
+def _results(result: Path, records: list[dict[str, Any]]) -> str:
     """Return the figures of result.json, or else the last ones of the records, as a table."""
-    path, result = run / "metrics.jsonl", run / "result.json"
     figures: dict[str, Any] = {}
     if result.is_file():
         figures = json.loads(result.read_text())
-    elif path.is_file():
-        for record in read_records(path):
+    else:
+        for record in records:
             figures |= {key: value for key, value in record.items() if _is_shown(key)}
     rows = [
         f"| {key} | {value:.6g} |"
@@ -177,17 +186,3 @@ def _results(run: Path) -> str:
 def _is_shown(key: str) -> bool:
     is_own = key in ("step", "epoch", "train/loss", "train/accuracy")
     return is_own or (key.startswith("val/") and not key.endswith("_ratio"))
-
-
-def _steps(run: Path, config: dict[str, Any]) -> str:
-    """Say how long it was trained, and what it started from."""
-    path, optim = run / "metrics.jsonl", config.get("optim", {})
-    last = read_records(path)[-1:] if path.is_file() else []
-    init = config.get("encoder", {}).get("init", "none")
-    start = "random weights" if init == "none" else _short(init)
-    done = [
-        f"{r['step']:,} of {count(optim.get('steps', 0), 'step')}, {r['epoch']:.1f} epochs"
-        for r in last
-    ]
-    size = f"batches of {optim.get('batch_size', 0):,} images"
-    return f"Trained from {start}: {', '.join([*done, size])}."

@@ -1,5 +1,6 @@
-"""The module that ONNX and torch.export hold: pixels in 0..1 go in, and it normalises itself."""
+"""What ONNX and torch.export hold: pixels in 0..1 go in, and the graph normalises itself."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 
 from data.images.transforms import MODES
 from pretrain.encoder.tokens import Normalise
-from scripts._export.format import HUB
+from scripts._export.format import HUB, Format, Outputs
 from scripts._export.source import Source, tokens_name
 
 INPUT = "images"
 _CLASSES = "classes.txt"
+
+Run = Callable[[Tensor], Outputs]
 
 
 class Graph(nn.Module):
@@ -28,13 +31,56 @@ class Graph(nn.Module):
         self.classifier = source.classifier
         self.normalise = Normalise(source.encoder)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Outputs:
         """Run float32 images (B, C, H, W); the outputs are those of `Source.output_names`."""
         pixels = images * 255
         if self.classifier is not None:
             return {"logits": self.classifier.logits(pixels)}
         tokens = self.encoder.forward_features(self.normalise(pixels))
         return {tokens_name(self.encoder): tokens, "features": self.encoder.forward_head(tokens)}
+
+
+def graph_format(
+    name: str,
+    library: str,
+    file: str,
+    packages: tuple[str, ...],
+    save: Callable[[Graph, Source, Path], None],
+    load: Callable[[Path], Run],
+    usage: Callable[[Source, str], str],
+) -> Format:
+    """Return a format whose folder holds a graph, and the class names beside it.
+
+    Args:
+        name: As in `Format`.
+        library: Likewise.
+        file: The graph's.
+        packages: As in `Format`.
+        save: Writes a graph to a path.
+        load: Reads it back: images in 0..1 -> outputs.
+        usage: Python that runs `images`, of the source and an expression that names the file.
+    """
+
+    def write(source: Source, folder: Path) -> None:
+        folder.mkdir()
+        save(Graph(source).eval(), source, folder / file)
+        if source.class_names:  # a graph has no place for them
+            text = "".join(f"{name}\n" for name in source.class_names)
+            (folder / _CLASSES).write_text(text, encoding="utf-8")
+
+    def use(source: Source, place: str) -> str:
+        imports, named = "", f'"{place}/{file}"'
+        if place.startswith(HUB):
+            imports = "from huggingface_hub import hf_hub_download\n"
+            named = f'hf_hub_download("{place.removeprefix(HUB)}", "{file}")'
+        head = f"import numpy as np\nimport {packages[-1] if packages else 'torch'}\n{imports}"
+        return f"{head}{_read_photo(source)}\n{usage(source, named)}"
+
+    @torch.no_grad()
+    def run(folder: Path, images: Tensor) -> Outputs:
+        return _in_two_batches(load(folder / file), images / 255)
+
+    return Format(name, library, packages, write, run, use, _describe)
 
 
 def export_arguments(source: Source) -> dict[str, Any]:
@@ -45,21 +91,17 @@ def export_arguments(source: Source) -> dict[str, Any]:
     }
 
 
-def make_folder(source: Source, folder: Path) -> None:
-    """Make a folder for a graph, which has no place for class names, and put them beside it."""
-    folder.mkdir()
-    if source.class_names:
-        text = "".join(f"{name}\n" for name in source.class_names)
-        (folder / _CLASSES).write_text(text, encoding="utf-8")
+def _in_two_batches(run: Run, images: Tensor) -> Outputs:
+    """Run one image alone and all of them with one more, so that two batch sizes are used."""
+    alone, together = run(images[:1]), run(torch.cat([images, images[:1]]))
+    return {name: torch.cat([alone[name], together[name][1:-1]]) for name in together}
 
 
-def describe(source: Source) -> list[str]:
-    """Say what goes in and out."""
+def _describe(source: Source) -> list[str]:
     shape = ", ".join(map(str, (source.channels, *source.size)))
     colours = source.colours if source.channels in MODES else "values"
     lines = [f"input {INPUT}: float32 (batch, {shape}), {colours} in 0..1; any batch size"]
-    with torch.no_grad():
-        outputs = source.outputs(torch.zeros(1, source.channels, *source.size, dtype=torch.uint8))
+    outputs = source.outputs(torch.zeros(1, source.channels, *source.size, dtype=torch.uint8))
     for name in source.output_names:
         shape = ", ".join(map(str, outputs[name].shape[1:]))
         lines.append(f"output {name}: float32 (batch, {shape})")
@@ -68,23 +110,14 @@ def describe(source: Source) -> list[str]:
     return lines
 
 
-def read_photo(source: Source) -> str:
+def _read_photo(source: Source) -> str:
     """Return Python that makes `images` of photo.jpg; of image.npy, where they are no pictures."""
     rows, columns = source.size
     if source.channels not in MODES:
         return f"""image = np.load("image.npy")  # uint8 ({rows}, {columns}, {source.channels})
 images = image.astype(np.float32).transpose(2, 0, 1)[None] / 255"""
     axes = ".transpose(2, 0, 1)[None]" if source.channels == 3 else "[None, None]"
-    mode = MODES[source.channels]
     return f"""from PIL import Image
 
-image = Image.open("photo.jpg").convert("{mode}").resize(({columns}, {rows}))
+image = Image.open("photo.jpg").convert("{MODES[source.channels]}").resize(({columns}, {rows}))
 images = np.asarray(image, dtype=np.float32){axes} / 255"""
-
-
-def name_file(place: str, file: str) -> tuple[str, str]:
-    """Return Python that names a file of a folder or of a hub's repository: imports, expression."""
-    if place.startswith(HUB):
-        expression = f'hf_hub_download("{place.removeprefix(HUB)}", "{file}")'
-        return "from huggingface_hub import hf_hub_download\n", expression
-    return "", f'"{place}/{file}"'

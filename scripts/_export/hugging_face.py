@@ -219,5 +219,5 @@ def _describe(source: Source) -> list[str]:
 
 
 FORMAT = Format(
-    "transformers", "transformers", ("transformers",), _check, _write, _run, _usage, _describe
+    "transformers", "transformers", ("transformers",), _write, _run, _usage, _describe, _check
 )

@@ -1,13 +1,12 @@
 """The images that an export is compared on."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.demo import PHOTOGRAPHS
+from data.demo import photograph_files
 from data.folder.images import list_images
 from data.images.transforms import MODES, UnreadableImage, evaluation_crop
 from data.index.open import open_manifest
@@ -37,12 +36,13 @@ def pick_images(source: Source, given: list[Path]) -> tuple[Tensor, str]:
     own = _read_own(source)
     if own is not None:
         return own
-    package = find_spec("skimage")
-    if package is not None and package.origin is not None and source.channels in MODES:
-        folder = Path(package.origin).parent / "data"
-        files = [folder / name for name in PHOTOGRAPHS]
-        return _read_files(files, source)[0], "scikit-image's photographs"
-    return _draw((source.channels, *source.size)), "smooth random images"
+    if source.channels not in MODES:
+        return _draw((source.channels, *source.size)), "smooth random images"
+    try:
+        files = photograph_files()
+    except UserError:
+        return _draw((source.channels, *source.size)), "smooth random images"
+    return _read_files(files, source)[0], "scikit-image's photographs"
 
 
 def _list_files(given: list[Path]) -> list[Path]:

@@ -86,4 +86,4 @@ def _describe(source: Source) -> list[str]:
     return lines
 
 
-FORMAT = Format("timm", "timm", (), _check, _write, _run, _usage, _describe)
+FORMAT = Format("timm", "timm", (), _write, _run, _usage, _describe, _check)

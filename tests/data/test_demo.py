@@ -57,7 +57,7 @@ def test_tiles_are_images_of_one_size(demo: Path) -> None:
 
 def test_no_pixel_is_in_both_splits() -> None:
     """Mark the validation strips: no training tile may show the mark, each validation tile must."""
-    photographs = [Image.new("RGB", photo.size) for photo in data.demo._photographs()]
+    photographs = [Image.new("RGB", photo.size) for photo in data.demo.load_photographs()]
     for photo in photographs:
         photo.paste((255, 255, 255), (0, 0, strip(photo.width, is_val=True)[1], photo.height))
     generator = np.random.default_rng(1)

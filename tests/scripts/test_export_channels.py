@@ -13,14 +13,13 @@ from PIL import Image
 import scripts.export
 from data.settings import UserError
 from pretrain.encoder import load_encoder, save_encoder
-from scripts._export import hugging_face, onnx_file, timm_folder, torch_program
+from scripts._export import hugging_face, timm_folder
 from scripts._export.format import Format
+from scripts._export.graph_files import ONNX, TORCH
 from scripts._export.source import Source
 from tests.scripts.test_export_formats import encoder, name_of, photographs, round_trip
 
-TIMM, HF, ONNX, TORCH = (
-    module.FORMAT for module in (timm_folder, hugging_face, onnx_file, torch_program)
-)
+TIMM, HF = timm_folder.FORMAT, hugging_face.FORMAT
 
 
 def source(**told: Any) -> Source:

@@ -17,13 +17,14 @@ from finetune.config import HeadConfig
 from finetune.head import Classifier
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder
 from pretrain.encoder.facts import image_data
-from scripts._export import hugging_face, onnx_file, timm_folder, torch_program
+from scripts._export import hugging_face, timm_folder
 from scripts._export.format import Format
+from scripts._export.graph_files import ONNX, TORCH
 from scripts._export.source import Source
 
 NAMES = ["cat", "dog", "owl"]
 SIZE = (16, 32)
-FORMATS = [module.FORMAT for module in (timm_folder, hugging_face, onnx_file, torch_program)]
+FORMATS = [timm_folder.FORMAT, hugging_face.FORMAT, ONNX, TORCH]
 
 
 def name_of(value: object) -> str | None:
@@ -113,7 +114,7 @@ def test_a_classifier_of_the_class_token_comes_back(form: Format, tmp_path: Path
     assert round_trip(form, classifier(pooling="class"), tmp_path / "out")["logits"].shape == (3, 3)
 
 
-@pytest.mark.parametrize("form", [timm_folder.FORMAT, torch_program.FORMAT], ids=name_of)
+@pytest.mark.parametrize("form", [timm_folder.FORMAT, TORCH], ids=name_of)
 def test_a_classifier_of_the_patch_average_comes_back(form: Format, tmp_path: Path) -> None:
     assert "logits" in round_trip(form, classifier(), tmp_path / "out")
 
@@ -121,9 +122,9 @@ def test_a_classifier_of_the_patch_average_comes_back(form: Format, tmp_path: Pa
 @pytest.mark.parametrize(
     ("form", "head"),
     [
-        (onnx_file.FORMAT, {"pooling": "both", "kind": "mlp"}),
-        (torch_program.FORMAT, {"pooling": "both"}),
-        (torch_program.FORMAT, {"kind": "mlp"}),
+        (ONNX, {"pooling": "both", "kind": "mlp"}),
+        (TORCH, {"pooling": "both"}),
+        (TORCH, {"kind": "mlp"}),
     ],
     ids=name_of,
 )
@@ -137,8 +138,8 @@ def test_a_graph_holds_any_head(form: Format, tmp_path: Path, head: dict[str, An
     [
         (timm_folder.FORMAT, False),
         (timm_folder.FORMAT, True),
-        (torch_program.FORMAT, False),
-        (onnx_file.FORMAT, True),
+        (TORCH, False),
+        (ONNX, True),
     ],
     ids=name_of,
 )
@@ -160,7 +161,7 @@ def test_a_baseline_comes_back(form: Format, tmp_path: Path, has_head: bool) -> 
     ],
     ids=str,
 )
-@pytest.mark.parametrize("form", [timm_folder.FORMAT, torch_program.FORMAT], ids=name_of)
+@pytest.mark.parametrize("form", [timm_folder.FORMAT, TORCH], ids=name_of)
 def test_other_encoders_come_back(form: Format, tmp_path: Path, args: dict[str, Any]) -> None:
     round_trip(form, bare(**args), tmp_path / "out")
 
@@ -170,7 +171,7 @@ def test_other_encoders_come_back(form: Format, tmp_path: Path, args: dict[str, 
 
 def test_onnx_is_one_file_of_named_inputs_and_outputs(tmp_path: Path) -> None:
     source = bare()
-    round_trip(onnx_file.FORMAT, source, tmp_path / "out")
+    round_trip(ONNX, source, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
     onnx.checker.check_model(onnx.load(tmp_path / "out/model.onnx"), full_check=True)
     session: Any = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
@@ -187,7 +188,7 @@ def test_onnx_is_one_file_of_named_inputs_and_outputs(tmp_path: Path) -> None:
 
 def test_normalisation_is_inside_the_graph(tmp_path: Path) -> None:
     source = bare()
-    torch_program.FORMAT.write(source, tmp_path / "out")
+    TORCH.write(source, tmp_path / "out")
     graph = torch.export.load(tmp_path / "out/model.pt2").module()
     grey = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1).expand(2, 3, *SIZE)  # the mean
     with torch.no_grad():
