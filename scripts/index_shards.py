@@ -44,7 +44,7 @@ from data.index.open import told_empty
 from data.index.scan import UnusableShard
 from data.processes import end_children, end_with_parent
 from data.reading.check import unusable_members
-from data.settings import OneLineParser, RunStopped, UserError, require, run_entry_point
+from data.settings import OneLineParser, RunStopped, UserError, positive, run_entry_point
 from data.shards import atomic_write
 from data.storage.locations import Missing, Storage, is_remote, user_path
 from data.text import count
@@ -54,7 +54,7 @@ _STORAGE = Storage()
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a shard.
+    """A problem of a shard.
 
     Attributes:
         shard: Its name.
@@ -77,50 +77,35 @@ def main(arguments: list[str]) -> None:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     catalog = Catalog(options.shards, "SHARDS", _STORAGE)
-    problems: list[Problem] = []
     with _processes(options.processes) as executor:
-        for problem in _index(catalog, executor, options):
-            _say(problem)
-            problems.append(problem)
+        problems = _print_all(_index(catalog, executor, options))
         manifest = catalog.manifest()
-        empty = [Problem(name, told_empty([name]), False) for name in manifest.shards.empty]
-        for problem in (*empty, *_check(manifest, executor, options)):
-            _say(problem)
-            problems.append(problem)
+        problems += _print_all(_check(manifest, executor, options))
     _report(problems, manifest, options.json)
     if any(problem.is_unusable or options.strict for problem in problems):
         sys.exit(1)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="as for data.shards")
-    parser.add_argument(
+    parser = OneLineParser(description=__doc__)
+    option = parser.add_argument
+    option("shards", nargs="+", metavar="SHARDS", help="as for data.shards")
+    option(
         "--check-images", action="store_true", help="read and decode all images, and name the bad"
     )
-    parser.add_argument(
-        "--channels", type=int, default=3, help="data.channels, as which they are decoded (3)"
+    option(
+        "--channels", type=positive, default=3, help="data.channels, as which they are decoded (3)"
     )
-    parser.add_argument("--strict", action="store_true", help="status 1 for any problem")
-    parser.add_argument(
+    option("--strict", action="store_true", help="status 1 for any problem")
+    option(
         "--again",
         action="store_true",
         help="read all shards again, and compare them with what was indexed",
     )
     number = os.cpu_count() or 1
-    parser.add_argument(
-        "--processes", type=int, default=number, help=f"how many read at once ({number})"
-    )
-    parser.add_argument("--json", type=user_path, metavar="PATH", help="write the report there too")
-    options = parser.parse_args(arguments)
-    for name, value, hint in (
-        ("processes", options.processes, number),
-        ("channels", options.channels, 3),
-    ):
-        require(value > 0, f"--{name}={value} must be above 0; try {hint}")
-    return options
+    option("--processes", type=positive, default=number, help=f"how many read at once ({number})")
+    option("--json", type=user_path, metavar="PATH", help="write the report there too")
+    return parser.parse_args(arguments)
 
 
 # ---------------------------------------------------------------- processes
@@ -150,6 +135,15 @@ def _start_process() -> None:
 
 
 # ---------------------------------------------------------------- findings
+
+
+def _print_all(problems: Iterator[Problem]) -> list[Problem]:
+    """Print problems as they come, and list them."""
+    listed: list[Problem] = []
+    for problem in problems:
+        tqdm.write(str(problem))
+        listed.append(problem)
+    return listed
 
 
 def _index(catalog: Catalog, executor: Executor, options: argparse.Namespace) -> Iterator[Problem]:
@@ -187,7 +181,9 @@ def _problem(name: str, error: UserError | RunStopped) -> Problem:
 def _check(
     manifest: Manifest, executor: Executor, options: argparse.Namespace
 ) -> Iterator[Problem]:
-    """Name the members that cannot be used: of damaged shards, or of all."""
+    """Name empty shards, and the members that cannot be used: of damaged shards, or of all."""
+    for name in manifest.shards.empty:
+        yield Problem(name, told_empty([name]), False)
     decodes: bool = options.check_images
     shards = manifest.shards if decodes else manifest.shards.damaged
     check = partial(_check_shard, decodes=decodes, channels=options.channels)
@@ -212,10 +208,6 @@ def _check_shard(shard: Shard, *, decodes: bool, channels: int) -> Problem | Non
 # ---------------------------------------------------------------- report
 
 
-def _say(problem: Problem) -> None:
-    tqdm.write(str(problem))
-
-
 def _report(problems: list[Problem], manifest: Manifest, path: Path | None) -> None:
     num_bytes = int(manifest.shards.num_bytes.sum())
     counts = (len(manifest.shards), "shard"), (manifest.num_samples, "sample"), (num_bytes, "byte")
@@ -234,18 +226,19 @@ def _report(problems: list[Problem], manifest: Manifest, path: Path | None) -> N
 
 
 def summary(problems: list[Problem]) -> str:
-    """Say how many shards have problems, and what that means."""
-    shards = {problem.shard for problem in problems}
-    unusable = {problem.shard for problem in problems if problem.is_unusable}
-    if not shards:
+    """Return how many shards have problems, and what that means."""
+    num = len({problem.shard for problem in problems})
+    num_unusable = len({problem.shard for problem in problems if problem.is_unusable})
+    if num == 0:
         return "no problems"
-    said = f"{count(len(shards), 'shard')} {'has' if len(shards) == 1 else 'have'} problems"
-    if not unusable:
-        used = "it can be used" if len(shards) == 1 else "all can be used"
-        return f"{said}; {used}, less what is named above"
-    if len(unusable) == len(shards):
-        return f"{said}; {'it' if len(shards) == 1 else 'they'} cannot be used at all"
-    return f"{said}; {len(unusable):,} of them cannot be used at all"
+    is_one = num == 1
+    if num_unusable == 0:
+        meaning = f"{'it' if is_one else 'all'} can be used, less what is named above"
+    elif num_unusable == num:
+        meaning = f"{'it' if is_one else 'they'} cannot be used at all"
+    else:
+        meaning = f"{num_unusable:,} of them cannot be used at all"
+    return f"{count(num, 'shard')} {'has' if is_one else 'have'} problems; {meaning}"
 
 
 if __name__ == "__main__":

@@ -100,32 +100,29 @@ def _make(arguments: argparse.Namespace) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    flag = argparse.BooleanOptionalAction
-    parser.add_argument("source", type=_folder, metavar="SOURCE", help="folder of images")
-    parser.add_argument("out", type=_folder, metavar="OUT", help="folder for the shards")
-    parser.add_argument(
+    parser = OneLineParser(description=__doc__)
+    option = parser.add_argument
+    option("source", type=_folder, metavar="SOURCE", help="folder of images")
+    option("out", type=_folder, metavar="OUT", help="folder for the shards")
+    option(
         "--shard-mb", type=float, default=256, help="largest size of a shard, in 1e6 bytes (256)"
     )
-    parser.add_argument(
+    option(
         "--val-ratio",
         type=float,
         default=0.0,
         help="part of the images for validation, by a hash of path and seed (0: none)",
     )
-    parser.add_argument(
-        "--shuffle", action=flag, default=True, help="in an order drawn from --seed"
+    option(
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="in an order drawn from --seed",
     )
-    parser.add_argument("--seed", type=int, default=0, help="for the order and the split (0)")
-    parser.add_argument("--unlabelled", action="store_true", help="take no labels from folders")
-    parser.add_argument(
-        "--classes", type=user_path, metavar="FILE", help="class names in order, a name a line"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the shards of another plan in OUT"
-    )
+    option("--seed", type=int, default=0, help="for the order and the split (0)")
+    option("--unlabelled", action="store_true", help="take no labels from folders")
+    option("--classes", type=user_path, metavar="FILE", help="class names in order, a name a line")
+    option("--overwrite", action="store_true", help="replace the shards of another plan in OUT")
     options = parser.parse_args(arguments)
     shard_mb: float = options.shard_mb
     require(
@@ -181,7 +178,7 @@ def _prepare(out: Path, plan: str, shards: _Plan, *, overwrite: bool) -> None:
 
 
 def _recorded(record: Path) -> object:
-    """Return what a record of a plan says; None if it is none."""
+    """Return the plan of a record; None if it is no record."""
     try:
         return json.loads(record.read_text())["plan"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -216,7 +213,7 @@ def _write_classes(out: Path, source: ImageFolder) -> None:
 
 
 def _report(arguments: argparse.Namespace, source: ImageFolder, plan: _Plan) -> None:
-    """Say what was written, what was left out, and what to do next."""
+    """Print what was written, what was left out, and the next command."""
     out: Path = arguments.out
     images = {
         split: [image for name, shard in plan.items() if name.startswith(split) for image in shard]

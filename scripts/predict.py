@@ -40,6 +40,7 @@ from data.settings import (
     OneLineParser,
     RunStopped,
     memory_errors,
+    positive,
     require,
     require_utf8,
     run_entry_point,
@@ -54,7 +55,7 @@ _MAX_PADDING = 30  # characters; one long class name does not push all others as
 
 
 class Answer(NamedTuple):
-    """What an image shows: classes with their probabilities, best first; or why it has none."""
+    """The classes of an image with their probabilities, best first; or why it has none."""
 
     path: Path
     classes: list[tuple[str, float]]
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> None:
     """Run `python scripts/predict.py ARGUMENTS`."""
     options = _parse(arguments)
     require_utf8([options.model])
-    paths, notes = find(options.images)
+    paths, notes = list_paths(options.images)
     model = load_classifier(options.model)
     require(
         options.threshold is None or model.is_multi_label,
@@ -83,36 +84,35 @@ def main(arguments: list[str]) -> None:
     for note in notes:
         print(note, file=sys.stderr)
     is_shown = sys.stderr.isatty() and not sys.stdout.isatty()  # a bar, and no answers between
-    answers = predict(model, paths, options)
-    answers = tqdm(answers, total=len(paths), unit="image", disable=not is_shown)
-    write = _write_json if options.json else _write_table
+    answers = tqdm(
+        predict(model, paths, options), total=len(paths), unit="image", disable=not is_shown
+    )
+    unreadable: list[Path] = []
+    named = _name_unreadable(answers, unreadable)
     try:
-        num_bad = write(answers, paths, model.class_names)
+        if options.json:
+            _write_json(named)
+        else:
+            _write_table(named, paths, model.class_names)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads it has enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    if num_bad > 0:
+    if unreadable:
         sys.exit(1)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "model", type=expand_home, metavar="MODEL", help="a fine-tuning run, or a timm folder"
-    )
-    text = "images, folders of images, or both"
-    parser.add_argument("images", nargs="+", type=user_path, metavar="IMAGE_OR_FOLDER", help=text)
+    parser = OneLineParser(description=__doc__)
+    option = parser.add_argument
+    option("model", type=expand_home, metavar="MODEL", help="a fine-tuning run, or a timm folder")
+    option("images", nargs="+", type=user_path, metavar="IMAGE_OR_FOLDER")
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--top", type=int, default=5, help="classes to show (5)")
+    shown.add_argument("--top", type=positive, default=5, help="classes to show (5)")
     shown.add_argument("--threshold", type=float, help="show all classes of this probability on")
-    parser.add_argument("--json", action="store_true", help="write JSON")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (64)")
+    option("--json", action="store_true", help="write JSON")
+    option("--batch-size", type=positive, default=64, help="images at a time (64)")
     options = parser.parse_args(arguments)
-    for name, value in (("--top", options.top), ("--batch-size", options.batch_size)):
-        require(value > 0, f"{name}={value} must be above 0")
     threshold: float | None = options.threshold
     require(
         threshold is None or 0 <= threshold <= 1,
@@ -121,10 +121,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def find(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
+def list_paths(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """List the images: files as they are named, those of a folder by ending and in order.
 
-    What would be an image of a folder if it could be read is listed, too, so that it is named.
+    Files of a folder that would be images if they could be read are listed, too: they are named.
 
     Returns:
         The images; and what each folder holds beside them.
@@ -132,18 +132,18 @@ def find(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
     Raises:
         UserError: A folder has none that can be read.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     notes: list[str] = []
     for place in places:
         if not place.is_dir():
-            found.append(place)
+            paths.append(place)
             continue
         listing = list_images(place)
         listing.require_images("IMAGE_OR_FOLDER")
-        found += [place / path for path in listing.all_images()]
+        paths += [place / path for path in listing.all_images()]
         if others := listing.passed_over():
             notes.append(f"{printable(str(place))}: passed over: {'; '.join(others)}")
-    return found, notes
+    return paths, notes
 
 
 # ---------------------------------------------------------------- answering
@@ -206,47 +206,43 @@ def _classify(
     counts = [options.top] * len(images)
     if options.threshold is not None:
         counts = (probability >= options.threshold).sum(1).tolist()
+    rows = zip(ranked.indices.tolist(), ranked.values.tolist(), counts, strict=True)
     return [
-        [(model.class_names[k], value) for k, value in zip(own[:n], values[:n], strict=True)]
-        for own, values, n in zip(
-            ranked.indices.tolist(), ranked.values.tolist(), counts, strict=True
-        )
+        [(model.class_names[k], value) for k, value in zip(classes[:n], values[:n], strict=True)]
+        for classes, values, n in rows
     ]
 
 
 # ---------------------------------------------------------------- writing
 
 
-def _write_json(answers: Iterable[Answer], _: Sequence[Path], __: Sequence[str]) -> int:
-    """Write one document, an image a line; return how many images could not be read."""
-    num_bad = 0
+def _name_unreadable(answers: Iterable[Answer], unreadable: list[Path]) -> Iterator[Answer]:
+    """Pass answers on; name images that could not be read on standard error, and list them."""
+    for answer in answers:
+        if answer.error is not None:
+            print(f"{printable(str(answer.path))}: {answer.error}", file=sys.stderr)
+            unreadable.append(answer.path)
+        yield answer
+
+
+def _write_json(answers: Iterable[Answer]) -> None:
+    """Write one document, an image a line."""
     for number, answer in enumerate(answers):
         print(",\n" if number else "[\n", json.dumps(answer.record()), sep="", end="")
-        num_bad += _complain(answer)
     print("\n]")
-    return num_bad
 
 
-def _write_table(answers: Iterable[Answer], paths: Sequence[Path], names: Sequence[str]) -> int:
-    """Write a row an image; return how many images could not be read."""
+def _write_table(answers: Iterable[Answer], paths: Sequence[Path], names: Sequence[str]) -> None:
+    """Write a row an image."""
     path_width = max(len("image"), *(len(printable(str(path))) for path in paths))
     name_width = max(len("class"), min(_MAX_PADDING, max(map(len, names))))
     print(f"{'image':{path_width}}  {'class':{name_width}}  probability  next")
-    num_bad = 0
     for answer in answers:
-        num_bad += _complain(answer)
         if answer.error is None:
             cells = [f"{name:{name_width}}  {value:11.2%}" for name, value in answer.classes[:1]]
             rest = ", ".join(f"{name} {value:.2%}" for name, value in answer.classes[1:])
             path = printable(str(answer.path))
             print(f"{path:{path_width}}  {''.join(cells) or '-'}  {rest}".rstrip())
-    return num_bad
-
-
-def _complain(answer: Answer) -> bool:
-    if answer.error is not None:
-        print(f"{printable(str(answer.path))}: {answer.error}", file=sys.stderr)
-    return answer.error is not None
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ bytes at each call.
 
 import argparse
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from html import escape
-from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from string import Template
 
@@ -32,13 +34,20 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()  # before the imports below, which take seconds
 
 from data.disks import explain
-from data.settings import OneLineParser, UserError, require, require_utf8, run_entry_point
+from data.settings import (
+    OneLineParser,
+    UserError,
+    positive,
+    require,
+    require_utf8,
+    run_entry_point,
+)
 from data.shards import atomic_write
 from data.storage.locations import user_path
 from pretrain.pictures.draw import require_matplotlib
 from scripts._report import one_run, several_runs
-from scripts._report.figures import Section
-from scripts._report.history import Run, describe, read_run
+from scripts._report.figures import SUFFIXES, Section
+from scripts._report.history import describe, read_run
 from scripts._report.page import definitions, render
 from scripts._report.pictures import RECONSTRUCTIONS
 
@@ -53,34 +62,33 @@ def main(arguments: list[str]) -> None:
     runs = [read_run(folder) for folder in options.runs]
     several_runs.check(runs)
     if options.figures:
-        _make_folder(options.figures)
+        with _writing(f"--figures={options.figures}"):
+            options.figures.mkdir(parents=True, exist_ok=True)
     if len(runs) == 1:
         title, summary = f"Run {runs[0].name}", definitions(describe(runs[0]))
         sections = list(one_run.sections(runs[0], options.images))
     else:
         title, summary = f"{len(runs)} runs side by side", several_runs.summary(runs)
         sections = list(several_runs.sections(runs, options.images))
-    _write_page(options.output, title, summary, [*sections, _software()])
-    if len(runs) == 1:
-        _write_reconstructions(runs[0], sections)
+    _write_page(options.output, title, summary, sections)
+    figures = [figure for section in sections for figure in section.figures]
+    for figure in figures:
+        if figure.name == RECONSTRUCTIONS:  # of one run: of several it has the run's name too
+            _write(runs[0].folder / f"{figure.name}.png", figure.export("png"))
     if options.figures:
-        _write_figures(options.figures, sections)
+        for figure, suffix in product(figures, SUFFIXES):
+            _write(options.figures / f"{figure.name}.{suffix}", figure.export(suffix))
+        print(f"figures: {len(figures)} in {options.figures}, as PNG and SVG")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", type=user_path, metavar="RUN", nargs="+", help="folder of a run")
-    parser.add_argument(
-        "--output", type=user_path, help="file to write (of one run: RUN/report.html)"
-    )
-    parser.add_argument(
-        "--figures", type=user_path, metavar="DIR", help="write PNG and SVG there too"
-    )
-    parser.add_argument("--images", type=int, default=8, help="images to reconstruct (8)")
+    parser = OneLineParser(description=__doc__)
+    option = parser.add_argument
+    option("runs", type=user_path, metavar="RUN", nargs="+", help="folder of a run")
+    option("--output", type=user_path, help="file to write (of one run: RUN/report.html)")
+    option("--figures", type=user_path, metavar="DIR", help="write PNG and SVG there too")
+    option("--images", type=positive, default=8, help="images to reconstruct (8)")
     options = parser.parse_args(arguments)
-    require(options.images > 0, f"--images={options.images} must be above 0; the default is 8")
     require(
         len(options.runs) == 1 or options.output is not None,
         f"--output is missing; name the file for the report of {len(options.runs)} runs, such as "
@@ -90,58 +98,28 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _software() -> Section:
-    versions = {name: version(name) for name in ("torch", "timm", "accelerate")}
-    versions = {"python": sys.version.split()[0]} | versions
-    note = "Versions that wrote this report; a run does not record its own."
-    return Section("Software", definitions(versions), notes=(note,))
-
-
-# ---------------------------------------------------------------- writing
-
-
 def _write_page(path: Path, title: str, summary: str, sections: list[Section]) -> None:
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(title),
         summary=summary,
         sections="\n".join(filter(None, map(render, sections))),
     )
-    _write(path, page.encode(), "--output")
+    _write(path, page.encode())
     print(f"report: {path} ({len(page.encode()) / 1000:,.0f} kB)")
 
 
-def _write_reconstructions(run: Run, sections: list[Section]) -> None:
-    for figure in (figure for section in sections for figure in section.figures):
-        if figure.name == RECONSTRUCTIONS:
-            _write(run.folder / f"{RECONSTRUCTIONS}.png", figure.export("png"), "RUN")
+def _write(path: Path, content: bytes) -> None:
+    with _writing(str(path)), atomic_write(path) as file:
+        file.write(content)
 
 
-def _make_folder(folder: Path) -> None:
+@contextmanager
+def _writing(name: str) -> Generator[None]:
+    """Name what cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise UserError(
-            f"--figures={folder} is no folder that can be written: {explain(error)}"
-        ) from error
-
-
-def _write_figures(folder: Path, sections: list[Section]) -> None:
-    """Write every figure of the page in both formats."""
-    figures = [figure for section in sections for figure in section.figures]
-    for figure in figures:
-        _write(folder / f"{figure.name}.png", figure.export("png"), "--figures")
-        _write(folder / f"{figure.name}.svg", figure.export("svg"), "--figures")
-    print(f"figures: {len(figures)} in {folder}, as PNG and SVG")
-
-
-def _write(path: Path, content: bytes, option: str) -> None:
-    try:
-        with atomic_write(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {explain(error)} ({option} names it)"
-        ) from error
+        raise UserError(f"{name} cannot be written: {explain(error)}") from error
 
 
 if __name__ == "__main__":

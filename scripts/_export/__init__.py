@@ -1,1 +1,1 @@
-"""What export.py is made of: what is exported, the formats, the model card, the push."""
+"""The parts of export.py: the source, the formats, the model card, the push."""

@@ -1,4 +1,4 @@
-"""What ONNX and torch.export hold: pixels in 0..1 go in, and the graph normalises itself."""
+"""The graph that ONNX and torch.export hold: pixels in 0..1 go in, and it normalises itself."""
 
 from collections.abc import Callable
 from pathlib import Path

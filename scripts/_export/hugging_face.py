@@ -50,9 +50,9 @@ def find_obstacles(encoder: nn.Module) -> list[str]:
     if not isinstance(encoder, VisionTransformer):
         return [f"the architecture {image_data(cast(Any, encoder))['architecture']}"]
     oddities = _oddities(encoder) | _block_oddities(encoder)
-    found = [what for what, is_so in oddities.items() if is_so]
+    obstacles = [what for what, is_so in oddities.items() if is_so]
     unknown = [name for name in encoder.state_dict() if not hf_names(name)]
-    return found or [f"the parameter {name}" for name in unknown]
+    return obstacles or [f"the parameter {name}" for name in unknown]
 
 
 def _oddities(encoder: VisionTransformer) -> dict[str, bool]:
@@ -150,14 +150,14 @@ def _write(source: Source, folder: Path) -> None:
     kind, options = transformers.ViTModel, {"add_pooling_layer": False}
     if source.classifier:
         kind, options = transformers.ViTForImageClassification, {}
-    model, told = kind.from_pretrained(
+    model, loading = kind.from_pretrained(
         None,
         config=config,
         state_dict=to_hf(source.timm_encoder("transformers").state_dict()),
         output_loading_info=True,
         **options,
     )
-    assert not any(told.values()), told  # missing, unexpected, mismatched names
+    assert not any(loading.values()), loading  # missing, unexpected, mismatched names
     model.save_pretrained(folder)
     rows, columns = source.size
     data = image_data(source.encoder)

@@ -1,4 +1,4 @@
-"""What is exported: an encoder alone, or a classifier."""
+"""The source of an export: an encoder alone, or a classifier."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from pretrain.encoder.tokens import Normalise
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported, in evaluation mode.
+    """A model to export, in evaluation mode.
 
     Attributes:
         path: RUN, as it was typed.
@@ -47,7 +47,7 @@ class Source:
 
     @property
     def colours(self) -> str:
-        """What the channels are, in words."""
+        """The kind of the channels, in words."""
         return {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels")
 
     @property
@@ -62,7 +62,7 @@ class Source:
 
     @property
     def output_names(self) -> list[str]:
-        """What a graph of it gives: `logits`, or what the encoder alone does."""
+        """The outputs of a graph: `logits`, or those of the encoder alone."""
         return ["logits"] if self.classifier else [tokens_name(self.encoder), "features"]
 
     def timm_encoder(self, form: str) -> Any:

@@ -1,1 +1,1 @@
-"""What a run's report is made of: records to sentences, charts and HTML."""
+"""The parts of report.py: records to sentences, charts and HTML."""

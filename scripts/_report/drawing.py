@@ -43,7 +43,7 @@ def as_element(make: Make, alt: str) -> str:
 
     Args:
         make: Draws it, in the colours that it finds set.
-        alt: What it shows, for those who cannot see it.
+        alt: The same in words, for those who cannot see it.
     """
     look = {"grid.color": _FAINT, "svg.fonttype": "none"}
     svg = _embeddable(render(make, "svg", ink=_INK, look=look), alt)
@@ -167,6 +167,6 @@ def _finish(axes: "Axes", plot: Plot) -> None:
 
 
 def describe(plot: Plot) -> str:
-    """Say in words what a chart shows, for those who cannot see it."""
+    """Return a chart in words, for those who cannot see it."""
     last = {line.label: f"{line.label} {line.points[-1][1]:.4g}" for line in plot.lines}
     return f"{plot.title}: {plot.axis} over {plot.across}; last values: {', '.join(last.values())}"

@@ -1,4 +1,4 @@
-"""What a report is built from: sections of figures, and charts of lines."""
+"""The parts of a report: sections of figures, and charts of lines."""
 
 import re
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Literal
 
 Kind = Literal["raw", "line", "joined", "points", "dashed", "dotted", "smooth", "steps"]
 Suffix = Literal["png", "svg"]
+SUFFIXES: tuple[Suffix, ...] = ("png", "svg")
 
 # Okabe and Ito's palette and neighbours of it, told apart by colour-blind readers. The names are
 # variables of the page, which gives them another lightness on dark ground.

@@ -1,4 +1,4 @@
-"""What a run's records say, in sentences: is it learning, is it fast, what did it cost."""
+"""A run's records in sentences: is it learning, is it fast, what did it cost."""
 
 import math
 import statistics
@@ -13,7 +13,7 @@ _SCORES = {
     "accuracy_top5": "top 5",
     "map": "mean average precision",
 }
-_RARE = 0.01  # of the corrupted patches; what is said of fewer is noise
+_RARE = 0.01  # of the corrupted patches; figures of fewer are noise
 _TOO_LONG_A_WAIT = 0.1  # fraction of the time; above it more workers pay
 
 
@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 class Measured(NamedTuple):
-    """What a run last measured on one split.
+    """The last figures of one split.
 
     Attributes:
         split: training or validation.
@@ -69,7 +69,7 @@ def newest(records: list[Record]) -> Measured:
 
 
 def learning(records: list[Record]) -> list[str]:
-    """Say how the newest figures stand, on validation images where there are any."""
+    """Return how the newest figures stand, of validation where there is any, in sentences."""
     name, step, figures = newest(records)
     if not math.isfinite(figures["loss"]):
         return [f"The {name} loss is not a finite number: the run has diverged. Lower optim.lr."]
@@ -164,21 +164,18 @@ def distance_name(num: int, figures: Record) -> str:
 
 
 def _numbers(prefix: str, figures: Record) -> list[int]:
-    found = (key.removeprefix(prefix) for key in figures if key.startswith(prefix))
-    return sorted(map(int, found))
+    return sorted(int(key.removeprefix(prefix)) for key in figures if key.startswith(prefix))
 
 
 # ---------------------------------------------------------------- is it fast, what did it cost?
 
 
 def speed(records: list[Record]) -> list[str]:
-    """Say how fast the run was, and whether it waited for data."""
+    """Return how fast the run was, and whether it waited for data, in sentences."""
     waiting = statistics.median(record["speed/data_wait_ratio"] for record in records)
-    advice = (
-        "The loader holds the model up: raise data.workers."
-        if waiting > _TOO_LONG_A_WAIT
-        else "The loader keeps up with the model."
-    )
+    advice = "The loader keeps up with the model."
+    if waiting > _TOO_LONG_A_WAIT:
+        advice = "The loader holds the model up: raise data.workers."
     return [
         f"Training took in {rate(records):,.0f} images a second (median).",
         f"{percent(waiting)} of the time went into waiting for data (median). {advice}",
@@ -200,22 +197,19 @@ def training_seconds(records: list[Record], batch_size: int) -> float:
 
 
 def cost(records: list[Record], batch_size: int, num_bad: int) -> list[str]:
-    """Say what went into the run.
+    """Return the time, steps and unusable samples of a run, in sentences.
 
     Args:
         records: All records, in order.
         batch_size: Images a step.
         num_bad: Entries of bad_samples.jsonl.
     """
-    last = records[-1]
-    bad = (
-        f"{num_bad} times a sample could not be used; bad_samples.jsonl names them."
-        if num_bad
-        else "Every sample that was read could be used."
-    )
+    last, seconds = records[-1], training_seconds(records, batch_size)
+    bad = "Every sample that was read could be used."
+    if num_bad:
+        bad = f"{num_bad} times a sample could not be used; bad_samples.jsonl names them."
     return [
-        f"{duration(training_seconds(records, batch_size))} of training, without validation and "
-        "saving.",
+        f"{duration(seconds)} of training, without validation and saving.",
         f"{last['step']:,.0f} steps of {batch_size:,} images: {last['epoch']:.1f} epochs.",
         bad,
     ]

@@ -70,7 +70,7 @@ _MEASURES = {  # a key of the records -> its chart's title, axis and reading
     "optim/lr": (
         "Learning rate",
         "learning rate",
-        "What each run was told for each step; it explains bends in the other curves.",
+        "The rate of each step; it explains bends in the other curves.",
     ),
 }
 

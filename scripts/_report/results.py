@@ -66,7 +66,7 @@ def best(cells: list[Cell]) -> Cell:
 
 
 def view_name(cell: Cell) -> str:
-    """Name the layer and pooling of a result; an empty text where it says none."""
+    """Name the layer and pooling of a result; an empty text where it has none."""
     return f"layer {cell['layer']}, {cell['pooling']}" if "layer" in cell else ""
 
 

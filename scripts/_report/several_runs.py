@@ -134,7 +134,7 @@ def _costs(runs: list[Run]) -> list[list[str]]:
 
 
 def few_shot_rows(runs: list[Run]) -> list[list[str]]:
-    """Give each run's few-shot accuracy of its best layer and pooling, and say which that is."""
+    """Return a row for each number of shots: the accuracy of a run's best layer and pooling."""
     cells = [best_pretrained(run.folder) for run in runs]
     views = list(map(view_name, cells))
     rows = [

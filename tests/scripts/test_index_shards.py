@@ -249,7 +249,10 @@ def test_hidden_files_and_shards_without_images_are_said(tmp_path: Path) -> None
     ("arguments", "text"),
     [
         (["/nowhere/a.tar"], "error: SHARDS: /nowhere/a.tar does not exist; correct the path"),
-        (["/", "--processes", "0"], "error: --processes=0 must be above 0; try "),
+        (
+            ["/", "--processes", "0"],
+            "error: argument --processes: 0 is no whole number above 0; ",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(arguments: list[str], text: str) -> None:

@@ -265,9 +265,9 @@ def test_names_of_any_bytes(run: Path, images: Path, tmp_path: Path, capsys: Cap
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--top", "0"], "--top=0 must be above 0"),
-        (["--top", "x"], "argument --top: invalid int value: 'x'; see --help"),
-        (["--batch-size", "0"], "--batch-size=0 must be above 0"),
+        (["--top", "0"], "argument --top: 0 is no whole number above 0; see --help"),
+        (["--top", "x"], "argument --top: x is no whole number above 0; see --help"),
+        (["--batch-size", "0"], "argument --batch-size: 0 is no whole number above 0"),
         (["--threshold", "2"], r"--threshold=2.0 is not in \[0, 1\]"),
         (["--threshold", "0.5"], "--threshold=0.5 is for classifiers of many labels"),
     ],
