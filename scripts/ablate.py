@@ -24,7 +24,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from data.processes import begin
 
-    begin()  # before the imports below, which take seconds
+    begin()
 
 from data.settings import OneLineParser, require, require_utf8, run_entry_point
 from scripts._ablate.plan import read_plan, read_seeds

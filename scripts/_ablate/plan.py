@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.processes import importing
 from data.settings import UserError, require
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
@@ -124,7 +125,8 @@ class Plan(NamedTuple):
 def _load(reader: str, arguments: tuple[str, ...]) -> Any:
     """Load a configuration; rows share many."""
     module, _, name = reader.partition(":")
-    kind = getattr(importlib.import_module(module), name)
+    with importing():  # another project's objective brings torch
+        kind = getattr(importlib.import_module(module), name)
     return load(kind, list(arguments)) if isinstance(kind, type) else kind(list(arguments))
 
 
