@@ -31,7 +31,7 @@ def make_recipes_page(configs: Path) -> str:
     for folder, title in _GROUPS.items():
         parts.append(f"## {title} {{#{folder}}}")
         for path in sorted((configs / folder).glob("*.yaml")):
-            parts.append(f"### configs/{folder}/{path.name} {{#{folder}-{path.stem}}}")
+            parts.append(f"### {folder}/{path.name} {{#{folder}-{path.stem}}}")
             parts += _header(path.read_text(encoding="utf-8"))
     return "\n\n".join(parts) + "\n"
 
