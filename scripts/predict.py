@@ -106,7 +106,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__)
     option = parser.add_argument
     option("model", type=expand_home, metavar="MODEL", help="a fine-tuning run, or a timm folder")
-    option("images", nargs="+", type=user_path, metavar="IMAGE_OR_FOLDER")
+    text = "images, folders of images, or both"
+    option("images", nargs="+", type=user_path, metavar="IMAGE_OR_FOLDER", help=text)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--top", type=positive, default=5, help="classes to show (5)")
     shown.add_argument("--threshold", type=float, help="show all classes of this probability on")
