@@ -139,9 +139,14 @@ def describe_rooms(checkout: Path, code: list[str]) -> None:
 def describe_readers(checkout: Path, product: list[str]) -> None:
     """Print which files read a config.json of an encoder."""
     pattern = re.compile(
-        r"(read_json|json\.loads?)\([^\n]*config\.json|/ \"config\.json\"\)\.(read|open)"
+        r'(read_json|json\.loads?)\([^\n]*"config\.json|/ "config\.json"\)\.(read|open)'
     )
-    places = {n: len(pattern.findall((checkout / n).read_text())) for n in product}
+    places: dict[str, int] = {}
+    for name in product:
+        text = (checkout / name).read_text()
+        for constant in re.findall(r'^(\w+)(?:, \w+)* = "config\.json"', text, re.MULTILINE):
+            text = re.sub(rf"\b{constant}\b", '"config.json"', text)
+        places[name] = len(pattern.findall(text))
     places = {n: c for n, c in places.items() if c}
     print(f"files that parse a config.json: {len(places)}")
     for name, number in places.items():

@@ -6,7 +6,8 @@
 
 An error text is any text in a `raise` statement or in a call of an error's class or of `require`;
 of an f-string, what is not filled in. With `all`, each text with a space that is no docstring:
-what is printed, keys' help, and errors whose text is made elsewhere.
+what is printed, keys' help, and errors whose text is made elsewhere. `--folders data,pretrain`
+looks at these alone.
 """
 
 import argparse
@@ -48,11 +49,11 @@ def is_error(node: ast.AST) -> bool:
     return name in FUNCTIONS or name.endswith("Error")
 
 
-def errors(commit: str) -> Counter[str]:
+def errors(commit: str, folders: list[str]) -> Counter[str]:
     """Count the error texts of a commit."""
     texts: Counter[str] = Counter()
     for path, text in read_commit(commit).items():
-        if path.startswith("tests/"):
+        if path.split("/")[0] not in folders:
             continue
         seen: set[int] = set()
         for node in ast.walk(ast.parse(text)):
@@ -62,11 +63,11 @@ def errors(commit: str) -> Counter[str]:
     return texts
 
 
-def prose(commit: str) -> Counter[str]:
+def prose(commit: str, folders: list[str]) -> Counter[str]:
     """Count the texts of a commit that have a space and are no docstring."""
     texts: Counter[str] = Counter()
     for path, text in read_commit(commit).items():
-        if path.startswith("tests/"):
+        if path.split("/")[0] not in folders:
             continue
         tree = ast.parse(text)
         for node in ast.walk(tree):
@@ -132,11 +133,13 @@ def main() -> None:
     parser.add_argument("what", choices=["errors", "all", "help"])
     parser.add_argument("old")
     parser.add_argument("new")
+    parser.add_argument("--folders", default="data,pretrain,finetune,scripts")
     given = parser.parse_args()
+    folders = given.folders.split(",")
     if given.what == "errors":
-        show(errors(given.old), errors(given.new), "error texts")
+        show(errors(given.old, folders), errors(given.new, folders), "error texts")
     elif given.what == "all":
-        show(prose(given.old), prose(given.new), "texts")
+        show(prose(given.old, folders), prose(given.new, folders), "texts")
     else:
         compare_help(Path(given.old).resolve(), Path(given.new).resolve())
 
