@@ -13,67 +13,35 @@ mistake in the arguments, or a folder without an image that can be read.
 """
 
 import argparse
-import json
 import os
-import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from data.processes import begin
 
-    begin()  # before the imports below, which take seconds
+    begin()
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from data.devices import num_cores
-from data.disks import explain
 from data.folder.images import list_images
-from data.images.transforms import UnreadableImage, evaluation_crop
-from data.settings import (
-    OneLineParser,
-    RunStopped,
-    memory_errors,
-    positive,
-    require,
-    require_utf8,
-    run_entry_point,
-)
+from data.processes import importing
+from data.settings import OneLineParser, positive, require, require_utf8, run_entry_point
 from data.storage.locations import expand_home, user_path
 from data.text import printable
-from finetune.head import Classifier
-from finetune.load import load_classifier
-from pretrain.encoder.facts import image_size, num_channels
-
-_MAX_PADDING = 30  # characters; one long class name does not push all others aside
-
-
-class Answer(NamedTuple):
-    """The classes of an image with their probabilities, best first; or why it has none."""
-
-    path: Path
-    classes: list[tuple[str, float]]
-    error: str | None = None
-
-    def record(self) -> dict[str, Any]:
-        r"""Return it for JSON; a path's bytes that are not UTF-8 as Python has them, as \udcXX."""
-        path = str(self.path)
-        if self.error is not None:
-            return {"path": path, "error": self.error}
-        classes = [{"name": name, "probability": value} for name, value in self.classes]
-        return {"path": path, "classes": classes}
 
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/predict.py ARGUMENTS`."""
     options = _parse(arguments)
     require_utf8([options.model])
+    with importing():  # here, so that no help and no mistake in an option waits for torch
+        from finetune.load import load_classifier
+        from scripts._predict.answers import predict
+        from scripts._predict.writing import name_unreadable, write_json, write_table
+
     paths, notes = list_paths(options.images)
     model = load_classifier(options.model)
     require(
@@ -88,12 +56,12 @@ def main(arguments: list[str]) -> None:
         predict(model, paths, options), total=len(paths), unit="image", disable=not is_shown
     )
     unreadable: list[Path] = []
-    named = _name_unreadable(answers, unreadable)
+    named = name_unreadable(answers, unreadable)
     try:
         if options.json:
-            _write_json(named)
+            write_json(named)
         else:
-            _write_table(named, paths, model.class_names)
+            write_table(named, paths, model.class_names)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads it has enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -145,105 +113,6 @@ def list_paths(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
         if others := listing.passed_over():
             notes.append(f"{printable(str(place))}: passed over: {'; '.join(others)}")
     return paths, notes
-
-
-# ---------------------------------------------------------------- answering
-
-
-def predict(
-    model: Classifier, paths: Sequence[Path], options: argparse.Namespace
-) -> Iterator[Answer]:
-    """Answer image by image, in order, with no more than a batch of them in memory."""
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    with ThreadPoolExecutor(num_cores()) as executor:
-        for first in range(0, len(paths), options.batch_size):
-            own = paths[first : first + options.batch_size]
-            crops = _read(own, model.encoder, executor)
-            good = [crop for crop in crops if isinstance(crop, Tensor)]
-            shown = iter(_classify(model, torch.stack(good), options) if good else [])
-            for path, crop in zip(own, crops, strict=True):
-                is_good = isinstance(crop, Tensor)
-                yield Answer(path, next(shown)) if is_good else Answer(path, [], crop)
-
-
-def _read(paths: Sequence[Path], encoder: Any, executor: Executor) -> list[Tensor | str]:
-    """Read images as uint8 (C, H, W); of those that cannot be read, what is wrong."""
-    size, channels = image_size(encoder), num_channels(encoder)
-
-    def read(path: Path) -> Tensor | str:
-        try:
-            return evaluation_crop(_content(path), size, channels)
-        except UnreadableImage as error:
-            return str(error)
-        except OSError as error:
-            return explain(error)
-
-    return list(executor.map(read, paths))
-
-
-def _content(path: Path) -> bytes:
-    """Read a file, but no pipe or device, which may never end."""
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder says what is wrong with it
-        raise UnreadableImage("is a pipe, a socket or a device, and no file")
-    return path.read_bytes()
-
-
-@memory_errors("a smaller --batch-size")
-@torch.inference_mode()
-def _classify(
-    model: Classifier, images: Tensor, options: argparse.Namespace
-) -> list[list[tuple[str, float]]]:
-    """Choose the classes to show of each image."""
-    device = next(model.parameters()).device
-    logits = model.logits(images.to(device)).cpu().double()  # (B, K)
-    if not logits.isfinite().all():
-        raise RunStopped(
-            f"MODEL={options.model} answers with what is no finite number: its training diverged; "
-            "give another model"
-        )
-    probability = logits.sigmoid() if model.is_multi_label else logits.softmax(1)
-    ranked = probability.sort(dim=1, descending=True, stable=True)
-    counts = [options.top] * len(images)
-    if options.threshold is not None:
-        counts = (probability >= options.threshold).sum(1).tolist()
-    rows = zip(ranked.indices.tolist(), ranked.values.tolist(), counts, strict=True)
-    return [
-        [(model.class_names[k], value) for k, value in zip(classes[:n], values[:n], strict=True)]
-        for classes, values, n in rows
-    ]
-
-
-# ---------------------------------------------------------------- writing
-
-
-def _name_unreadable(answers: Iterable[Answer], unreadable: list[Path]) -> Iterator[Answer]:
-    """Pass answers on; name images that could not be read on standard error, and list them."""
-    for answer in answers:
-        if answer.error is not None:
-            print(f"{printable(str(answer.path))}: {answer.error}", file=sys.stderr)
-            unreadable.append(answer.path)
-        yield answer
-
-
-def _write_json(answers: Iterable[Answer]) -> None:
-    """Write one document, an image a line."""
-    for number, answer in enumerate(answers):
-        print(",\n" if number else "[\n", json.dumps(answer.record()), sep="", end="")
-    print("\n]")
-
-
-def _write_table(answers: Iterable[Answer], paths: Sequence[Path], names: Sequence[str]) -> None:
-    """Write a row an image."""
-    path_width = max(len("image"), *(len(printable(str(path))) for path in paths))
-    name_width = max(len("class"), min(_MAX_PADDING, max(map(len, names))))
-    print(f"{'image':{path_width}}  {'class':{name_width}}  probability  next")
-    for answer in answers:
-        if answer.error is None:
-            cells = [f"{name:{name_width}}  {value:11.2%}" for name, value in answer.classes[:1]]
-            rest = ", ".join(f"{name} {value:.2%}" for name, value in answer.classes[1:])
-            path = printable(str(answer.path))
-            print(f"{path:{path_width}}  {''.join(cells) or '-'}  {rest}".rstrip())
 
 
 if __name__ == "__main__":

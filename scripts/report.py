@@ -20,65 +20,27 @@ bytes at each call.
 
 import argparse
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
-from html import escape
-from itertools import product
 from pathlib import Path
-from string import Template
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from data.processes import begin
 
-    begin()  # before the imports below, which take seconds
+    begin()
 
-from data.disks import explain
-from data.settings import (
-    OneLineParser,
-    UserError,
-    positive,
-    require,
-    require_utf8,
-    run_entry_point,
-)
-from data.shards import atomic_write
+from data.processes import importing
+from data.settings import OneLineParser, positive, require, require_utf8, run_entry_point
 from data.storage.locations import user_path
-from pretrain.pictures.draw import require_matplotlib
-from scripts._report import one_run, several_runs
-from scripts._report.figures import SUFFIXES, Section
-from scripts._report.history import describe, read_run
-from scripts._report.page import definitions, render
-from scripts._report.pictures import RECONSTRUCTIONS
-
-_TEMPLATE = Path(__file__).with_name("_report") / "template.html"
 
 
 def main(arguments: list[str]) -> None:
-    """Read the runs, draw, write the page."""
+    """Run `python scripts/report.py ARGUMENTS`."""
     require_utf8(arguments)
     options = _parse(arguments)
-    require_matplotlib()
-    runs = [read_run(folder) for folder in options.runs]
-    several_runs.check(runs)
-    if options.figures:
-        with _writing(f"--figures={options.figures}"):
-            options.figures.mkdir(parents=True, exist_ok=True)
-    if len(runs) == 1:
-        title, summary = f"Run {runs[0].name}", definitions(describe(runs[0]))
-        sections = list(one_run.sections(runs[0], options.images))
-    else:
-        title, summary = f"{len(runs)} runs side by side", several_runs.summary(runs)
-        sections = list(several_runs.sections(runs, options.images))
-    _write_page(options.output, title, summary, sections)
-    figures = [figure for section in sections for figure in section.figures]
-    for figure in figures:
-        if figure.name == RECONSTRUCTIONS:  # of one run: of several it has the run's name too
-            _write(runs[0].folder / f"{figure.name}.png", figure.export("png"))
-    if options.figures:
-        for figure, suffix in product(figures, SUFFIXES):
-            _write(options.figures / f"{figure.name}.{suffix}", figure.export(suffix))
-        print(f"figures: {len(figures)} in {options.figures}, as PNG and SVG")
+    with importing():  # here, so that no help and no mistake in an option waits for torch
+        from scripts._report.writing import write_report
+
+    write_report(options.runs, options.output, options.figures, options.images)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -96,30 +58,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     options.output = options.output or options.runs[0] / "report.html"
     return options
-
-
-def _write_page(path: Path, title: str, summary: str, sections: list[Section]) -> None:
-    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(title),
-        summary=summary,
-        sections="\n".join(filter(None, map(render, sections))),
-    )
-    _write(path, page.encode())
-    print(f"report: {path} ({len(page.encode()) / 1000:,.0f} kB)")
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _writing(str(path)), atomic_write(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def _writing(name: str) -> Generator[None]:
-    """Name what cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{name} cannot be written: {explain(error)}") from error
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from scripts._export.format import Format
 from scripts._export.pictures import is_local
 from scripts._export.source import Source, read_config
 
-NO_LICENCE = "other"
 _MAX_CLASSES = 50
 _SPLITS = ("shards", "val_shards", "train", "val")
 _OBJECTIVES = {
@@ -35,14 +34,16 @@ _TARGETS = {
 _GROUPS = ("corruption", "target", "decoder", "objective", "head", "mix", "optim")  # of config.yaml
 
 
-def write_card(source: Source, form: Format, place: str, licence: str, comparison: str) -> str:
+def write_card(
+    source: Source, form: Format, place: str, licence: str | None, comparison: str
+) -> str:
     """Return README.md for a folder or a repository of the hub.
 
     Args:
         source: What was exported.
         form: The format.
         place: Where its users find it: as `Format.usage` takes it.
-        licence: The hub's identifier of a licence.
+        licence: The hub's identifier of a licence; None where none is stated.
         comparison: The largest difference after loading it back, in words.
     """
     parts = [
@@ -59,10 +60,10 @@ def write_card(source: Source, form: Format, place: str, licence: str, compariso
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _front_matter(source: Source, form: Format, licence: str) -> str:
+def _front_matter(source: Source, form: Format, licence: str | None) -> str:
     what = "image-classification" if source.classifier else "image-feature-extraction"
     fields = {
-        "license": licence,
+        "license": licence or "other",
         "library_name": form.library,
         "pipeline_tag": what,
         "tags": [what, "vision", form.name],
@@ -70,7 +71,7 @@ def _front_matter(source: Source, form: Format, licence: str) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
 
 
-def _summary(source: Source, licence: str) -> str:
+def _summary(source: Source, licence: str | None) -> str:
     rows, columns = source.size
     num = sum(value.numel() for value in (source.classifier or source.encoder).parameters())
     architecture = source.encoder.pretrained_cfg["architecture"]
@@ -82,7 +83,7 @@ def _summary(source: Source, licence: str) -> str:
     ]
     if names:
         lines.append(f"- classes: {name_some(names, _MAX_CLASSES)}")
-    if licence == NO_LICENCE:
+    if licence in (None, "other"):
         lines.append(
             "- licence: not stated; the owner has to state it, here and in `license` above"
         )

@@ -21,6 +21,7 @@ from timm.data.config import resolve_model_data_config
 
 import finetune.run
 import pretrain.run
+import scripts._export.export
 import scripts.export
 from data.settings import RunStopped, UserError
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
@@ -257,7 +258,7 @@ def test_a_difference_over_the_tolerance_writes_nothing(
     def shifted(folder: Path, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {name: value + 2e-4 for name, value in FORMAT.run(folder, images).items()}
 
-    monkeypatch.setitem(scripts.export._FORMATS, "timm", replace(FORMAT, run=shifted))
+    monkeypatch.setitem(scripts._export.export.FORMATS, "timm", replace(FORMAT, run=shifted))
     with pytest.raises(RunStopped, match=r"differs from .*: tokens 0.0002, logits 0.0002, over"):
         export(saved, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

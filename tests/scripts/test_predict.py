@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import finetune.load
 import finetune.run
 import scripts.predict
 from data.settings import UserError
@@ -114,7 +115,7 @@ def test_many_labels_are_shown_from_a_threshold_on(
     def load(_: str) -> Classifier:
         return model
 
-    monkeypatch.setattr(scripts.predict, "load_classifier", load)
+    monkeypatch.setattr(finetune.load, "load_classifier", load)
     every = predict(capsys, "model", images, "--top", 7)
     some = predict(capsys, "model", images, "--threshold", 0.6)
     for answer, shown in zip(every, some, strict=True):
@@ -218,12 +219,12 @@ def test_what_may_not_be_read(
     run: Path, images: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is named, and the others are answered; a folder that is closed itself is a mistake."""
-    model = scripts.predict.load_classifier(str(run))
+    model = finetune.load.load_classifier(str(run))
 
     def load(_: str) -> Classifier:
         return model
 
-    monkeypatch.setattr(scripts.predict, "load_classifier", load)
+    monkeypatch.setattr(finetune.load, "load_classifier", load)
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o755)
     for name in ("all/a.png", "all/b.png", "all/closed/c.png"):
