@@ -73,7 +73,7 @@ _NEIGHBOURS = {
 _ELSEWHERE = {
     **dict.fromkeys(("head", "mix", "data.multi_label", "data.augment"), "finetune/run.py"),
     **dict.fromkeys(("corruption", "target", "decoder", "data.read"), "pretrain/run.py"),
-    **dict.fromkeys(("alternative", "mae", "mpp", "simmim"), "scripts/pretrain_alternative.py"),
+    **dict.fromkeys(("alternative", "mae", "mpp", "simmim"), "scripts/benchmark.py pretrain"),
     **dict.fromkeys(("rows", "common", "measures", "budget"), "scripts/ablate.py"),
     "fewshot": "finetune/fewshot.py",
 }

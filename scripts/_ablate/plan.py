@@ -27,14 +27,14 @@ class Script(NamedTuple):
     """An entry point that pretrains or measures.
 
     Attributes:
-        path: In the checkout.
+        command: Its path in the checkout, and the subcommand if it has any.
         reader: `module:name` of its configuration's class, or of the function that loads it. It is
             imported when a plan names it: other projects' objectives stay out of the rest.
         folder: The key of the folder that it writes to.
         features: The key of the folder of its features, if it reads any.
     """
 
-    path: str
+    command: str
     reader: str
     folder: str = "run.dir"
     features: str | None = None
@@ -43,7 +43,7 @@ class Script(NamedTuple):
 PRETRAININGS = {
     "pretrain": Script("pretrain/run.py", "pretrain.config:PretrainConfig"),
     "alternative": Script(
-        "scripts/pretrain_alternative.py", "scripts._benchmark.alternatives.config:load_alternative"
+        "scripts/benchmark.py pretrain", "scripts._benchmark.alternatives.config:load_alternative"
     ),
 }
 MEASURES = {

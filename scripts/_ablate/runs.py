@@ -88,13 +88,14 @@ class Job:
 
     def _start(self, folder: Path, keys: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        command = [str(ROOT / self.command.script.path), *self.command.arguments]
+        path, *subcommand = self.command.script.command.split()
+        command = [str(ROOT / path), *subcommand, *self.command.arguments]
         run_logged([sys.executable, *command, *arguments_of(keys)], folder / "output.log")
 
     @property
     def _definition(self) -> list[Any]:
         """All that its result depends on, but for its own keys."""
-        return [self.command.script.path, self.minutes, *read_layers(self.command.arguments)]
+        return [self.command.script.command, self.minutes, *read_layers(self.command.arguments)]
 
     def _read(self, folder: Path) -> dict[str, Any]:
         """Return what is known of a folder; nothing if it is of another definition."""

@@ -8,20 +8,22 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.util import Finalize
 from typing import Any, Generic, Self, TypeVar
 
-from data.processes import end_with_parent
-from data.settings import UserError
+from data.processes import end_children, end_with_parent
 
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
+_made: list[Any] = []  # in such a process: the thing
+
 
 class Apart(Generic[Thing]):
-    """A process that makes something, and then calls functions on it when it is told to.
+    """A process that makes something, and then calls functions on it.
 
     It is forked from a server that imports modules once, in a new interpreter. As a context, it
     ends the process.
@@ -41,68 +43,54 @@ class Apart(Generic[Thing]):
         *arguments: object,
         preload: Sequence[str] | None = None,
     ) -> None:
-        self._name, self._is_made = name, False
+        self._name = name
         context = multiprocessing.get_context("forkserver")
         modules = ["__main__", make.__module__] if preload is None else list(preload)
         context.set_forkserver_preload(modules)
-        self._calls, calls = context.Pipe()
-        self._process = context.Process(target=_serve, args=(calls, make, arguments))
-        self._process.start()
-        calls.close()
+        self._process = ProcessPoolExecutor(1, context, _begin)
+        self._is_made = self._process.submit(_make, make, *arguments)
 
     def wait_until_made(self) -> None:
         """Return once the thing is there.
 
         Raises:
-            UserError: What makes it raised that.
-            RuntimeError: The process ended; it has printed why.
+            RuntimeError: The process ended. Besides, all that `make` raised.
         """
-        if not self._is_made:
-            self._answer()
-            self._is_made = True
+        self._result(self._is_made)
 
     def call(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Return what a module's function returns for the thing and these arguments.
 
         Raises:
-            UserError: As `wait_until_made`; or the function raised that.
-            RuntimeError: The process ended; it has printed why.
+            RuntimeError: The process ended. Besides, all that `make` or the function raised.
         """
         self.wait_until_made()
-        with suppress(ConnectionError):  # the answer tells
-            self._calls.send((function, arguments))
-        return self._answer()
+        try:
+            return self._result(self._process.submit(_call, function, *arguments))
+        except BrokenProcessPool as error:  # it had ended before
+            raise self._ended() from error
 
-    def close(self) -> None:
-        """End the process."""
-        self._calls.close()
-        self._process.join(timeout=10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+    def _result(self, future: Future[Result]) -> Result:
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise self._ended() from error
+
+    def _ended(self) -> RuntimeError:
+        return RuntimeError(f"{self._name} ended without an answer")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _answer(self) -> Any:
-        try:
-            answer = self._calls.recv()
-        except (EOFError, ConnectionError) as error:
-            raise RuntimeError(f"{self._name} ended without an answer") from error
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._process.shutdown(wait=kind is None, cancel_futures=True)
 
 
 def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
     """Call a module's function in a process that has imported its modules and done nothing else.
 
     Raises:
-        UserError: The function raised that.
-        RuntimeError: The process ended without an answer; it has printed why.
+        RuntimeError: The process ended without an answer. Besides, all that the function raised.
     """
     with Apart(work.__name__, work, *arguments) as process:
         return process.call(_itself)
@@ -112,27 +100,23 @@ def _itself(thing: Any) -> Any:
     return thing
 
 
-def _serve(calls: Connection, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: who asked closes the pipe
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the process that asks ends this one
     end_with_parent()
     os.register_at_fork(after_in_child=end_with_parent)  # other projects' loader processes
-    try:
-        thing = make(*arguments)
-        _tell(calls, None)
-        for function, others in _received(calls):
-            _tell(calls, function(thing, *others))
-    except UserError as error:
-        _tell(calls, error)
-    atexit._run_exitfuncs()  # not done in such a process; Streaming's shared memory waits for it
+    Finalize(None, _end, exitpriority=0)
 
 
-def _received(calls: Connection) -> Iterator[tuple[Callable[..., object], tuple[object, ...]]]:
-    """Yield calls until nobody asks any more."""
-    with suppress(EOFError, ConnectionError):
-        while True:
-            yield calls.recv()
+def _end() -> None:
+    """End what the thing started: such a process waits for it, and our loader ignores SIGTERM."""
+    _made.clear()
+    end_children()
+    atexit._run_exitfuncs()  # not called in such a process; Streaming's shared memory needs it
 
 
-def _tell(calls: Connection, answer: object) -> None:
-    with suppress(ConnectionError):  # nobody waits any more
-        calls.send(answer)
+def _make(make: Callable[..., object], *arguments: object) -> None:
+    _made.append(make(*arguments))
+
+
+def _call(function: Callable[..., Result], *arguments: object) -> Result:
+    return function(*_made, *arguments)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from data.shards import atomic_write
 from pretrain.pictures.draw import GREY, render, require_matplotlib
+from scripts._benchmark.records import RATIO, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RATIO = "ratio"
 _BLUE, _ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito's
 _WIDTH, _ROW, _HEAD = 6.4, 0.3, 0.75  # inches: of all, of a bar, of a panel without bars
 _DPI = 150
@@ -38,13 +38,11 @@ def make_figure(record: dict[str, Any]) -> "Figure":
     """Draw the panels, one below the other, in the colours that it finds set."""
     from matplotlib.figure import Figure
 
-    panels = [(unit.replace("_", " "), record[unit]) for unit in record["units"]]
-    panels = [(RATIO, record["spread"]), *panels]
-    panels = [(title, values) for title, values in panels if values]
-    heights = [_HEAD + _ROW * len(values) for _, values in panels]
+    shown = panels(record)
+    heights = [_HEAD + _ROW * len(values) for _, values in shown]
     figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
-    grid = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)
-    for axes, (title, values) in zip(grid[:, 0], panels, strict=True):
+    grid = figure.subplots(len(shown), 1, height_ratios=heights, squeeze=False)
+    for axes, (title, values) in zip(grid[:, 0], shown, strict=True):
         _bars(axes, title, values, record["lower_is_better"])
     return figure
 

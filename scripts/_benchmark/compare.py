@@ -1,43 +1,14 @@
 """Ratios measured now against those recorded: which fell by more than the spread."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.settings import UserError, require
+from data.settings import require
+from scripts._benchmark.records import read_record
 
-_UNTOLD = ("rounds", "shards", "steps", "checkpoint_every")  # settings that may differ
+_MAY_DIFFER = ("rounds", "shards", "steps", "checkpoint_every")  # settings
 _MACHINE = ("cpu", "cores", "gpu")
-
-
-@dataclass(frozen=True)
-class Change:
-    """One ratio in two records.
-
-    Attributes:
-        name: Of the ratio.
-        recorded: Its spread then.
-        new: Its spread now.
-        is_cost: Whether lower is better.
-    """
-
-    name: str
-    recorded: dict[str, Any]
-    new: dict[str, Any]
-    is_cost: bool
-
-    @property
-    def has_fallen(self) -> bool:
-        """Whether all rounds of now are worse than all of then."""
-        if self.is_cost:
-            return self.new["min"] > self.recorded["max"]
-        return self.new["max"] < self.recorded["min"]
-
-    @property
-    def has_risen(self) -> bool:
-        """Whether they are all better."""
-        return Change(self.name, self.new, self.recorded, self.is_cost).has_fallen
 
 
 def compare(recorded: Path, new: list[Path]) -> tuple[str, int]:
@@ -70,28 +41,13 @@ def _pairs(recorded: Path, new: Path) -> list[tuple[str, Path, Path]]:
     if not recorded.is_dir():
         require(not new.is_dir(), f"{new} is a folder, and {recorded} is none; give two of a kind")
         return [(new.stem, recorded, new)]
-    found = sorted(new.glob("*.json")) if new.is_dir() else [new]
-    pairs = [(path.stem, recorded / path.name, path) for path in found]
+    files = sorted(new.glob("*.json")) if new.is_dir() else [new]
+    pairs = [(path.stem, recorded / path.name, path) for path in files]
     require(
         any(before.is_file() for _, before, _ in pairs),
         f"no record in {new} has the name of one in {recorded}; name two records to compare them",
     )
     return pairs
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read what `--json` wrote.
-
-    Raises:
-        UserError: The file is no such record.
-    """
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no record that --json wrote: {error}") from error
-    is_record = isinstance(record, dict) and {"benchmark", "spread", "machine"} <= record.keys()
-    require(is_record, f"{path} is no record of ratios; give one that --json wrote")
-    return record
 
 
 def _compare(title: str, recorded: dict[str, Any], new: dict[str, Any]) -> tuple[str, int]:
@@ -102,32 +58,38 @@ def _compare(title: str, recorded: dict[str, Any], new: dict[str, Any]) -> tuple
     )
     costs = {*recorded.get("lower_is_better", ()), *new.get("lower_is_better", ())}
     before, after = recorded["spread"], new["spread"]
-    changes = [Change(n, before[n], after[n], n in costs) for n in before if n in after]
     width = max(28, *(len(name) + 2 for name in [title, *before, *after]))
     lines = [f"{title:{width}}{'recorded (min to max)':>26}{'now (min to max)':>26}"]
-    lines += [_line(change, width) for change in changes]
+    num_fallen = 0
+    for name in (name for name in before if name in after):
+        has_fallen = _is_worse(after[name], before[name], name in costs)
+        has_risen = _is_worse(before[name], after[name], name in costs)
+        verdict = "  FELL" if has_fallen else "  better" if has_risen else ""
+        kind = "  (lower is better)" if name in costs else ""
+        lines.append(f"{name:{width}}{_spread(before[name])}{_spread(after[name])}{verdict}{kind}")
+        num_fallen += has_fallen
     lines += [f"{name}: only recorded" for name in before if name not in after]
     lines += [f"{name}: only now" for name in after if name not in before]
     lines += _differences("machine", recorded["machine"], new["machine"], _MACHINE)
     settings = recorded["settings"], new["settings"]
-    keys = [key for key in settings[1] if key not in _UNTOLD]
-    lines += _differences("setting", *settings, keys)
-    return "\n".join(lines), sum(change.has_fallen for change in changes)
+    keys = [key for key in settings[1] if key not in _MAY_DIFFER]
+    return "\n".join([*lines, *_differences("setting", *settings, keys)]), num_fallen
 
 
-def _line(change: Change, width: int) -> str:
-    said = "  FELL" if change.has_fallen else "  better" if change.has_risen else ""
-    kind = "  (lower is better)" if change.is_cost else ""
-    values = "".join(f"{_spread(value):>26}" for value in (change.recorded, change.new))
-    return f"{change.name:{width}}{values}{said}{kind}"
+def _is_worse(values: dict[str, Any], others: dict[str, Any], is_cost: bool) -> bool:
+    """Tell whether all rounds are worse than all of the others."""
+    if is_cost:
+        return values["min"] > others["max"]
+    return values["max"] < others["min"]
 
 
 def _spread(values: dict[str, Any]) -> str:
-    return f"{values['median']:.3f} ({values['min']:.3f} to {values['max']:.3f})"
+    text = f"{values['median']:.3f} ({values['min']:.3f} to {values['max']:.3f})"
+    return f"{text:>26}"
 
 
 def _differences(
-    what: str, recorded: dict[str, Any], new: dict[str, Any], keys: tuple[str, ...] | list[str]
+    what: str, recorded: dict[str, Any], new: dict[str, Any], keys: Sequence[str]
 ) -> list[str]:
     """Say in a line what differs between where or how both were measured."""
     parts = [

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.settings import require
-from scripts._benchmark.compare import read_record
+from scripts._benchmark.records import read_record
 
 Record = dict[str, Any]
 

@@ -16,6 +16,15 @@ _MARGIN = 1.25  # a cut shows 1/1.25 of the photograph's width and height
 _QUALITY = 90
 
 
+def shards_or_photographs(shards: list[str], folder: Path) -> list[str]:
+    """Return the shards, or where there is none, one of photographs that is made in a folder.
+
+    Raises:
+        UserError: scikit-image is not installed.
+    """
+    return shards or [make_photograph_shard(folder)]
+
+
 def make_photograph_shard(folder: Path) -> str:
     """Write one shard of cuts of scikit-image's photographs as JPEGs, and return its path.
 

@@ -64,7 +64,7 @@ def make_scripts_page(folder: Path) -> str:
     Args:
         folder: Where the scripts lie.
     """
-    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "pretrain_alternative")
+    names = sorted(path.stem for path in folder.glob("*.py"))
     sections = [_script_section(name) for name in names]
     return "\n\n".join(["# Scripts", "`--help` of each prints the same.", *sections])
 

@@ -22,6 +22,7 @@ from tests.conftest import make_png
 AREA = (0.2, 1.0)
 NUM_SAMPLES = 36
 BATCH = 8
+IO = Path("/proc/self/io")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,26 @@ def test_any_number_of_workers_gives_the_same_batches(samples: Samples, workers:
 def test_a_stream_may_begin_anywhere(samples: Samples) -> None:
     share = Share(0, 1, BATCH)
     assert_same(steps(samples, share, 7, 12), steps(samples, share, 0, 12)[7:])
+
+
+@pytest.mark.skipif(not IO.is_file(), reason="counts what is read in /proc")
+def test_a_stream_that_begins_late_reads_no_more_than_one_that_begins_early(tmp_path: Path) -> None:
+    image = make_png(0)
+    write_shard(tmp_path / "a.tar", [ImageFile(f"{n:03d}", "png", image) for n in range(800)])
+
+    def bytes_read() -> int:
+        return int(dict(line.split(": ") for line in IO.read_text().splitlines())["rchar"])
+
+    def bytes_to_first_batch(step: int) -> int:
+        before = bytes_read()
+        manifest = open_manifest(str(tmp_path / "a.tar"), "data.shards")
+        steps(Samples(manifest, (16, 16), 0, AREA), Share(0, 1, BATCH), step, step + 1)
+        return bytes_read() - before
+
+    bytes_to_first_batch(0)  # indexes it
+    early, late = bytes_to_first_batch(1), bytes_to_first_batch(99)
+    assert late == pytest.approx(early, rel=0.2)
+    assert late < (tmp_path / "a.tar").stat().st_size / 5
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1)])

@@ -23,7 +23,7 @@ from pretrain.encoder.tokens import choose_attention
 from pretrain.records.logs import read_records
 from pretrain.training.optim import make_optimizer
 from pretrain.training.validation import validate
-from scripts import pretrain_alternative, report, verify_run
+from scripts import benchmark, report, verify_run
 from scripts._benchmark import installed
 from scripts._benchmark.alternatives import encoder as alternatives_encoder
 from scripts._benchmark.alternatives.config import load_alternative
@@ -87,7 +87,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Trained:
 
     def trained(name: str) -> Path:
         if name not in done:
-            pretrain_alternative.main([*tiny, *asked(name), f"run.dir={folder / name}"])
+            benchmark.main(["pretrain", *tiny, *asked(name), f"run.dir={folder / name}"])
             done.add(name)
         return folder / name
 
@@ -122,13 +122,13 @@ def test_it_learns_a_few_images_by_heart(encoder: list[str], name: str) -> None:
 def test_a_killed_run_resumes_bit_for_bit(
     runs: Trained, tmp_path: Path, tiny: list[str], name: str
 ) -> None:
-    arguments = [*tiny, *asked(name), f"run.dir={tmp_path / 'cut'}"]
+    arguments = ["pretrain", *tiny, *asked(name), f"run.dir={tmp_path / 'cut'}"]
     log = tmp_path / "log"
-    with Ranks(arguments, 1, log, script="scripts.pretrain_alternative") as ranks:
+    with Ranks(arguments, 1, log, script="scripts.benchmark") as ranks:
         stop_after(ranks, tmp_path / "cut", 10, Ranks.kill)
     newest = max(tmp_path.glob("cut/checkpoints/step-*"))
     assert "step-00000007" <= newest.name < "step-00000040"
-    pretrain_alternative.main(arguments)
+    benchmark.main(arguments)
     assert weights_hash(tmp_path / "cut", 40) == weights_hash(runs(name), 40)
     assert figures(tmp_path / "cut") == figures(runs(name))
 
@@ -145,7 +145,7 @@ def test_its_run_has_no_report(runs: Trained, tmp_path: Path) -> None:
 
 def test_another_alternative_does_not_go_on_in_its_folder(runs: Trained, tiny: list[str]) -> None:
     with pytest.raises(UserError, match=r"alternative.name is simmim, not mae"):
-        pretrain_alternative.main([*tiny, *asked("simmim"), f"run.dir={runs('mae')}"])
+        benchmark.main(["pretrain", *tiny, *asked("simmim"), f"run.dir={runs('mae')}"])
 
 
 # ---------------------------------------------------------------- the encoder that is left
@@ -392,7 +392,7 @@ def test_a_key_that_does_not_apply_is_refused_by_name(
     tmp_path: Path, tiny: list[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(UserError) as raised:
-        pretrain_alternative.main([*tiny, *asked("mae"), *arguments, f"run.dir={tmp_path}/run"])
+        benchmark.main(["pretrain", *tiny, *asked("mae"), *arguments, f"run.dir={tmp_path}/run"])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
@@ -419,7 +419,7 @@ def test_one_that_is_not_installed_is_named_with_its_extra(
 
 
 def test_help_names_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    pretrain_alternative.main(["--help"])
+    benchmark.main(["pretrain", "--help"])
     printed = capsys.readouterr().out
     for key in ("alternative.name", "mpp.mask_ratio", "mae.decoder_depth", "simmim.unit"):
         assert f"  {key}  (" in printed

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,15 +12,8 @@ import pytest
 
 from data.settings import UserError
 from scripts._benchmark.apart import Apart, in_fresh_process
-from scripts._benchmark.readings import Name, Reading, judge
-from scripts._benchmark.rounds import (
-    Speeds,
-    add_values,
-    images_per_second,
-    make_record,
-    spread,
-    table,
-)
+from scripts._benchmark.records import Rounds, add_values, make_record, spread, table
+from scripts._benchmark.training.costs import images_per_second
 from tests.launching import run_forked
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
@@ -60,95 +52,16 @@ def test_variants_measures_a_step_with_other_keys(tmp_path: Path) -> None:
     assert all(text in printed for text in keys)
 
 
-def test_order_measures_lookups_in_fresh_processes(tmp_path: Path) -> None:
-    size = ["--samples=1e6", "--shards=1e3", "--batch-size=64", "--lookups=5", "--rounds=2"]
-    path = tmp_path / "order.json"
-    command = command_of("order", *size, f"--json={path}")
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
-    assert done.returncode == 0, done.stderr
-    record, printed = json.loads(path.read_text()), done.stdout
-    assert record["settings"]["samples"] == 1_000_000
-    assert set(record["ms_per_batch"]) == {"at 1 %", "at 99 %", "anywhere"}
-    assert set(record["ratios"]) == {"lookup_99_vs_1"}
-    for values in [*record["ms_per_batch"].values(), *record["spread"].values()]:
-        assert 0 < values["min"] <= values["median"] <= values["max"]
-        assert len(values["rounds"]) == 2
-    assert record["start"]["first_lookup_seconds"]["min"] > 0
-    assert record["start"]["memory_mib"]["max"] < 100
-    assert {values["count"] for values in record["single_lookups_ms"].values()} == {10}
-    assert "first_lookup_seconds" in printed
-    assert "lookup_99_vs_1" in printed
-
-
-def test_a_resume_reads_as_little_late_as_early_and_a_skip_reads_it_all(tmp_path: Path) -> None:
-    size = ["--samples=4000", "--batch-size=8", "--image-size=16"]
-    record, printed = measured(tmp_path / "resume.json", "resume", *size, "--rounds=1")
-    read = {name: values["median"] for name, values in record["mib_read"].items()}
-    assert set(read) == set(record["seconds"])
-    assert record["ratios"]["resume_bytes_99_vs_1"] == pytest.approx(1, abs=0.2)
-    assert record["ratios"]["webdataset_bytes_99_vs_1"] > 10
-    assert read["webdataset at 99 %"] > 10 * read["resume at 99 %"]
-    assert {"resume_99_vs_1", "webdataset_99_vs_1"} <= record["ratios"].keys()
-    assert "resume_bytes_99_vs_1" in printed
-
-
-@pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    return measured(tmp_path_factory.mktemp("faults") / "faults.json", "faults")
-
-
-def test_ours_loses_nothing_unnamed_whatever_the_fault(
-    faults: tuple[dict[str, Any], str],
-) -> None:
-    for fault in faults[0]["faults"]:
-        ours = fault["ours"]
-        assert ours["read"] + ours["told"] == fault["samples"], fault
-        unnamed = {key: ours[key] for key in ("silent", "mixed_up", "repeated", "invented")}
-        assert set(unnamed.values()) == {0}, fault
-
-
-def test_every_sample_is_counted_once_on_both_sides(faults: tuple[dict[str, Any], str]) -> None:
-    for fault in faults[0]["faults"]:
-        assert fault["samples"] > 0
-        for side in (fault["ours"], fault["webdataset"]):
-            parts = [side[key] for key in ("read", "mixed_up", "told", "silent")]
-            assert min(parts) >= 0
-            assert sum(parts) == fault["samples"], fault
-            assert side["told"] == 0 or side["num_messages"] > 0
-
-
-def test_without_a_fault_both_read_all_and_a_fault_is_felt(
-    faults: tuple[dict[str, Any], str],
-) -> None:
-    none, *others = faults[0]["faults"]
-    assert none["ours"]["read"] == none["webdataset"]["read"] == none["samples"]
-    felt = [f for f in others if f["webdataset"]["read"] < f["samples"]]
-    assert len(felt) >= 8
-    assert sum(f["ours"]["told"] > 0 for f in others) >= 4
-    code = next(f for f in others if "pickle" in f["fault"])
-    assert "did not run in ours" in code["note"]
-
-
-def test_the_table_has_a_line_for_each_fault(faults: tuple[dict[str, Any], str]) -> None:
-    record, printed = faults
-    for fault in record["faults"]:
-        counts = [fault["samples"], fault["ours"]["read"], fault["ours"]["told"], 0]
-        counts.append(fault["webdataset"]["read"])
-        (line,) = [text for text in printed.splitlines() if text.startswith(fault["fault"] + "  ")]
-        assert line.removeprefix(fault["fault"]).split()[:5] == [str(count) for count in counts]
-    assert record["how"] in printed
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["step", "--precision=fp8"], "fp8"),
         (["variants", "none.yaml", "--variant=a=1"], "none.yaml: no such configuration file"),
-        (["loader", "--rounds=0"], "--rounds=0 must be above 0"),
-        (["order", "--shards=0"], "--shards=0 must be above 0"),
-        (["order", "--samples=1.5"], "invalid count value: '1.5'"),
-        (["order", "--samples=100"], "--samples=100 are too few for batches of 2048"),
-        (["resume", "--samples=100"], "under 100 batches of 64; try --batch-size 1"),
+        (["loader", "--rounds=0"], "--rounds: 0 is not a whole number from 1 on"),
+        (["loader", "--image-size=1.5"], "--image-size: 1.5 is not a whole number from 1 on"),
+        (["run", "--workers=-1"], "--workers: -1 is not a whole number from 0 on"),
+        (["step", "--seconds=0"], "--seconds: 0 is not a number above 0"),
+        (["step", "--json=none/step.json"], "--json=none/step.json: there is no such folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
@@ -164,7 +77,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str) 
 
 
 def test_ratios_are_made_round_by_round() -> None:
-    speeds = Speeds()
+    speeds = Rounds()
     for ours, base in [(2.0, 1.0), (30.0, 10.0), (4.0, 4.0)]:
         speeds.add("ours", ours)
         speeds.add("base", base)
@@ -179,7 +92,7 @@ def test_ratios_are_made_round_by_round() -> None:
 
 
 def test_values_in_another_unit_join_a_record() -> None:
-    seconds, read = Speeds("seconds"), Speeds("mib_read")
+    seconds, read = Rounds("seconds"), Rounds("mib_read")
     for values, ours in [(seconds, 2.0), (read, 30.0)]:
         values.add("ours", ours)
         values.add("base", 10.0)
@@ -226,18 +139,6 @@ def _where(_: object) -> int:
 
 def _refuse(what: str) -> None:
     raise UserError(f"{what} is wrong")
-
-
-def test_a_reading_is_judged_by_name_and_content() -> None:
-    names = [Name("a.tar", str(number)) for number in range(6)]
-    reference = dict.fromkeys(names, "as written")
-    seen = [(names[0], "as written"), (names[0], "as written"), (names[1], "of another")]
-    seen.append((Name("a.tar", "never written"), "as written"))
-    outcome = judge(reference, Reading(seen, named={names[2]}, messages=["2 is bad"]))
-    assert (outcome.read, outcome.mixed_up, outcome.told, outcome.silent) == (1, 1, 1, 3)
-    assert (outcome.repeated, outcome.invented, outcome.num_messages) == (1, 1, 1)
-    whole_shard = judge(reference, Reading(seen, named_shards={"a.tar"}))
-    assert (whole_shard.told, whole_shard.silent) == (4, 0)
 
 
 def test_spread_has_the_lowest_and_the_highest() -> None:

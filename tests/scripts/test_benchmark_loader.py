@@ -6,51 +6,31 @@ import math
 import multiprocessing
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from io import BytesIO
+from itertools import islice
 from multiprocessing.forkserver import ensure_running, set_forkserver_preload
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from data.images import jpeg
-from data.images.boxes import NUM_UNIFORM
-from data.images.transforms import decode, training_crop
+from data.images.transforms import decode
 from data.index.open import open_manifest
-from data.samples import Samples
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 from scripts._benchmark.apart import in_fresh_process
 from scripts._benchmark.installed import choose
-from scripts._benchmark.loader import (
-    OURS,
-    PACKAGES,
-    RATIOS,
-    SOURCES,
-    LoaderOptions,
-    copy_images,
-    stream_batches,
-)
-from scripts._benchmark.loader_alternatives import Images, read_images
-from scripts._benchmark.one_core import PRELOAD, OneCore
+from scripts._benchmark.loading.loader import OURS, PACKAGES, RATIOS, copy_images
+from scripts._benchmark.loading.one_core import PRELOAD, start_on_one_core, take_turn
+from scripts._benchmark.loading.sources import SOURCES, Images, ours, read_images
+from scripts._benchmark.options import LoaderOptions
 from scripts._benchmark.photographs import make_photograph_shard
-from scripts._benchmark.pixel_errors import (
-    KERNELS,
-    Box,
-    _ours,
-    errors_table,
-    measure_pixel_errors,
-    resize_exactly,
-)
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
 PHOTOS = Path(__file__).resolve().parents[3] / "shared/data/photos"
@@ -74,20 +54,15 @@ def server() -> None:
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Images:
     folder = tmp_path_factory.mktemp("photographs")
     shard = make_photograph_shard(folder)
-    return copy_images(LoaderOptions([shard], SIDE, 8, 1, 0.01, 0), make_folder(folder))
-
-
-def make_folder(parent: Path) -> Path:
-    (parent / "copies").mkdir()
-    return parent / "copies"
+    return copy_images(LoaderOptions(image_size=SIDE, batch_size=8), [shard], folder)
 
 
 # ---------------------------------------------------------------- as a user starts it
 
 
-def test_it_measures_speed_memory_and_pixels_without_shards(tmp_path: Path) -> None:
+def test_it_measures_speeds_without_shards(tmp_path: Path) -> None:
     path = tmp_path / "loader.json"
-    done = run(*SHORT, "--epochs=2", "--against=pil_uint8,webdataset_ours", f"--json={path}")
+    done = run(*SHORT, "--against=pil_uint8,webdataset_ours", f"--json={path}")
     assert done.returncode == 0, done.stderr
     record = json.loads(path.read_text())
     variants = {OURS, "pil_uint8", "webdataset_ours"}
@@ -102,13 +77,8 @@ def test_it_measures_speed_memory_and_pixels_without_shards(tmp_path: Path) -> N
     assert record["ratios"]["stream_vs_webdataset"] == pytest.approx(ratio)
     assert record["settings"]["against"] == "pil_uint8,webdataset_ours"
     assert record["settings"]["shards"] == []
-    assert {OURS, "pil_bilinear", "pil_bicubic", "rounded"} == set(record["pixel_errors"])
     assert record["decodes_crops"] == jpeg.is_available()
-    memory = record["memory_mib"]
-    assert memory["epochs"] == [memory["first"], memory["last"]]
-    assert memory["first"] > 10
-    for text in ("worker's memory, 2 epochs", "error in grey levels", "stream_vs_webdataset_cpu"):
-        assert text in done.stdout
+    assert "stream_vs_webdataset_cpu" in done.stdout
 
 
 def test_a_mistake_is_one_line_and_status_2() -> None:
@@ -136,8 +106,7 @@ def test_each_ratio_has_its_source() -> None:
 
 
 def test_only_what_all_see_alike_is_copied(shards: Path, tmp_path: Path) -> None:
-    options = LoaderOptions([f"{shards}/train-*.tar"], 16, 4, 1, 0.01, 0)
-    images = copy_images(options, tmp_path)
+    images = copy_images(LoaderOptions(), [f"{shards}/train-*.tar"], tmp_path)
     assert images.num_images == 35  # of 36: one is no image
     assert len(read_images(images.shards)) == 35
     assert open_manifest(images.shards, "SHARDS").num_samples == 35
@@ -147,14 +116,12 @@ def test_without_an_image_that_all_read_there_is_nothing_to_measure(tmp_path: Pa
     shard = tmp_path / "one.tar"
     write_shard(shard, [ImageFile("0", "png", b"no image")])
     with pytest.raises(UserError, match="hold no plain RGB or grey JPEG or PNG"):
-        copy_images(LoaderOptions([str(shard)], 16, 4, 1, 0.01, 0), make_folder(tmp_path))
+        copy_images(LoaderOptions(), [str(shard)], tmp_path)
 
 
-def test_padding_is_no_image(shards: Path) -> None:
-    manifest = open_manifest(f"{shards}/train-0.tar", "SHARDS")  # 20 images
-    samples = Samples(manifest, (16, 16), 0, (0.08, 1.0))
-    batches = list(stream_batches(samples, batch_size=16, num_batches=4))
-    assert [len(batch.places) for batch in batches] == [16, 4, 16, 4]
+def test_padding_is_no_image(shards: Path, tmp_path: Path) -> None:
+    images = Images([f"{shards}/train-0.tar"], 20, 16, 16, str(tmp_path))
+    assert [len(batch) for batch in islice(ours(images), 4)] == [16, 4, 16, 4]
 
 
 # ---------------------------------------------------------------- the sources
@@ -221,82 +188,19 @@ def busy_worker() -> Iterator[list[int]]:
     while time.process_time() < end:
         pass
     yield [1]
-    raise ValueError("the third batch is missing")
+    raise RuntimeError("the third batch is missing")
 
 
 def test_a_source_is_held_to_one_core_and_its_cpu_time_is_counted() -> None:
-    waiting = OneCore("waiting", where_it_runs)
-    waiting.wait_until_made()
-    turn = waiting.take_turn(0.1)
-    waiting.close()
+    with start_on_one_core("waiting", where_it_runs) as waiting:
+        turn = waiting.call(take_turn, 0.1)
     assert turn.seconds >= 0.1
     assert turn.num_images <= turn.seconds / 0.01  # one core each time
     assert 0 < turn.cpu_seconds < turn.seconds / 2  # it sleeps
 
 
-def test_a_source_that_fails_is_named() -> None:
-    broken = OneCore("broken", busy_worker)
-    broken.wait_until_made()
-    with pytest.raises(RuntimeError, match="broken ended without an answer"):
-        broken.take_turn(0.1)
-    broken.close()
-
-
-# ---------------------------------------------------------------- the truth
-
-
-@pytest.mark.parametrize("kernel", list(KERNELS))
-@pytest.mark.parametrize("size", [(7, 9), (20, 30), (64, 11)])
-def test_the_exact_resize_is_pillows_in_floating_point(kernel: str, size: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(0).integers(100, 150, (20, 30, 3)).astype(np.uint8)
-    made = resize_exactly(pixels, size, kernel)
-    filter_ = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[kernel]
-    for channel in range(3):
-        image = Image.fromarray(pixels[:, :, channel].astype(np.float32))
-        expected = np.asarray(image.resize((size[1], size[0]), filter_))
-        np.testing.assert_allclose(made[:, :, channel], expected, atol=1e-3)
-
-
-def test_an_exact_resize_stays_within_the_greys() -> None:
-    step = np.zeros((8, 8, 3), np.uint8)
-    step[:, 4:] = 255
-    made = resize_exactly(step, (16, 16), "bicubic")  # overshoots at the step
-    assert made.min() == 0
-    assert made.max() == 255
-
-
-def test_our_crop_is_the_one_that_is_measured() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (50, 50, 3)).astype(np.uint8)
-    numbers = np.full(NUM_UNIFORM, 0.5)  # aspect 1, no flip
-    png = BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    crop = training_crop(png.getvalue(), numbers, (20, 20), (0.64, 0.64))
-    for made in _ours((20, 20))(png.getvalue(), pixels, Box(left=5, top=5, width=40, height=40)):
-        assert np.array_equal(made, crop.permute(1, 2, 0).numpy())
-
-
-def assert_no_worse_than_pillow(errors: dict[str, dict[str, Any]]) -> None:
-    for key in ("from_jpeg", "resize_alone"):
-        for of in ("mean", "p99"):
-            ours, pil = errors[OURS][key][of], errors["pil_bilinear"][key][of]
-            assert 0 < errors["rounded"][key][of] <= ours <= 1.01 * pil, (key, of)
-    assert errors["pil_bicubic"]["from_jpeg"]["mean"] < 1  # against its own filter's truth
-
-
-def test_our_pixels_are_no_further_from_the_truth_than_pillows(photographs: Images) -> None:
-    has_dali = PACKAGES["dali"].is_installed
-    errors = in_fresh_process(measure_pixel_errors, photographs, has_dali)
-    assert_no_worse_than_pillow(errors)
-    printed = errors_table(errors)
-    assert "loader (bilinear)" in printed
-    assert f"{errors[OURS]['from_jpeg']['mean']:.3f}" in printed
-    if "dali" in errors:  # its edges are its own: they weigh more, the smaller the crop
-        assert errors["dali"]["resize_alone"]["mean"] < 1
-
-
-@pytest.mark.real_data
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="../shared/data/photos is not here")
-def test_our_pixels_of_real_photographs_are_no_further_either(tmp_path: Path) -> None:
-    shard = shutil.copy(next(iter(sorted(PHOTOS.glob("*.tar")))), tmp_path)
-    images = copy_images(LoaderOptions([str(shard)], 224, 8, 1, 0.01, 0), make_folder(tmp_path))
-    assert_no_worse_than_pillow(measure_pixel_errors(images, has_dali=False))
+def test_what_a_source_raises_is_told() -> None:
+    with start_on_one_core("broken", busy_worker) as broken:
+        broken.wait_until_made()
+        with pytest.raises(RuntimeError, match="the third batch is missing"):
+            broken.call(take_turn, 0.1)

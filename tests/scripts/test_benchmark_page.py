@@ -7,7 +7,7 @@ import pytest
 
 from data.settings import UserError
 from scripts._benchmark.page import make_page
-from scripts._benchmark.rounds import Speeds, make_record
+from scripts._benchmark.records import Rounds, add_values, make_record
 from scripts.benchmark import main
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -16,8 +16,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_a_page_has_each_record_with_its_command_machine_and_spread(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speeds = Speeds(by_variant={"step": [3.0, 1.0, 2.0], "timm": [1000.0, 2000.0, 2000.0]})
-    record = make_record("step", {}, speeds, {"cost": ("step", "timm")}, ["cost"])
+    speeds = Rounds(by_variant={"step": [3.0, 1.0, 2.0], "timm": [1000.0, 2000.0, 2000.0]})
+    record = make_record("step", {}, Rounds(), {})
+    add_values(record, speeds, {"cost": ("step", "timm")}, is_cost=True)
     for name in ("b", "a"):
         command = f"python scripts/benchmark.py step --json {name}.json"
         (tmp_path / f"{name}.json").write_text(json.dumps(record | {"command": command}))

@@ -16,15 +16,16 @@ from torch.nn import functional as F
 
 from data.commands import run_logged
 from data.settings import RunStopped, UserError
-from scripts._benchmark import memory, our_step, processes, variants
 from scripts._benchmark.apart import in_fresh_process
 from scripts._benchmark.installed import Package, choose
-from scripts._benchmark.operations import count_flops
-from scripts._benchmark.rounds import Speeds, add_values, make_record, table
-from scripts._benchmark.run import RunOptions, steps_between_checkpoints
-from scripts._benchmark.step_alternatives import ALTERNATIVES
-from scripts._benchmark.subject import Subject
-from scripts._benchmark.variants import VariantOptions
+from scripts._benchmark.options import RunOptions, VariantOptions
+from scripts._benchmark.records import Rounds, add_values, make_record, table
+from scripts._benchmark.training import our_step, processes, variants
+from scripts._benchmark.training.costs import count_flops, has_memory_counter, peak_mib
+from scripts._benchmark.training.run import steps_between_checkpoints
+from scripts._benchmark.training.step import make_step
+from scripts._benchmark.training.step_alternatives import ALTERNATIVES
+from scripts._benchmark.training.subject import Subject
 from scripts.benchmark import main
 from tests.launching import run_forked
 
@@ -82,24 +83,22 @@ def test_step_measures_speed_share_of_the_peak_and_memory(config: str, tmp_path:
 
 def test_a_mask_free_step_computes_less_and_both_train() -> None:
     subject = subject_of("vit_tiny_patch16_224", image_size=32)
-    whole, maskfree = our_step.step(subject), our_step.maskfree(subject)
+    whole, maskfree = make_step("step", subject), make_step("maskfree", subject)
     assert count_flops(maskfree) < 0.8 * count_flops(whole)
-    for step in (whole, maskfree, our_step.timm(subject)):
+    for step in (whole, maskfree, make_step("timm", subject)):
         step()
 
 
 def test_the_bare_step_moves_the_weights_and_settles_what_was_bad(config: str) -> None:
-    from pretrain.training.config import OptimConfig
     from pretrain.training.launch import start
     from pretrain.training.trainer import Trainer
 
-    subject = subject_of(config)
-    run = subject.run_config()
-    model = our_step.make_model(subject)
-    optim = OptimConfig(batch_size=4, steps=10, warmup_steps=0)
+    ours = subject_of(config).pretrain_config()
+    model = our_step.make_model(ours)
+    optim = replace(ours.optim, steps=10, warmup_steps=0)
     none: Any = None
-    trainer = Trainer(start(run), run, optim, model, none)
-    step = our_step.bare_step(trainer, our_step.random_batch(subject))
+    trainer = Trainer(start(ours.run), ours.run, optim, model, none)
+    step = our_step.bare_step(trainer, our_step.random_batch((4, 3, 16, 16)))
     before = model.head.weight.detach().clone()
     for _ in range(3):
         step()
@@ -118,7 +117,7 @@ def test_an_alternative_trains_an_encoder_of_our_size(
     import_module(ALTERNATIVES[name].module)
     step = ALTERNATIVES[name].make(subject)
     step()
-    flops, bare = count_flops(step), count_flops(our_step.timm(subject))
+    flops, bare = count_flops(step), count_flops(make_step("timm", subject))
     if name == "transformers_mae":  # a quarter of the patches, then a decoder
         assert 0.25 * bare < flops < 0.9 * bare
     else:  # the encoder, and a head
@@ -136,7 +135,7 @@ def test_a_variant_is_compiled_where_its_keys_say_so(
     monkeypatch.setattr(nn.Module, "compile", compile_model)
     options = VariantOptions(config, [], batch_size=2, threads=1, rounds=1, seconds=0.01)
     for keys in ([], ["run.compile=true"]):
-        variants._make_step(options, ["data.shards=unread", *keys])()
+        variants.make_step(options, keys)()
     assert len(compiled) == 1
 
 
@@ -164,18 +163,19 @@ def test_scores_that_are_computed_again_are_not_counted() -> None:
     assert count_flops(work) == 3 * 2 * (2 * 2 * 5 * 5 * 4)
 
 
-@pytest.mark.skipif(not memory.is_possible(), reason="no /proc")
+@pytest.mark.skipif(not has_memory_counter(), reason="no /proc")
 def test_peak_memory_is_what_the_work_holds_at_most() -> None:
     make = partial(partial, torch.ones, 16 << 20)  # 64 MiB, let go at once
-    assert 55 < in_fresh_process(memory.peak_mib, make) < 90
+    assert 55 < in_fresh_process(peak_mib, make) < 90
 
 
 def test_a_subject_is_a_name_or_a_configuration(config: str) -> None:
-    shape = subject_of(config).shape
-    assert (shape.width, shape.depth, shape.heads, shape.mlp_width) == (32, 2, 2, 128)
-    assert (shape.patch, shape.image, shape.num_patches) == (4, 16, 16)
+    sizes = subject_of(config).sizes
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    assert [sizes[name] for name in names] == [32, 2, 2, 128]
+    assert (sizes["patch_size"], sizes["image_size"], subject_of(config).num_patches) == (4, 16, 16)
     named = subject_of("vit_tiny_patch16_224", image_size=32)
-    assert (named.shape.width, named.shape.image) == (192, 32)
+    assert (named.sizes["hidden_size"], named.side) == (192, 32)
     assert subject_of("vit_tiny_patch16_224").side == 224
     assert subject_of(config).encoder_config().sees_masked
 
@@ -237,16 +237,18 @@ def test_a_checkpoint_comes_by_steps_or_by_minutes() -> None:
 
 
 @pytest.fixture
-def options(shards: Path, config: str) -> RunOptions:
+def options(config: str) -> RunOptions:
     subject: dict[str, Any] = asdict(subject_of(config, threads=2))
     lengths: dict[str, Any] = {"workers": 0, "processes": 2, "rounds": 2, "seconds": 0.01}
-    return RunOptions(**subject, **lengths, shards=[f"{shards}/train-0.tar"])
+    return RunOptions(**subject, **lengths)
 
 
 _STUB = """\
 import json, sys
 from pathlib import Path
-keys = dict(text.split("=", 1) for text in sys.argv[1:])
+[path, *overrides] = sys.argv[1:]
+keys = dict(text.split("=", 1) for text in overrides)
+assert "log_every: 1" in Path(path).read_text()
 folder = Path(keys["run.dir"])
 folder.mkdir()
 with (folder / "metrics.jsonl").open("w") as file:
@@ -255,45 +257,45 @@ with (folder / "metrics.jsonl").open("w") as file:
         record = {"step": step, "speed/images_per_second": 1 if step <= 5 else speed}
         file.write(json.dumps(record) + "\\n")
 with Path(sys.argv[0]).with_name("started").open("a") as file:
-    file.write(keys["run.threads"] + keys["run.precision"] + "\\n")
+    file.write(keys["run.threads"] + "\\n")
 """
 
 
 def test_processes_take_turns_and_the_first_steps_do_not_count(
     options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "pretrain").mkdir()
-    (tmp_path / "pretrain/run.py").write_text(_STUB)
-    monkeypatch.setattr(processes, "ROOT", tmp_path)
+    (tmp_path / "run.py").write_text(_STUB)
+    monkeypatch.setattr(processes, "_RUN", tmp_path / "run.py")
     monkeypatch.setattr(processes, "_TORCHRUN", ())
-    record = processes.measure_processes(options, tmp_path)
-    started = (tmp_path / "pretrain/started").read_text().split()
-    assert started == ["2fp32", "2fp32", "1fp32", "2fp32", "1fp32"]
+    record = processes.measure_processes(options, ["unread.tar"], tmp_path)
+    assert (tmp_path / "started").read_text().split() == ["2", "2", "1", "2", "1"]
     assert record["ratios"] == {"two_processes_vs_one": 0.5}
     assert record["spread"]["two_processes_vs_one"]["rounds"] == [0.5, 0.5]
     assert record["machine"]["threads"] == 2
 
 
-def test_two_processes_are_two_ranks_of_one_run(options: RunOptions, tmp_path: Path) -> None:
-    command = processes._commands(options)[processes.TWO]
+def test_two_processes_are_two_ranks_of_one_run(
+    options: RunOptions, shards: Path, tmp_path: Path
+) -> None:
+    commands = processes.commands_of(options, [f"{shards}/train-0.tar"], tmp_path)
     own = ["optim.steps=2", "data.trace=true", f"run.dir={tmp_path}/run"]
-    run_logged([*command, *own], tmp_path / "log")
+    run_logged([*commands[processes.TWO], *own], tmp_path / "log")
     for rank in (0, 1):
         steps = (tmp_path / f"run/trace/rank-{rank}.jsonl").read_text().splitlines()
         assert [len(json.loads(line)["keys"]) for line in steps] == [2, 2]
 
 
-def test_a_run_that_fails_is_told_with_its_last_line(options: RunOptions, tmp_path: Path) -> None:
+def test_a_run_that_fails_is_told_with_its_last_line(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('no room'); raise SystemExit(3)"]
-    with pytest.raises(RunStopped, match="status 3: no room"):
-        processes._run(command, 8, tmp_path)
+    with pytest.raises(RunStopped, match="to be measured ended with status 3: no room"):
+        processes.measure_command(command, 8, tmp_path)
 
 
 def test_threads_and_images_must_divide(options: RunOptions, tmp_path: Path) -> None:
     for key, said in (("threads", "--threads=3"), ("batch_size", "--batch-size=3")):
         odd = replace(options, **{key: 3})
         with pytest.raises(UserError, match=f"{said} does not divide by --processes=2; try 4"):
-            processes.measure_processes(odd, tmp_path)
+            processes.measure_processes(odd, ["unread.tar"], tmp_path)
 
 
 # ---------------------------------------------------------------- compare, and the chart
@@ -301,14 +303,14 @@ def test_threads_and_images_must_divide(options: RunOptions, tmp_path: Path) -> 
 
 def record_of(ours: list[float], memory_mib: list[float], **settings: Any) -> dict[str, Any]:
     """Make a record whose baselines are 1."""
-    speeds, peaks = Speeds(), Speeds("peak_memory_mib")
+    speeds, peaks = Rounds(), Rounds("peak_memory_mib")
     for values, numbers in ((speeds, ours), (peaks, memory_mib)):
         for number in numbers:
             values.add("step", number)
             values.add("timm", 1.0)
     record = make_record("step", settings, speeds, {"step_vs_timm": ("step", "timm")})
     pairs = {"memory_vs_timm": ("step", "timm")}
-    add_values(record, peaks, pairs, lower_is_better=pairs)
+    add_values(record, peaks, pairs, is_cost=True)
     return record
 
 
@@ -429,7 +431,7 @@ def test_a_chart_without_matplotlib_is_refused_before_anything_is_measured(
 
 
 def test_the_table_holds_long_names() -> None:
-    speeds = Speeds(by_variant={"a": [2.0], "b": [1.0]})
+    speeds = Rounds(by_variant={"a": [2.0], "b": [1.0]})
     name = "a_ratio_of_a_very_long_name_that_goes_on"
     printed = table(make_record("step", {}, speeds, {name: ("a", "b")}))
     assert f"{name}  " in printed

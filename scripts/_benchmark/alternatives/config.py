@@ -1,4 +1,4 @@
-"""What scripts/pretrain_alternative.py is told: a pretraining's keys, and an alternative's."""
+"""What scripts/benchmark.py pretrain is told: a pretraining's keys, and an alternative's."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,12 +13,9 @@ from pretrain.training.config import OptimConfig, RunConfig
 from scripts._benchmark.alternatives.mae import MaeConfig
 from scripts._benchmark.alternatives.mpp import MppConfig
 from scripts._benchmark.alternatives.simmim import SimmimConfig
+from scripts._benchmark.installed import TRANSFORMERS, VIT_PYTORCH
 
-NAMES = {  # and the package of the extra [bench] that each comes from
-    "mpp": ("vit_pytorch", "vit-pytorch"),
-    "mae": ("transformers", "transformers"),
-    "simmim": ("transformers", "transformers"),
-}
+NAMES = {"mpp": VIT_PYTORCH, "mae": TRANSFORMERS, "simmim": TRANSFORMERS}  # and what each needs
 _OURS = ("corruption", "target", "decoder")  # groups of pretrain.config.PretrainConfig
 
 

@@ -1,11 +1,10 @@
-"""What all alternatives share: their package, and the plain encoder that they are given.
+"""What all alternatives share: the plain encoder that they are given.
 
 Each alternative trains the same timm encoder as our own objective does. Its own code masks, decodes
 and judges; where it would run its own ViT, an adapter runs this one. So the encoder is held outside
 of the alternative's parts: in the checkpoint it is there once, under timm's names.
 """
 
-import importlib
 from typing import Any, cast
 
 from timm.models.vision_transformer import VisionTransformer
@@ -15,22 +14,7 @@ from data.settings import require
 from pretrain.encoder.facts import image_size, num_channels, patch_size
 from pretrain.encoder.huggingface import EPS
 from pretrain.encoder.recompute import recomputed
-from scripts._benchmark.installed import is_installed
 from scripts._export.hugging_face import find_obstacles
-
-
-def import_alternative(name: str, module: str, package: str) -> Any:
-    """Import a module of the package of the extra [bench] that `alternative.name` needs.
-
-    Raises:
-        UserError: The package is not installed.
-    """
-    require(
-        is_installed(module),
-        f"alternative.name={name} needs {package}, which is not installed; run pip install -e "
-        "'.[bench]' here",
-    )
-    return importlib.import_module(module)
 
 
 def check_encoder(encoder: VisionTransformer, name: str) -> None:

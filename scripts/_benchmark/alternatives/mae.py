@@ -22,11 +22,8 @@ from data.randomness import combine, uniform
 from data.settings import require, setting
 from pretrain.encoder.facts import grid_size
 from pretrain.encoder.tokens import embed
-from scripts._benchmark.alternatives.encoder import (
-    Holder,
-    import_alternative,
-    transformers_settings,
-)
+from scripts._benchmark.alternatives.encoder import Holder, transformers_settings
+from scripts._benchmark.installed import TRANSFORMERS
 
 _NOISE = 20  # purpose of a sample's random numbers
 
@@ -66,7 +63,7 @@ class Mae(nn.Module):
 
     def __init__(self, encoder: VisionTransformer, config: MaeConfig) -> None:
         super().__init__()
-        transformers = import_alternative("mae", "transformers", "transformers")
+        transformers = TRANSFORMERS.require_for("alternative.name=mae")
         self.num_patches = encoder.patch_embed.num_patches
         require(
             0 < int(self.num_patches * (1 - config.mask_ratio)) < self.num_patches,

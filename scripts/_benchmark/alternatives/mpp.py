@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from data.settings import require, setting
 from pretrain.encoder.facts import image_data, num_channels, patch_size
-from scripts._benchmark.alternatives.encoder import Holder, import_alternative
+from scripts._benchmark.alternatives.encoder import Holder
+from scripts._benchmark.installed import VIT_PYTORCH
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Mpp(nn.Module):
     def __init__(self, encoder: VisionTransformer, config: MppConfig) -> None:
         super().__init__()
         data = image_data(encoder)
-        self.model: Any = import_alternative("mpp", "vit_pytorch.mpp", "vit-pytorch").MPP(
+        self.model: Any = VIT_PYTORCH.require_for("alternative.name=mpp").MPP(
             transformer=_Transformer(encoder),
             patch_size=patch_size(encoder)[0],
             dim=encoder.embed_dim,

@@ -17,11 +17,8 @@ from data.randomness import combine, uniform
 from data.settings import require, setting
 from pretrain.encoder.facts import grid_size, patch_size
 from pretrain.encoder.tokens import embed
-from scripts._benchmark.alternatives.encoder import (
-    Holder,
-    import_alternative,
-    transformers_settings,
-)
+from scripts._benchmark.alternatives.encoder import Holder, transformers_settings
+from scripts._benchmark.installed import TRANSFORMERS
 
 _SQUARES = 21  # purpose of a sample's random numbers
 
@@ -51,7 +48,7 @@ class Simmim(nn.Module):
 
     def __init__(self, encoder: VisionTransformer, config: SimmimConfig) -> None:
         super().__init__()
-        transformers = import_alternative("simmim", "transformers", "transformers")
+        transformers = TRANSFORMERS.require_for("alternative.name=simmim")
         self.config = config
         self.grid = grid_size(encoder)
         side = self.grid[0]

@@ -1,46 +1,46 @@
 """Speed of a run from shards, with loader processes and checkpoints, against the bare step."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from data.batch import Batch, Request
-from data.config import DataConfig
 from data.index.open import open_manifest
 from data.samples import Samples
 from data.stream import Share, TrainingStream
-from pretrain.training.config import OptimConfig, RunConfig
+from pretrain.training.config import RunConfig
 from pretrain.training.launch import start
 from pretrain.training.trainer import Trainer
-from scripts._benchmark.operations import MatrixPeak, count_flops
-from scripts._benchmark.our_step import ENDLESS, bare_step, make_model
-from scripts._benchmark.rounds import Speeds, add_values, clock, images_per_second, make_record
-from scripts._benchmark.subject import Step, Subject
+from scripts._benchmark.options import Measured, RunOptions
+from scripts._benchmark.photographs import shards_or_photographs
+from scripts._benchmark.records import Rounds, add_values, make_record, table
+from scripts._benchmark.training import processes
+from scripts._benchmark.training.costs import (
+    MatrixPeak,
+    Work,
+    clock,
+    count_flops,
+    images_per_second,
+)
+from scripts._benchmark.training.our_step import ENDLESS, bare_step, make_model
+from scripts._benchmark.training.subject import Subject
 
 RATIOS = {"run_vs_step": ("run", "step")}
 
 
-@dataclass(frozen=True)
-class RunOptions(Subject):
-    """What is measured, and for how long.
+def measure(options: RunOptions, folder: Path) -> Measured:
+    """Measure a run against its own bare step, or two processes against one.
 
-    Attributes:
-        shards: Read by the run.
-        workers: Loader processes of each process.
-        processes: 1: a run against its own step; 2: as in `processes`.
-        rounds: Turns of each variant.
-        seconds: Of each turn.
+    Raises:
+        UserError: The encoder or the shards cannot be used.
     """
-
-    shards: list[str]
-    workers: int
-    processes: int
-    rounds: int
-    seconds: float
+    measured = measure_run if options.processes == 1 else processes.measure_processes
+    record = measured(options, shards_or_photographs(options.shards, folder), folder)
+    return record, table(record)
 
 
-def measure_run(options: RunOptions, folder: Path) -> dict[str, Any]:
+def measure_run(options: RunOptions, shards: list[str], folder: Path) -> dict[str, Any]:
     """Measure a run as users have it, in turns with its own bare step.
 
     - `step`: `Trainer._step` on a batch that is ready.
@@ -48,34 +48,16 @@ def measure_run(options: RunOptions, folder: Path) -> dict[str, Any]:
       checkpoints. Each turn ends with one; it counts by its share of the time from one to the next
       at the default keys, which is longer than a turn. `checkpoint` of `seconds` has it whole.
 
-    Args:
-        options: What is asked for.
-        folder: An empty one, for the run.
-
-    Returns:
-        The record. `mfu` is as in `step.measure_step`.
-
-    Raises:
-        UserError: The encoder or the shards cannot be used.
+    The record's `mfu` is as in `step.measure`.
     """
-    stream = _measure(options, folder)
-    every = stream.num_steps
-    settings = asdict(options) | {"image_size": options.side, "checkpoint_every": every}
-    record = make_record("run", settings, stream.speeds, RATIOS)
-    for values in (stream.shares, stream.checkpoints):
-        add_values(record, values, {})
-    return record
-
-
-def _measure(options: RunOptions, folder: Path) -> "_InterleavedStream":
-    """Return the stream that has measured the run."""
-    run, data = options.run_config(str(folder / "run")), DataConfig(workers=options.workers)
+    subject = Subject.of(options)
+    config = subject.pretrain_config(folder=str(folder / "run"))
+    run, optim = config.run, replace(config.optim, steps=ENDLESS)
+    size = (subject.side, subject.side)
     accelerator = start(run)
-    side = (options.side, options.side)
-    samples = Samples(open_manifest(options.shards, "SHARDS"), side, run.seed, data.crop_area)
+    samples = Samples(open_manifest(shards, "SHARDS"), size, run.seed, config.data.crop_area)
     stream = _InterleavedStream(samples, options)
-    optim = OptimConfig(batch_size=options.batch_size, steps=ENDLESS)
-    trainer = _TimedTrainer(accelerator, run, optim, make_model(options), stream)
+    trainer = _TimedTrainer(accelerator, run, optim, make_model(config), stream)
     stream.step = bare_step(trainer, samples[Request(0, 0, options.batch_size)])
     stream.flops = count_flops(stream.step) / options.batch_size
     stream.num_steps = _steps_of(options, stream.step)
@@ -83,10 +65,14 @@ def _measure(options: RunOptions, folder: Path) -> "_InterleavedStream":
     trainer.run = replace(run, checkpoint_every=stream.num_steps)
     trainer.train(has_trace=False, max_bad_ratio=1.0)
     accelerator.end_training()
-    return stream
+    about = {"image_size": subject.side, "checkpoint_every": stream.num_steps}
+    record = make_record("run", asdict(options) | about, stream.speeds, RATIOS)
+    add_values(record, stream.shares, {})
+    add_values(record, stream.checkpoints, {})
+    return record
 
 
-def _steps_of(options: RunOptions, step: Step) -> int:
+def _steps_of(options: RunOptions, step: Work) -> int:
     """Return how many steps fill a turn."""
     step()
     speed = images_per_second(step, options.batch_size, min(options.seconds, 5.0))
@@ -104,7 +90,7 @@ class _TimedTrainer(Trainer):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self.checkpoints = Speeds("seconds")
+        self.checkpoints = Rounds("seconds")
 
     def _commit(self, done: int, *, is_last: bool) -> None:
         begin = clock()
@@ -119,17 +105,17 @@ class _InterleavedStream(TrainingStream):
     is counted. What the workers read ahead during the other's turn is trained on, uncounted.
     """
 
-    step: Step
+    step: Work
     flops: float  # of an image
     num_steps: int  # of a turn, and between two checkpoints
-    checkpoints: Speeds  # seconds of those that are done
+    checkpoints: Rounds  # seconds of those that are done
 
     def __init__(self, samples: Samples, options: RunOptions) -> None:
         share = Share(0, 1, options.batch_size)
         super().__init__(samples, options.batch_size, share, options.workers)
         self.options = options
-        self.speeds, self.shares = Speeds(), Speeds("mfu")
-        self._matrices = MatrixPeak(options, options.seconds)
+        self.speeds, self.shares = Rounds(), Rounds("mfu")
+        self._matrices = MatrixPeak(Subject.of(options), options.seconds)
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Yield the steps of all rounds."""

@@ -1,6 +1,6 @@
-"""A source of images held to one core, in a process of its own that takes turns when it is told.
+"""Sources of images that are held to one core, each in a process of its own, and take turns.
 
-All that the source runs shares that core: its worker, whatever threads its library starts, and the
+All that a source runs shares that core: its worker, whatever threads its library starts, and the
 caller's side, which takes the batches. So the wall clock says what a core gives, and the processes'
 CPU clocks say the same where other programs want the core, too.
 """
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sized
 from typing import NamedTuple
 
 from scripts._benchmark.apart import Apart
+
+Source = Iterator[Sized]  # batches of images, without end
 
 # What nearly all sources import, once: the server that they are forked from does not know where the
 # checkout lies (Python's issue 126631).
@@ -27,32 +29,13 @@ class Turn(NamedTuple):
     cpu_seconds: float
 
 
-class OneCore(Apart[Iterator[Sized]]):
-    """A process that makes a source and waits for its turns.
-
-    Args:
-        name: What to call it where it fails.
-        make: A module's function that returns the source: batches of images, without end.
-        arguments: What it is called with.
-    """
-
-    def __init__(self, name: str, make: Callable[..., Iterator[Sized]], *arguments: object) -> None:
-        core = max(os.sched_getaffinity(0))
-        super().__init__(name, _on_core, core, make, *arguments, preload=PRELOAD)
-
-    def take_turn(self, seconds: float) -> Turn:
-        """Let the source work for about some seconds, for one batch at least.
-
-        Raises:
-            UserError: The source raised that.
-            RuntimeError: The process ended; it has printed why.
-        """
-        return self.call(_take_turn, seconds)
+def start_on_one_core(name: str, make: Callable[..., Source], *arguments: object) -> Apart[Source]:
+    """Start a process that makes a source; the arguments are those of `Apart`."""
+    core = max(os.sched_getaffinity(0))
+    return Apart(name, _on_core, core, make, *arguments, preload=PRELOAD)
 
 
-def _on_core(
-    core: int, make: Callable[..., Iterator[Sized]], *arguments: object
-) -> Iterator[Sized]:
+def _on_core(core: int, make: Callable[..., Source], *arguments: object) -> Source:
     os.sched_setaffinity(0, {core})  # before it starts a thread or a process
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is pinned for a GPU
     multiprocessing.set_start_method("fork", force=True)  # workers: a server's child is asked
@@ -61,7 +44,8 @@ def _on_core(
     return source
 
 
-def _take_turn(source: Iterator[Sized], seconds: float) -> Turn:
+def take_turn(source: Source, seconds: float) -> Turn:
+    """Let a source work for about some seconds, for one batch at least."""
     for _ in range(_READ_AHEAD):
         next(source)
     cpu = _cpu_seconds()

@@ -1,6 +1,5 @@
 """The benchmark `learn`: rows of an ablation, and by how much ours is ahead of each other one."""
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,42 +10,40 @@ from scripts._ablate.plan import Plan, Row, read_plan, read_seeds
 from scripts._ablate.runs import list_tasks, run_tasks
 from scripts._ablate.table import write_table
 from scripts._benchmark.alternatives.config import NAMES, AlternativePretrainConfig
-from scripts._benchmark.installed import is_installed
-from scripts._benchmark.rounds import Speeds, add_values, make_record, table
+from scripts._benchmark.installed import Package
+from scripts._benchmark.options import LearnOptions, Measured
+from scripts._benchmark.records import Rounds, add_values, make_record, table
 
 OURS = "ours"  # the row that the others are held against
 _MEASURES = ("fewshot", "probe", "finetune")
 
 
-def measure_learn(asked: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Pretrain and measure what is not finished; return the record, and what is printed.
+def measure(options: LearnOptions, _: Path) -> Measured:
+    """Pretrain and measure what is not finished.
 
-    The record's `num_failed` counts what failed, each of which is said.
-
-    Args:
-        asked: `plan`, `overrides`, `minutes`, `seeds`, `against`, `output`.
+    The record's `num_failed` counts the rows that failed, each of which is named.
 
     Raises:
         RunStopped: This process was asked to leave; the same command goes on.
         UserError: A key or a row is wrong.
     """
-    minutes = [] if asked.minutes is None else [f"budget.minutes={asked.minutes:g}"]
-    plan = read_plan(asked.plan, [*asked.overrides, *minutes])
-    seeds = plan.seeds if asked.seeds is None else read_seeds("--seeds", asked.seeds)
-    plan = plan._replace(rows=_chosen(plan, asked.against))
-    output = Path(asked.output or f"runs/ablate/{plan.name}")
+    minutes = [] if options.minutes is None else [f"budget.minutes={options.minutes:g}"]
+    plan = read_plan(options.plan, [*options.overrides, *minutes])
+    seeds = plan.seeds if options.seeds is None else read_seeds("--seeds", options.seeds)
+    plan = plan._replace(rows=_chosen(plan, options.against))
+    output = Path(options.output or f"runs/ablate/{plan.name}")
     tasks = list_tasks(plan, seeds, output)
     num_failed = run_tasks(tasks, lambda: write_table(plan, tasks, output))
-    found, text = write_table(plan, tasks, output)
+    results, text = write_table(plan, tasks, output)
     settings = {
-        "plan": asked.plan,
-        "overrides": list(asked.overrides),
+        "plan": options.plan,
+        "overrides": list(options.overrides),
         "minutes": plan.minutes,
         "seeds": list(seeds),
     }
-    (accuracies, pairs), *more = (_accuracies(found["rows"], measure) for measure in _MEASURES)
+    (accuracies, pairs), *more = (_accuracies(results["rows"], measure) for measure in _MEASURES)
     record = make_record("learn", settings, accuracies, pairs)
-    record |= {"table": found, "num_failed": num_failed}
+    record |= {"table": results, "num_failed": num_failed}
     for accuracies, pairs in more:
         add_values(record, accuracies, pairs)
     return record, f"{text}\n{table(record)}" if record["ratios"] else text
@@ -60,21 +57,17 @@ def _chosen(plan: Plan, against: str | None) -> dict[str, Row]:
         require(name in plan.rows, f"--against={against}: {name} is no row; known: {known}")
     rows = {name: row for name, row in plan.rows.items() if name in names}
     for name, package in _missing(rows):
-        print(
-            f"row {name} is left out: it needs {package}, which is not installed; run pip install "
-            "-e '.[bench]' here",
-            file=sys.stderr,
-        )
+        print(f"left out: {name} {package.complaint}", file=sys.stderr)
         rows.pop(name)
     return rows
 
 
-def _missing(rows: dict[str, Row]) -> Iterator[tuple[str, str]]:
+def _missing(rows: dict[str, Row]) -> Iterator[tuple[str, Package]]:
     for name, row in list(rows.items()):
         config = row.load()
         if isinstance(config, AlternativePretrainConfig):
-            module, package = NAMES[str(config.alternative.name)]
-            if not is_installed(module):
+            package = NAMES[str(config.alternative.name)]
+            if not package.is_installed:
                 yield name, package
 
 
@@ -83,9 +76,9 @@ def _missing(rows: dict[str, Row]) -> Iterator[tuple[str, str]]:
 
 def _accuracies(
     rows: list[dict[str, Any]], measure: str
-) -> tuple[Speeds, dict[str, tuple[str, str]]]:
+) -> tuple[Rounds, dict[str, tuple[str, str]]]:
     """Return a measure's accuracies, of rows whose seeds are all finished, and what to divide."""
-    accuracies = Speeds(f"{measure}_accuracy")
+    accuracies = Rounds(f"{measure}_accuracy")
     for row in rows:
         values = best_place(row["figures"], measure)
         if values and set(row["states"].values()) == {"finished"}:
@@ -104,8 +97,8 @@ def best_place(figures: dict[str, Any], measure: str) -> list[float]:
         "probe": "probe/linear_top1",
         "finetune": "finetune/accuracy",
     }[measure]
-    found = [value for name, value in figures.items() if name.partition("@")[0] == figure]
-    best = max(found, key=lambda value: value["mean"], default=None)
+    values = [value for name, value in figures.items() if name.partition("@")[0] == figure]
+    best = max(values, key=lambda value: value["mean"], default=None)
     return [] if best is None else best["values"]
 
 

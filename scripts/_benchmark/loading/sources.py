@@ -1,8 +1,8 @@
-"""What makes training crops elsewhere, over the same images: each as its documentation has it.
+"""What makes training crops, here and elsewhere, over the same images.
 
 Every source is a function of `Images` that yields batches without end, as torch tensors in the
-process that asked for them. All cut a random part (`CROP_AREA` of the image, `ASPECT`), resize it
-to one size and flip half of them.
+process that calls it. All cut a random part (`CROP_AREA` of the image, `ASPECT`), resize it
+to one size and flip half of them. The alternatives are used as their documentation has them.
 """
 
 import json
@@ -13,23 +13,35 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from webdataset.compat import WebDataset
+from webdataset.filters import batched
+from webdataset.handlers import ignore_and_continue
+from webdataset.pipeline import DataPipeline
 
+from data.images.boxes import NUM_UNIFORM
+from data.images.transforms import training_crop
 from data.index.open import open_manifest
 from data.order import Order
 from data.reading.reader import ShardReader
-from data.shards import PICTURE_EXTENSIONS
+from data.samples import Samples
+from data.shards import IMAGE_EXTENSIONS, PICTURE_EXTENSIONS
+from data.stream import Share, TrainingStream
 
 CROP_AREA = (0.08, 1.0)  # of the image's area
 ASPECT = (3 / 4, 4 / 3)
 MANY = 1_000_000_000  # images or batches: an iterator that never ends starts its worker once
 _EPOCH = 1_000_000  # images: Streaming makes a whole epoch's order at its start
-_SHUFFLE = 1_000  # samples: DALI's initial_fill, as webdataset's README has its buffer
+_SHARD_SHUFFLE = 100  # shards, as webdataset chooses for shardshuffle=True
+_SHUFFLE = (
+    1_000  # samples: webdataset's README, "usually, pick something bigger, like 1000"; DALI's
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,25 @@ def usual_transform(
     return transforms.Compose([crop, flip, transforms.ToTensor(), normalise])
 
 
+def ours(images: Images) -> Iterator[Tensor]:
+    """Run our stream."""
+    manifest = open_manifest(images.shards, "SHARDS")
+    samples = Samples(manifest, (images.image_size, images.image_size), 0, CROP_AREA)
+    size = images.batch_size
+    stream = TrainingStream(samples, size, Share(0, 1, size), workers=1)
+    # an epoch's last batch is filled up with padding, which is no image
+    return (batch.tensors["image"][: len(batch.places)] for (batch,) in stream.steps(0, MANY))
+
+
+def read_images(shards: list[str]) -> list[bytes]:
+    """Read the bytes of the shards' images, in order."""
+    manifest = open_manifest(shards, "SHARDS")
+    order, reader = Order(manifest.starts, 0), ShardReader(manifest)
+    places = [order.locate(number) for number in range(manifest.num_samples)]
+    members = [reader.read(shard, place, PICTURE_EXTENSIONS) for shard, place in places]
+    return [content for images in members for content in images.values()]
+
+
 class _InMemory(Dataset[Tensor]):
     """The usual dataset, with the images' bytes in memory."""
 
@@ -78,10 +109,10 @@ class _InMemory(Dataset[Tensor]):
 
     def __getitem__(self, number: int) -> Tensor:
         """Decode and crop one image."""
-        return self._transform(open_image(self._contents[number]))
+        return self._transform(_open_image(self._contents[number]))
 
 
-def open_image(content: bytes) -> Image.Image:
+def _open_image(content: bytes) -> Image.Image:
     """Open an image as the usual dataset does."""
     return Image.open(BytesIO(content)).convert("RGB")
 
@@ -104,13 +135,43 @@ def _in_memory(images: Images, transform: Callable[[Image.Image], Tensor]) -> It
     return iter(DataLoader(dataset, images.batch_size, sampler=sampler, num_workers=1))
 
 
-def read_images(shards: list[str], most: int = MANY) -> list[bytes]:
-    """Read the bytes of the shards' images, in order."""
-    manifest = open_manifest(shards, "SHARDS")
-    order, reader = Order(manifest.starts, 0), ShardReader(manifest)
-    places = [order.locate(number) for number in range(min(most, manifest.num_samples))]
-    members = [reader.read(shard, place, PICTURE_EXTENSIONS) for shard, place in places]
-    return [content for found in members for content in found.values()]
+def webdataset(images: Images) -> Iterator[Tensor]:
+    """Run it as its README shows: decode("pil"), then the usual transform, batched in the worker.
+
+    Shards are shuffled, and samples in a buffer of 1,000.
+    """
+    transform = usual_transform(images.image_size)
+    samples = _shuffled(images).decode("pil").to_tuple("jpg;png").map_tuple(transform)
+    return (pixels for (pixels,) in _batches(samples, images.batch_size))
+
+
+def webdataset_ours(images: Images) -> Iterator[Tensor]:
+    """Run it with our decoder and crop: only the stream differs from ours.
+
+    No labels, keys or checksums. A sample that does not decode is left out without a word, because
+    `warn_and_continue` sleeps half a second.
+    """
+    generator = np.random.default_rng(0)
+    size = (images.image_size, images.image_size)
+
+    def crop(sample: dict[str, Any]) -> Tensor:
+        (content,) = (value for key, value in sample.items() if key in IMAGE_EXTENSIONS)
+        return training_crop(content, generator.random(NUM_UNIFORM), size, CROP_AREA)
+
+    samples = _shuffled(images).map(crop, handler=ignore_and_continue)
+    return _batches(samples, images.batch_size)
+
+
+def _shuffled(images: Images) -> Any:
+    dataset = WebDataset(images.shards, shardshuffle=_SHARD_SHUFFLE)
+    return dataset.shuffle(_SHUFFLE)
+
+
+def _batches(samples: Any, batch_size: int) -> Iterator[Any]:
+    # after the repetition, so that no batch is short; default_collate fills shared memory at once
+    batches = batched(batch_size, collation_fn=default_collate)
+    dataset = DataPipeline(samples.repeat(), batches)
+    return iter(DataLoader(cast(Any, dataset), batch_size=None, num_workers=1))
 
 
 def timm_reader(images: Images) -> Iterator[Tensor]:
@@ -187,7 +248,7 @@ def streaming(images: Images) -> Iterator[Tensor]:
 
     class Crops(mosaic.StreamingDataset):
         def __getitem__(self, at: int) -> Tensor:
-            return transform(open_image(super().__getitem__(at)["image"]))
+            return transform(_open_image(super().__getitem__(at)["image"]))
 
     dataset = Crops(local=folder, batch_size=images.batch_size, shuffle=True, epoch_size=_EPOCH)
     loader = DataLoader(cast(Any, dataset), images.batch_size, num_workers=1, drop_last=True)
@@ -197,3 +258,15 @@ def streaming(images: Images) -> Iterator[Tensor]:
 def _without_end(batches: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from batches
+
+
+SOURCES: dict[str, Callable[[Images], Iterator[Tensor]]] = {
+    "loader": ours,
+    "pil": pil,
+    "pil_uint8": pil_uint8,
+    "webdataset": webdataset,
+    "webdataset_ours": webdataset_ours,
+    "timm": timm_reader,
+    "dali": dali,
+    "streaming": streaming,
+}

@@ -1,6 +1,6 @@
 """Pretrain an encoder by another project's objective, all else as in pretrain/run.py.
 
-    python scripts/pretrain_alternative.py CONFIG.yaml alternative.name=NAME key.sub=value
+    python scripts/benchmark.py pretrain CONFIG.yaml alternative.name=NAME key.sub=value
 
     NAME    mpp     vit-pytorch's masked patch prediction (extra [bench])
             mae     transformers' ViTMAEForPreTraining
@@ -13,17 +13,8 @@ any other: finetune/*.py measure it. (MAE draws its weights anew, as its authors
 `encoder.like` of such a run begins as ours do.) The same command again resumes.
 """
 
-import sys
-from pathlib import Path
-
-if not __package__:  # started as a file: search the checkout, not this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from data.processes import begin
-
-    begin()  # before the imports below, which take seconds
-
 from data.devices import has_float64
-from data.settings import memory_errors, require, run_entry_point
+from data.settings import memory_errors, require
 from data.text import count
 from pretrain.configuration.load import usage
 from pretrain.encoder import make_encoder
@@ -37,12 +28,13 @@ from pretrain.training.trainer import Trainer
 from scripts._benchmark.alternatives.config import AlternativePretrainConfig, load_alternative
 from scripts._benchmark.alternatives.model import make_alternative
 
+COMMAND = "python scripts/benchmark.py pretrain"
 
-def main(arguments: list[str]) -> None:
-    """Run `python scripts/pretrain_alternative.py ARGUMENTS`."""
+
+def pretrain(arguments: list[str]) -> None:
+    """Run `python scripts/benchmark.py pretrain ARGUMENTS`."""
     if {"-h", "--help"} & set(arguments):
-        command = "python scripts/pretrain_alternative.py"
-        print(f"{__doc__}\n{usage(AlternativePretrainConfig, command)}")
+        print(f"{__doc__}\n{usage(AlternativePretrainConfig, COMMAND)}")
         return
 
     # ---- what is asked for
@@ -77,7 +69,3 @@ def main(arguments: list[str]) -> None:
         print(f"finished: {done}; the encoder is in {config.run.dir}/encoder")
         say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    run_entry_point(main)
