@@ -149,7 +149,7 @@ def prepare(command: str, folder: Path, workers: int) -> list[str]:
         return SHAPE
     if "finetune/probe.py" in command:
         return ["probe.neighbours=5", "probe.penalties=[0.1]"]
-    if "/run.py" not in command:
+    if not re.search(r"/run\.py| -m ", command):
         return []
     words = ["target.num_words=16", "data.image_size=32"] if "words.yaml" in command else []
     neighbours = ["probe.neighbours=5"] if "probe.val" in command else []
@@ -167,8 +167,11 @@ def run_here(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     if arguments[0] == "accelerate":
         for name, value in LAUNCHED.items():
             monkeypatch.setenv(name, value)
-    place = next(n for n, argument in enumerate(arguments) if argument.endswith(".py"))
-    name = arguments[place].removesuffix(".py").replace("/", ".")
+    if arguments[1] == "-m":
+        place, name = 2, f"{arguments[2]}.run"
+    else:
+        place = next(n for n, argument in enumerate(arguments) if argument.endswith(".py"))
+        name = arguments[place].removesuffix(".py").replace("/", ".")
     module = importlib.import_module(name)
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
     module.main(arguments[place + 1 :])
