@@ -1,8 +1,10 @@
 """From runs to the files of a report: the page, the reconstructions, the figures."""
 
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from html import escape
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from string import Template
@@ -44,7 +46,7 @@ def write_report(folders: list[Path], output: Path, figures_folder: Path | None,
     else:
         title, summary = f"{len(runs)} runs side by side", several_runs.summary(runs)
         sections = list(several_runs.sections(runs, num))
-    _write_page(output, title, summary, sections)
+    _write_page(output, title, summary, [*sections, _software()])
     figures = [figure for section in sections for figure in section.figures]
     for figure in figures:
         if figure.name == RECONSTRUCTIONS:  # of one run: of several it has the run's name too
@@ -53,6 +55,13 @@ def write_report(folders: list[Path], output: Path, figures_folder: Path | None,
         for figure, suffix in product(figures, SUFFIXES):
             _write(figures_folder / f"{figure.name}.{suffix}", figure.export(suffix))
         print(f"figures: {len(figures)} in {figures_folder}, as PNG and SVG")
+
+
+def _software() -> Section:
+    versions = {name: version(name) for name in ("torch", "timm", "accelerate")}
+    note = "Versions that wrote this report; a run does not record its own."
+    rows = {"python": sys.version.split()[0], **versions}
+    return Section("Software", definitions(rows), notes=(note,))
 
 
 def _write_page(path: Path, title: str, summary: str, sections: list[Section]) -> None:
