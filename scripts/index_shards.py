@@ -32,7 +32,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from data.processes import begin
 
-    begin()  # before the imports below, which take seconds
+    begin()
 
 from tqdm import tqdm
 

@@ -10,12 +10,7 @@ from pretrain.encoder import load_encoder
 from tests.launching import ROOT
 from tests.test_layout import FILES, name_of
 
-NOT_YET = ("benchmark", "pretrain_alternative")
-SCRIPTS = [
-    path
-    for path in FILES
-    if "run_entry_point(main)" in path.read_text() and path.stem not in NOT_YET
-]
+SCRIPTS = [path for path in FILES if "run_entry_point(main)" in path.read_text()]
 COMMANDS = [*([str(path)] for path in SCRIPTS), ["-m", "pretrain"], ["-m", "finetune"]]
 SLOW = {"torch", "torchvision", "timm", "accelerate", "transformers", "matplotlib", "sklearn"}
 
