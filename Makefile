@@ -4,13 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ROUNDS ?= 3
 
-.PHONY: help install demo test test-faults docs bench bench-compiled lint format clean
+.PHONY: help install demo quick test test-faults test-lowest test-newest docs bench bench-compiled \
+	lint format clean
 
 help:
 	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
 	@echo "make demo      the whole job on 8 photographs, 4 to 6 minutes on 2 CPU cores"
+	@echo "make quick     unit tests that start no process, 90 seconds on 2 CPU cores"
 	@echo "make test      the test suite, about 12 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
+	@echo "make test-lowest   the test suite on Python 3.11 with the lowest versions we allow"
+	@echo "make test-newest   the test suite on Python 3.13 with the newest versions there are"
 	@echo "make docs      the documentation, into site/; no network, and a warning fails"
 	@echo "make bench     speed against alternatives, and what fell; an idle machine, 40 minutes"
 	@echo "make bench-compiled   training steps again, compiled by torch.compile; 40 minutes"
@@ -33,11 +37,29 @@ install: .venv/installed
 demo: install
 	@$(BIN)/python scripts/demo.py
 
+SUITE := pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+quick: install
+	$(BIN)/pytest -n 2 --quick -m 'not faults and not slow'
+
 test: install
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/$(SUITE)
 
 test-faults: install
 	$(BIN)/pytest -m faults
+
+# the lowest versions that pyproject.toml allows, and the newest there are, each in its own environment
+.venv-lowest/installed: VERSIONS := --resolution lowest-direct
+.venv-lowest/installed: PYTHON_VERSION := 3.11
+.venv-newest/installed: PYTHON_VERSION := 3.13
+.venv-lowest/installed .venv-newest/installed: pyproject.toml data/images/jpeg.c | install
+	@echo "setting up $(@D): about 3 minutes and 6 GB, most of it torch"
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON_VERSION) $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D) $(VERSIONS) --editable '.[dev]'
+	@touch $@
+
+test-lowest test-newest: test-%: .venv-%/installed
+	.venv-$*/bin/$(SUITE)
 
 docs: install
 	$(BIN)/ruff check --quiet --select D100,D101,D102,D103,D104

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NoReturn
 
 # two files are tested at a time: threads would wait for each other; and sums come out the same on
 # any number of cores
@@ -31,6 +33,35 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],  # other programs run, too
 )
 hypothesis.settings.load_profile("seeded")
+
+
+# ---------------------------------------------------------------- make quick
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "skip a test, or a fixture's tests, where it starts a process or a run"
+    parser.addoption("--quick", action="store_true", help=text)
+
+
+def _skip(*_: object, **__: object) -> NoReturn:
+    pytest.skip("--quick: starts a process or a run")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """With `--quick`, let whatever starts a process or a run skip the test instead."""
+    if not item.config.getoption("--quick"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", _skip)
+        patch.setattr(BaseProcess, "start", _skip)
+        patch.setattr(os, "fork", _skip)
+        if "pretrain.training.launch" in sys.modules:  # never import it here: it takes seconds
+            patch.setattr(sys.modules["pretrain.training.launch"], "start", _skip)
+        return (yield)
+
+
+# ---------------------------------------------------------------- samples and shards
 
 NUM_CLASSES = 3
 BAD = 22  # the training image that is none: key 022 in train-1.tar

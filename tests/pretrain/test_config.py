@@ -259,6 +259,7 @@ names = strategies.text(
 ).filter(lambda text: not text.startswith("~"))
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(names, strategies.lists(names, min_size=1), names)
 def test_any_text_is_read_back_from_config_yaml(folder: str, shards: list[str], arg: str) -> None:

@@ -242,6 +242,7 @@ def test_a_shard_replaced_on_the_server_stops_the_run(
         batches_of(stream_of(shards, shards.storage), 0, 6)
 
 
+@pytest.mark.slow
 def test_s3(
     folder: Path, expected: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,7 @@ def test_a_hostile_array_is_refused_from_its_header(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_damaged_bytes_raise_nothing_else(data: st.DataObject) -> None:
     small = values(5, (3, 2))

@@ -212,6 +212,7 @@ def test_what_is_no_image_is_said_to_be_none(content: bytes) -> None:
         decode(content)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.data())
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -403,6 +403,7 @@ def test_shards_are_a_sequence(tmp_path: Path) -> None:
     assert list(pickle.loads(pickle.dumps(shards))) == list(shards)
 
 
+@pytest.mark.slow
 def test_many_shards_cost_little(tmp_path: Path) -> None:
     """2,000 shards; numbers for 1e5 are in docs/results/stream.md."""
     write_shard(tmp_path / "x.tar", samples(1, 1))

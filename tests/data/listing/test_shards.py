@@ -117,6 +117,7 @@ def test_braces_may_stand_anywhere_in_a_url() -> None:
     assert found == ["s3://a/0.tar", "s3://a/1.tar", "s3://b/0.tar", "s3://b/1.tar"]
 
 
+@pytest.mark.slow
 def test_braces_of_a_url_expand_and_nothing_is_asked() -> None:
     url = "https://nowhere.invalid/{a,b}/x-{000000..049999}.tar?key=secret"
     found = list_shards(url, "data.shards")

@@ -223,6 +223,7 @@ def test_https(folder: Path, tmp_path: Path, server: FlakyServer) -> None:
     assert (done.stdout.splitlines(), done.stderr) == (["100000", expected], "")
 
 
+@pytest.mark.slow
 def test_s3(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3() as bucket:
         bucket.upload(folder)

@@ -526,6 +526,7 @@ def test_an_exported_graph_holds_positions(kind: str, at: str) -> None:
     torch.testing.assert_close(graph.module()(pixels()), encoder(pixels()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "at"), [("relative", "stem"), ("learned_2d", "every_layer_shared")]
 )

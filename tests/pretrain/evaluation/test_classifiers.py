@@ -174,6 +174,7 @@ def test_logistic_regression_agrees_with_scikit_learn(
     assert np.abs(ours - theirs.predict_proba(new.numpy())).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_linear_probe_chooses_its_penalty_without_the_validation_images() -> None:
     train, val = clusters(140, 7, noise=1.5), clusters(700, 8, noise=1.5)
     penalties = [1e-8, 1e-1, 1e3]

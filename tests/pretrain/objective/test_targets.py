@@ -407,6 +407,7 @@ def test_autocast_changes_nothing(kind: str) -> None:
     assert torch.equal(target.losses(outputs.float(), answers), losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 def test_compiles_to_one_graph(kind: str) -> None:
     target, images = target_of(kind, (14, 14)), random_images(2, 3, 28, 28)
