@@ -189,7 +189,8 @@ def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
         if "nargs" in keywords:
             parser.add_argument(key.name, **keywords)
             continue
-        if key.default not in (None, False) and "required" not in keywords:
+        has_default = key.default is not None and key.default is not False  # 0 is one
+        if has_default and "required" not in keywords:
             keywords |= {"default": key.default, "help": f"{keywords['help']} (%(default)s)"}
         parser.add_argument(_flag(key.name), **keywords)
     for name, text in (("--json", "write the record there"), ("--png", "draw it there")):

@@ -1,5 +1,6 @@
 """scripts/benchmark.py, as a user starts it, in its shortest form; and how its ratios are made."""
 
+import argparse
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import pytest
 
 from data.settings import UserError
 from scripts._benchmark.apart import Apart, in_fresh_process
+from scripts._benchmark.options import VariantOptions, add_options, read_options
 from scripts._benchmark.records import Rounds, add_values, make_record, spread, table
 from scripts._benchmark.training.costs import images_per_second
 from tests.launching import run_forked
@@ -39,6 +41,15 @@ def assert_complete(record: dict[str, Any], variants: set[str], ratios: set[str]
         assert len(values["rounds"]) == 1
     assert record["machine"]["cores"] > 0
     assert {"cpu", "threads", "torch", "timm"} <= record["machine"].keys()
+
+
+def test_an_option_that_is_not_given_has_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, VariantOptions)
+    namespace = parser.parse_args(["a.yaml", "--variant=run.compile=true"])
+    expected = VariantOptions("a.yaml", ["run.compile=true"])
+    assert read_options(namespace, VariantOptions) == expected
+    assert expected.threads == 0
 
 
 def test_variants_measures_a_step_with_other_keys(tmp_path: Path) -> None:
