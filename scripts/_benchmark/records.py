@@ -20,6 +20,7 @@ import torch
 
 from data.devices import num_cores
 from data.settings import UserError, require
+from data.text import count
 
 _LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "pillow", "webdataset")
 _ALTERNATIVES = ("vit-pytorch", "transformers", "nvidia-dali-cuda120", "mosaicml-streaming")
@@ -157,7 +158,8 @@ def table(record: dict[str, Any]) -> str:
         ]
         lines.append("")
     host = record["machine"]
-    where = host["gpu"] or f"{host['cpu']}, {host['cores']} cores, {host['threads']} threads"
+    cores = f"{count(host['cores'], 'core')}, {count(host['threads'], 'thread')}"
+    where = host["gpu"] or f"{host['cpu']}, {cores}"
     return "\n".join([*lines, f"{where}; torch {host['torch']}, timm {host['timm']}"])
 
 
