@@ -1,4 +1,4 @@
-"""What passes between the loader and the trainer: requests, places, batches."""
+"""The records that pass between the loader and the trainer: requests, places, batches."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class SamplePlace(NamedTuple):
 
 
 class LedgerEntry(NamedTuple):
-    """What was not used, as bad_samples.jsonl names it.
+    """A sample or shard that was not used, as bad_samples.jsonl names it.
 
     A damaged shard is named whole, with neither position nor key.
     """
@@ -41,7 +41,7 @@ class LedgerEntry(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a request gives.
+    """The samples of a request, as tensors and by name.
 
     Attributes:
         tensors: `image` uint8 (B, C, H, W); `weight` float32 (B,), 0 for padding and bad samples;

@@ -14,7 +14,7 @@ SHARDS_TYPE = "str | list[str]"
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """What every stream of images states."""
+    """The keys that every stream of images has."""
 
     image_size: Any = setting(
         None,

@@ -1,4 +1,4 @@
-"""What a device can do: the one place that knows which of them lack what.
+"""The abilities of devices: the one place that knows which device lacks what.
 
 Apple's MPS has no float64, and copies to it that do not wait may read memory that has another owner
 by then (pytorch/pytorch issue 189690). Its fused optimizers take a step that they were told to

@@ -25,6 +25,11 @@ _REMEDIES = {
 }
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's text in one line; its kind where it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -51,5 +56,5 @@ def is_disk_error(error: OSError) -> bool:
 def _number(error: Exception) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None

@@ -55,6 +55,7 @@ class Samples(Dataset[Batch]):
         self,
         manifest: Manifest,
         size: tuple[int, int],
+        *,
         seed: int,
         crop_area: tuple[float, float] | None = None,
         labelled: bool = False,

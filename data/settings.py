@@ -147,8 +147,8 @@ def memory_errors(remedy: str) -> Generator[None]:
         if shortage(error) is not None or not (is_known or is_told):
             raise
         lines = str(error).splitlines() or ["Python could get no more"]
-        told = lines[0].rpartition("] ")[2]  # no place in torch's sources
-        reason = told.partition(" Including non-PyTorch")[0].strip().rstrip(".")
+        reason = lines[0].rpartition("] ")[2]  # no place in torch's sources
+        reason = reason.partition(" Including non-PyTorch")[0].strip().rstrip(".")
         raise RunStopped(f"memory ran out: {reason}; try {remedy}") from error
 
 

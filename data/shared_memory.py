@@ -25,7 +25,7 @@ _borrowed: dict[tuple[int, int, int], Tensor] = {}  # the parent's, by loader, w
 
 
 class Loan(NamedTuple):
-    """What is sent in place of images that lie in a block.
+    """A reference that is sent in place of images that lie in a block.
 
     Attributes:
         loader: The number of the `DataLoader`, in its process.

@@ -1,1 +1,1 @@
-"""What a pretrained encoder is worth downstream."""
+"""A pretrained encoder downstream: fine-tuning, few-shot, probes."""

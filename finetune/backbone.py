@@ -1,4 +1,4 @@
-"""What is fine-tuned: our encoder or, as a baseline, any image model of timm."""
+"""The model that is fine-tuned: our encoder or, as a baseline, any image model of timm."""
 
 import logging
 from dataclasses import replace
@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from data.disks import first_line
 from data.settings import UserError, require
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder
 from pretrain.encoder.config import DEFAULT_NAME
@@ -108,7 +109,7 @@ def _check_size(model: Any, name: str) -> None:
         with torch.no_grad():
             model.eval()(torch.zeros(1, num_channels(model), *size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"encoder.name={name} cannot take data.image_size={list(size)}: {reason}; "
             "try a multiple of 32"
@@ -133,7 +134,7 @@ def load_as_saved(path: str | Path) -> Any:
         (saved.folder / "model.safetensors").is_file(),
         f"{saved.folder} has no model.safetensors; pickled weights are not read",
     )
-    return create_model(f"local-dir:{saved.folder}", {}, pretrained=True, said=str(path))
+    return create_model(f"local-dir:{saved.folder}", {}, pretrained=True, source=str(path))
 
 
 def is_transformer(model: Any) -> bool:

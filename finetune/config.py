@@ -1,4 +1,4 @@
-"""What fine-tuning is told."""
+"""The keys of fine-tuning, and of measuring a frozen encoder."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ _KINDS = ("linear", "mlp")
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What the head reads, what it is, and what is trained with it."""
+    """The head: what it reads, what it is, and what is trained with it."""
 
     pooling: str = setting(
         "average", "average over patches, class (the token), or both side by side"

@@ -34,12 +34,12 @@ def main(arguments: list[str]) -> None:
         from finetune.judges import choose_images, judge_few_shot
         from finetune.measure import measure
 
-    asked = config.fewshot
-    about = {"penalty": asked.penalty, "num_seeds": asked.num_seeds, "shots": list(asked.shots)}
-    num_fits = len(asked.shots) * asked.num_seeds
-    prepare = partial(choose_images, asked, config.data.used)
+    shots = config.fewshot
+    about = {"penalty": shots.penalty, "num_seeds": shots.num_seeds, "shots": list(shots.shots)}
+    num_fits = len(shots.shots) * shots.num_seeds
+    prepare = partial(choose_images, shots, config.data.used)
     with memory_errors("a smaller fewshot.batch_size"):
-        table = measure(config, prepare, partial(judge_few_shot, asked), num_fits, about)
+        table = measure(config, prepare, partial(judge_few_shot, shots), num_fits, about)
     if table is not None:
         print(table, end="")
 

@@ -19,35 +19,35 @@ from pretrain.evaluation.features import Features
 from pretrain.evaluation.probe import check_neighbours
 
 
-def choose_images(asked: ShotsConfig, images: str, labels: np.ndarray) -> Choices:
+def choose_images(shots: ShotsConfig, images: str, labels: np.ndarray) -> Choices:
     """Choose the labelled images of each number of shots and each seed."""
-    return choose_shots(labels, asked.shots, asked.num_seeds, ("fewshot.shots", images))
+    return choose_shots(labels, shots.shots, shots.num_seeds, ("fewshot.shots", images))
 
 
 def judge_few_shot(
-    asked: ShotsConfig, choices: Choices, train: Features, val: Features, report: Report
+    shots: ShotsConfig, choices: Choices, train: Features, val: Features, report: Report
 ) -> Figures:
     """Return the mean and the deviation over choices of the labelled images."""
     figures: Figures = {}
-    for shots, accuracies in few_shot(train, val, choices, asked.penalty, report).items():
-        figures[f"accuracy/{shots}shot"] = statistics.fmean(accuracies)
-        figures[f"deviation/{shots}shot"] = statistics.pstdev(accuracies)
+    for number, accuracies in few_shot(train, val, choices, shots.penalty, report).items():
+        figures[f"accuracy/{number}shot"] = statistics.fmean(accuracies)
+        figures[f"deviation/{number}shot"] = statistics.pstdev(accuracies)
     return figures
 
 
-def check_classifiers(asked: ClassifiersConfig, images: str, labels: np.ndarray) -> None:
+def check_classifiers(classifiers: ClassifiersConfig, images: str, labels: np.ndarray) -> None:
     """Raise `UserError` where the images are too few for k-NN, or for choosing a penalty."""
-    check_neighbours(asked.neighbours, labels, ("probe.neighbours", images))
-    check_penalties(asked.penalties, labels, ("probe.penalties", images))
+    check_neighbours(classifiers.neighbours, labels, ("probe.neighbours", images))
+    check_penalties(classifiers.penalties, labels, ("probe.penalties", images))
 
 
 def judge_classifiers(
-    asked: ClassifiersConfig, _: None, train: Features, val: Features, report: Report
+    classifiers: ClassifiersConfig, _: None, train: Features, val: Features, report: Report
 ) -> Figures:
     """Return the accuracies of k-NN and of the linear probe, and its penalty."""
-    nearest = knn(train, val, asked.neighbours)
+    nearest = knn(train, val, classifiers.neighbours)
     report(1)
-    linear = linear_probe(train, val, asked.penalties, report)
+    linear = linear_probe(train, val, classifiers.penalties, report)
     return {
         "accuracy/knn_top1": nearest.top1,
         "accuracy/knn_top5": nearest.top5,

@@ -14,7 +14,7 @@ from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.encoder.facts import image_data
 from pretrain.encoder.saved import find_saved
-from pretrain.records.checkpoint import latest
+from pretrain.records.checkpoint import newest_by_name
 from pretrain.training.state import load_weights
 
 _POOLINGS = {timm: ours for ours, timm in TIMM_POOLINGS.items()}
@@ -53,13 +53,15 @@ def saved_names(run: str | Path) -> list[str] | None:
 
 
 def _load_run(run: Path, config: Path) -> Classifier:
-    told = load(FinetuneConfig, [str(config)])
-    checkpoint = latest(run)
+    configuration = load(FinetuneConfig, [str(config)])
+    checkpoint = newest_by_name(run)
     if checkpoint is None:
         raise UserError(f"{run} has no checkpoint yet; wait for its first")
     encoder = load_as_saved(run)
     names = list(image_data(encoder)["label_names"])
-    model = Classifier(encoder, names, told.head, is_multi_label=told.data.multi_label)
+    model = Classifier(
+        encoder, names, configuration.head, is_multi_label=configuration.data.multi_label
+    )
     load_weights(model, checkpoint)
     return model
 

@@ -87,9 +87,9 @@ def measure(
     keys = (f"{frozen.group}.layers", f"{frozen.group}.poolings")
     views = make_views(encoder, frozen.numbers(len(encoder.blocks)), frozen.poolings, keys)
     folder = result_folder(frozen.dir, frozen.group, config.encoder)
-    said = f"{frozen.group}.dir={folder}"
+    key = f"{frozen.group}.dir={folder}"
     about = describe_encoder(config.encoder, encoder) | about
-    on_main(accelerator, lambda: open_folder(folder, said, about))
+    on_main(accelerator, lambda: open_folder(folder, key, about))
     splits = open_splits(
         accelerator,
         data,
@@ -111,14 +111,17 @@ def measure(
     choose_attention(encoder, accelerator.device, accelerator.mixed_precision)
     encoder.to(accelerator.device)
     kept = Path(frozen.features or folder / "features")
-    found = _read(accelerator, encoder, splits, views, config, kept)
+    features = _read(accelerator, encoder, splits, views, config, kept)
     accelerator.end_training()  # the other ranks need not wait for what follows
     if not accelerator.is_main_process:
         return None
-    counts = _count(found, splits, data.max_bad_ratio)
+    counts = _count(features, splits, data.max_bad_ratio)
     with _progress(num_fits * len(views)) as progress:
         cells = [
-            {**view._asdict(), **judge(prepared, *_on(accelerator, found, view), progress.update)}
+            {
+                **view._asdict(),
+                **judge(prepared, *_on(accelerator, features, view), progress.update),
+            }
             for view in views
         ]
     result = {
@@ -162,9 +165,9 @@ def _read(
     return Measured(train, val)
 
 
-def _on(accelerator: Accelerator, found: Measured, view: View) -> tuple[Features, Features]:
+def _on(accelerator: Accelerator, features: Measured, view: View) -> tuple[Features, Features]:
     device = exact_device(accelerator.device)
-    return found.train[view].to(device), found.val[view].to(device)
+    return features.train[view].to(device), features.val[view].to(device)
 
 
 def _count(found: Measured, splits: Splits, max_bad_ratio: float) -> dict[str, Any]:

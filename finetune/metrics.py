@@ -34,7 +34,7 @@ _MAX_CONFUSION = 1_000  # classes; its matrix is then 8 MB on each rank
 
 @dataclass(frozen=True)
 class Figures:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         scalars: By name; NaN where there was no sample.

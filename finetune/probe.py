@@ -36,12 +36,12 @@ def main(arguments: list[str]) -> None:
         from finetune.measure import measure
         from pretrain.evaluation.classifiers import num_linear_fits
 
-    asked = config.probe
-    about = {"neighbours": asked.neighbours, "penalties": list(asked.penalties)}
-    num_fits = 1 + num_linear_fits(asked.penalties)
-    prepare = partial(check_classifiers, asked, config.data.used)
+    probe = config.probe
+    about = {"neighbours": probe.neighbours, "penalties": list(probe.penalties)}
+    num_fits = 1 + num_linear_fits(probe.penalties)
+    prepare = partial(check_classifiers, probe, config.data.used)
     with memory_errors("a smaller probe.batch_size"):
-        table = measure(config, prepare, partial(judge_classifiers, asked), num_fits, about)
+        table = measure(config, prepare, partial(judge_classifiers, probe), num_fits, about)
     if table is not None:
         print(table, end="")
 

@@ -20,19 +20,19 @@ logger = logging.getLogger(__name__)
 _RESULT, _TABLE = "result.json", "table.md"
 
 
-def result_folder(asked: str | None, group: str, config: EncoderConfig) -> Path:
+def result_folder(folder: str | None, group: str, config: EncoderConfig) -> Path:
     """Return the folder for a measure's result.
 
     By default it lies in the run that the encoder comes from, where the report looks for it, and
     else in `runs/` under the encoder's name.
 
     Args:
-        asked: The folder that the configuration names, or None.
+        folder: The folder that the configuration names, or None.
         group: The measure, fewshot or probe.
         config: Which encoder.
     """
-    if asked is not None:
-        return Path(asked)
+    if folder is not None:
+        return Path(folder)
     kind = group if config.has_weights else f"{group}-untrained"
     source = _source(config)
     if source is not None and Path(source, "config.yaml").is_file():
@@ -63,14 +63,14 @@ def describe_encoder(config: EncoderConfig, encoder: VisionTransformer) -> dict[
     return {"encoder.init": init, **like, "encoder.sha256": identity(encoder)}
 
 
-def open_folder(folder: Path, said: str, encoder: dict[str, Any]) -> None:
+def open_folder(folder: Path, key: str, encoder: dict[str, Any]) -> None:
     """Make the folder; one that holds the result of another encoder is left as it is.
 
     A run that was trained further, or again, is the same encoder: its newest result counts.
 
     Args:
         folder: For the result.
-        said: The configuration's key and the folder, for messages.
+        key: The configuration's key and the folder, for messages.
         encoder: What `describe_encoder` returned.
 
     Raises:
@@ -81,24 +81,24 @@ def open_folder(folder: Path, said: str, encoder: dict[str, Any]) -> None:
         earlier = (folder / _RESULT).read_bytes() if (folder / _RESULT).exists() else None
     except OSError as error:
         raise UserError(
-            f"{said} is no folder that can be written: {explain(error)}; name another"
+            f"{key} is no folder that can be written: {explain(error)}; name another"
         ) from error
     if earlier is not None:
-        told = _parse(earlier)
+        result = _parse(earlier)
         require(
-            _is_same(told, encoder),
-            f"{said} holds the result of another encoder "
-            f"(encoder.init={told.get('encoder.init', 'unknown')}), which would be replaced; name "
-            "another folder",
+            _is_same(result, encoder),
+            f"{key} holds the result of another encoder "
+            f"(encoder.init={result.get('encoder.init', 'unknown')}), which would be replaced; "
+            "name another folder",
         )
 
 
 def _parse(content: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(content)
+        result = json.loads(content)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return result if isinstance(result, dict) else {}
 
 
 def _is_same(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
@@ -112,8 +112,8 @@ def _is_same(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
     return all(_place(earlier, key) == _place(now, key) for key in ("encoder.init", "encoder.like"))
 
 
-def _place(told: dict[str, Any], key: str) -> Path:
-    return Path(str(told.get(key, "none"))).resolve()
+def _place(result: dict[str, Any], key: str) -> Path:
+    return Path(str(result.get(key, "none"))).resolve()
 
 
 def write_result(folder: Path, result: dict[str, Any], table: str) -> tuple[Path, Path]:

@@ -96,17 +96,42 @@ def run(config: FinetuneConfig) -> None:
     mean = image_data(encoder)["mean"]
     augment = RandAugment(data.augment, size, mean) if data.augment else None
     samples = Samples(
-        train, size, seed, data.crop_area, True, multi, augment, channels, labels.train
+        train,
+        size,
+        seed=seed,
+        crop_area=data.crop_area,
+        labelled=True,
+        num_classes=multi,
+        augment=augment,
+        channels=channels,
+        numbering=labels.train,
     )
     stream = TrainingStream(samples, config.optim.batch_size, part, data.workers)
-    val_samples = Samples(val, size, seed, None, True, multi, None, channels, labels.val)
+    val_samples = Samples(
+        val,
+        size,
+        seed=seed,
+        labelled=True,
+        num_classes=multi,
+        channels=channels,
+        numbering=labels.val,
+    )
     validation = Validation(accelerator, val_samples, part, data.workers)
 
     # ---- the steps
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         evaluators = [Evaluator("val", config.run.eval_every, validation)]
-        trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
-        trainer.train(data.trace, data.max_bad_ratio)
+        trainer = Trainer(
+            accelerator,
+            config.run,
+            config.optim,
+            model,
+            stream,
+            evaluators,
+            has_trace=data.trace,
+            max_bad_ratio=data.max_bad_ratio,
+        )
+        trainer.train()
         if validation.figures is None:  # it was finished before
             judge_result(validation(trainer.training.best), data.max_bad_ratio)
     if accelerator.is_main_process and validation.figures is not None:
@@ -129,8 +154,8 @@ def _report(folder: Path, figures: "Figures", names: list[str], facts: dict[str,
     result = {**scalars, **facts, "classes": names, **figures.details}
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     main_figure = "accuracy" if "accuracy" in figures.scalars else "map"
-    said = {"accuracy": "top-1 accuracy", "map": "mean average precision"}[main_figure]
-    print(f"{said} {figures.scalars[main_figure]:.2%} after {count(facts['steps'], 'step')}")
+    name = {"accuracy": "top-1 accuracy", "map": "mean average precision"}[main_figure]
+    print(f"{name} {figures.scalars[main_figure]:.2%} after {count(facts['steps'], 'step')}")
     print(f"the result is in {folder}/result.json, the classifier in {folder}/encoder")
 
 

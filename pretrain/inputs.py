@@ -1,4 +1,4 @@
-"""What a pretraining run reads and is measured by, whatever its objective."""
+"""The stream and the evaluators of a pretraining run, whatever its objective."""
 
 import logging
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Illustrate = Callable[[Any], dict[str, Any]]
 
 
 class Opened(Protocol):
-    """What the configuration of a pretraining run has, whatever its objective."""
+    """The parts of a pretraining configuration that no objective changes."""
 
     @property
     def run(self) -> RunConfig:
@@ -70,7 +70,7 @@ def open_stream(
     if data.read == "sequential":
         return open_sequential(data, size, seed, batch_size, part, channels)
     shards = open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction)
-    samples = Samples(shards, size, seed, data.crop_area, channels=channels)
+    samples = Samples(shards, size, seed=seed, crop_area=data.crop_area, channels=channels)
     return TrainingStream(samples, batch_size, part, data.workers)
 
 
@@ -97,7 +97,7 @@ def open_evaluators(
         shards = open_shards(accelerator, data.val_shards, "data.val_shards", data.storage)
         on_main(accelerator, lambda: _check_apart(stream, shards))
         size, channels = image_size(encoder), num_channels(encoder)
-        samples = Samples(shards, size, config.run.seed, channels=channels)
+        samples = Samples(shards, size, seed=config.run.seed, channels=channels)
         batches = partial(evaluation_batches, samples, part, data.workers)
         total = shards.num_samples
         measure = partial(validate, accelerator, batches, "data.val_shards", total)

@@ -1,4 +1,4 @@
-"""What the ranks of a run do together: add up, agree, and let one go first."""
+"""Collectives of a run's ranks: reduce, agree, and let one go first."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast

@@ -85,8 +85,17 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> None:
     # ---- the steps
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         learn_words(accelerator, model.target, stream)
-        trainer = Trainer(accelerator, config.run, config.optim, model, stream, evaluators)
-        trainer.train(data.trace, data.max_bad_ratio)
+        trainer = Trainer(
+            accelerator,
+            config.run,
+            config.optim,
+            model,
+            stream,
+            evaluators,
+            has_trace=data.trace,
+            max_bad_ratio=data.max_bad_ratio,
+        )
+        trainer.train()
     if accelerator.is_main_process:
         done = count(config.optim.steps, "step")
         print(f"finished: {done}; the encoder is in {config.run.dir}/encoder")

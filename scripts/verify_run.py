@@ -41,7 +41,7 @@ from data.storage.locations import user_path
 from data.text import count
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
-from pretrain.records.checkpoint import find_newest
+from pretrain.records.checkpoint import newest_intact
 from pretrain.records.traces import trace_files
 from pretrain.training.config import OptimConfig, RunConfig
 
@@ -111,7 +111,7 @@ def _verify(run: Path, shards: list[str] | None) -> "Verdict":
         len(trace_files(run)) > 0,
         f"RUN={run} has no trace of its samples; give data.trace=true when it is started",
     )
-    newest = find_newest(run)
+    newest = newest_intact(run)
     if newest is None:
         raise UserError(f"RUN={run} has no whole checkpoint, so none of its steps is committed yet")
     spec, where = (shards, "--shards") if shards else (getattr(data, key), f"data.{key}")

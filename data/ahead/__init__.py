@@ -1,1 +1,1 @@
-"""What fetches remote shards before they are needed."""
+"""Fetching remote shards before they are needed."""

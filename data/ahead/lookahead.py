@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What one node reads.
+    """The samples that one node reads.
 
     Attributes:
         manifest: The shards.

@@ -69,9 +69,9 @@ def _require_no_splits(names: Sequence[str]) -> None:
 
 def _require_images(listing: Listing, names: Sequence[str]) -> None:
     """Refuse to lose a class, as the labels of those behind it would be others."""
-    found = listing.found
+    walked = listing.found
     by_class: dict[str, list[str]] = {}
-    for path in (*listing.empty, *listing.undecodable, *found.broken, *found.special):
+    for path in (*listing.empty, *listing.undecodable, *walked.broken, *walked.special):
         by_class.setdefault(path.split("/")[0], []).append(path)
     for name in sorted({*by_class} - {*names}):
         own = by_class[name]

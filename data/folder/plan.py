@@ -41,7 +41,7 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """What a source folder holds.
+    """The images and classes of a source folder.
 
     Attributes:
         images: Sorted by path.
@@ -58,7 +58,7 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What decides, beside the source, what each shard holds.
+    """The options that decide, beside the source, what each shard holds.
 
     Attributes:
         shard_bytes: The largest size of a shard, unless one image is larger.

@@ -1,4 +1,4 @@
-"""What lies below a folder: each real folder once, and by name what cannot be read as a file."""
+"""Walking a folder: each real folder once; what cannot be read as a file is named."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ _Identity = tuple[int, int] | str  # device and inode; the path where a disk has
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a folder; names are paths below it, with "/".
+    """The files below a folder; names are paths below it, with "/".
 
     Attributes:
         sizes: The size of each file.

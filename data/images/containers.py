@@ -1,4 +1,4 @@
-"""What image files hold beside pixels: how they lie, text that may be spoilt, the mark of HEIF."""
+"""Orientation, damaged text and HEIF: the parts of image files beside the pixels."""
 
 import importlib
 import zlib

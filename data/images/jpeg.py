@@ -35,7 +35,7 @@ _TRIAL_RESULTS = (None, (23, 96), (64, 7))
 
 
 class Header(NamedTuple):
-    """What is known of a plain JPEG before it is decoded.
+    """The header of a plain JPEG, read before it is decoded.
 
     Attributes:
         is_simple: It has only the segments that every encoder writes, so Pillow opens it, too.
@@ -132,8 +132,8 @@ def _agrees(library: Any) -> bool:
         assert isinstance(whole, torch.Tensor)
         for box, size in product(_TRIAL_BOXES, _TRIAL_RESULTS):
             part = whole[:, box.top : box.top + box.height, box.left : box.left + box.width]
-            found = _decode(library, file.getvalue(), 3, box, size or (box.height, box.width))
+            decoded = _decode(library, file.getvalue(), 3, box, size or (box.height, box.width))
             expected = resize(part, size) if size else part
-            if found is None or not torch.equal(found, expected):
+            if decoded is None or not torch.equal(decoded, expected):
                 return False
     return True

@@ -16,6 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from data.disks import first_line
 from data.images import jpeg
 from data.images.boxes import FLIP, Box, evaluation_box, training_box
 from data.images.containers import is_heif, reads_heif, turned, without_extras
@@ -128,7 +129,7 @@ def _decode_plainly(content: bytes, channels: int) -> Tensor:
     except UnidentifiedImageError as error:
         raise UnreadableImage(_unidentified(content, channels)) from error
     except Exception as error:  # on damaged bytes Pillow raises nearly anything, MemoryError too
-        raise UnreadableImage(f"cannot be decoded: {_one_line(error)}") from error
+        raise UnreadableImage(f"cannot be decoded: {_reason(error)}") from error
 
 
 def _open(content: bytes) -> Image.Image:
@@ -159,10 +160,9 @@ def _unidentified(content: bytes, channels: int) -> str:
     return "no image format that Pillow knows"
 
 
-def _one_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Return what an error says, without what differs from process to process."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?", r"\1", line)
+    return re.sub(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?", r"\1", first_line(error))
 
 
 def _decode_jpeg(content: bytes, channels: int) -> Tensor:
@@ -170,7 +170,7 @@ def _decode_jpeg(content: bytes, channels: int) -> Tensor:
     try:
         image = decode_jpeg(encoded, mode=_JPEG_MODES[channels], apply_exif_orientation=True)
     except RuntimeError as error:  # it begins with the place in torchvision's source
-        reason = re.sub(r"^.*\.(cpp|h):\d+[,:]?\s*", "", _one_line(error))
+        reason = re.sub(r"^.*\.(cpp|h):\d+[,:]?\s*", "", _reason(error))
         raise UnreadableImage(f"the JPEG data is cut or damaged ({reason})") from error
     assert isinstance(image, Tensor)
     return image

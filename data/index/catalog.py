@@ -1,4 +1,4 @@
-"""What is known of a set of shards when a run starts, and where their indexes lie.
+"""The catalog of a set of shards when a run starts, and where their indexes lie.
 
 Beside the shards of a folder lie one `NAME.tar.index` each and one `manifest.jsonl` with a row a
 shard. What they say of a local shard holds while its size and modification time are those in the
@@ -44,7 +44,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Catalog:
-    """What is known of the shards that a configuration names, in arrays with a place a shard.
+    """The shards that a configuration names, in arrays with one entry a shard.
 
     Args:
         spec: As for `data.listing.shards.list_shards`.

@@ -39,7 +39,7 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What an earlier start knew of a shard.
+    """An earlier start's knowledge of a shard.
 
     Attributes:
         row: Its row.
@@ -77,7 +77,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
         job: The job.
@@ -99,7 +99,7 @@ class Done:
 
 
 class Remarks:
-    """What shards hold beside samples, said of many at once."""
+    """Remarks on members that are no samples, made once for many shards."""
 
     def __init__(self) -> None:
         self._num_hidden, self._first_hidden = 0, ""

@@ -32,7 +32,7 @@ class Recorded:
 
     @property
     def content(self) -> tuple[str, int]:
-        """What decides the samples."""
+        """The facts that decide the samples."""
         return self.sha256, self.num_samples
 
 
@@ -69,13 +69,13 @@ def changes(folder: Path, manifest: Manifest) -> str:
     gone = [row.names[-1] for row in known if row.content not in new]
     come = [row.names[-1] for row in now if row.content not in old]
     changed = [name for name in come if name in set(gone)]
-    found = {
+    differences = {
         "changed": changed,
         "gone": [name for name in gone if name not in set(changed)],
         "new": [name for name in come if name not in set(changed)],
     }
-    said = [f"{what}: {name_some(names)}" for what, names in found.items() if names]
-    return "; ".join(said) or _moved(known, now)
+    parts = [f"{what}: {name_some(names)}" for what, names in differences.items() if names]
+    return "; ".join(parts) or _moved(known, now)
 
 
 def _moved(known: Sequence[Recorded], now: Sequence[Recorded]) -> str:

@@ -55,7 +55,7 @@ class UnusableShard(UserError):  # noqa: N818 - a finding about the data
 
 
 class Beside(NamedTuple):
-    """What should be said of a shard beside its damage.
+    """A remark on a shard beside its damage.
 
     Attributes:
         num_hidden: Hidden files that were passed over.
@@ -70,7 +70,7 @@ class Beside(NamedTuple):
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What one reading of a shard found.
+    """The result of scanning a shard.
 
     Attributes:
         index: The readable samples.

@@ -39,27 +39,27 @@ _logger = logging.getLogger(__name__)
 # ---------------------------------------------------------------- files of names
 
 
-def read_classes(path: Path, said: str | None = None) -> list[str]:
+def read_classes(path: Path, source: str | None = None) -> list[str]:
     """Read a file of class names: one a line, the first line is class 0.
 
     Args:
         path: The file.
-        said: What messages call it; default: its path.
+        source: What messages call it; default: its path.
 
     Raises:
         UserError: It cannot be read, or it is none; the line is named.
     """
-    said = said or str(path)
+    source = source or str(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{said}: no such file") from error
+        raise UserError(f"{source}: no such file") from error
     except OSError as error:
-        raise UserError(f"{said} cannot be read: {explain(error)}") from error
-    return parse_classes(content, said)
+        raise UserError(f"{source} cannot be read: {explain(error)}") from error
+    return parse_classes(content, source)
 
 
-def parse_classes(content: bytes, said: str) -> list[str]:
+def parse_classes(content: bytes, source: str) -> list[str]:
     """Return the class names of a file's content.
 
     A byte order mark, blanks around a name and blank lines at the end mean nothing. Letters with
@@ -67,20 +67,20 @@ def parse_classes(content: bytes, said: str) -> list[str]:
 
     Args:
         content: In UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
-        said: What messages call the file.
+        source: What messages call the file.
 
     Raises:
         UserError: A line is not text, blank or there twice, or there is none.
     """
-    text = _decode(content, said).replace("\r\n", "\n").replace("\r", "\n").rstrip()
+    text = _decode(content, source).replace("\r\n", "\n").replace("\r", "\n").rstrip()
     names = [unicodedata.normalize("NFC", line.strip()) for line in text.split("\n")]
-    require(text != "", f"{said} is empty; write a class name a line")
+    require(text != "", f"{source} is empty; write a class name a line")
     lines: dict[str, int] = {}
     for line, name in enumerate(names, start=1):
-        _check_name(name, f"{said}, line {line}")
+        _check_name(name, f"{source}, line {line}")
         require(
             name not in lines,
-            f"{said}: lines {lines.get(name)} and {line} both say {printable(name)}; each class "
+            f"{source}: lines {lines.get(name)} and {line} both say {printable(name)}; each class "
             "has one line and a name of its own",
         )
         lines[name] = line
@@ -99,13 +99,15 @@ def _check_name(name: str, where: str) -> None:
     )
 
 
-def _decode(content: bytes, said: str) -> str:
+def _decode(content: bytes, source: str) -> str:
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{said}, line {line} is not {encoding}; save the file as UTF-8") from error
+        raise UserError(
+            f"{source}, line {line} is not {encoding}; save the file as UTF-8"
+        ) from error
 
 
 # ---------------------------------------------------------------- the lists beside shards
@@ -132,12 +134,12 @@ class Beside(NamedTuple):
     @property
     def named(self) -> list[ClassList]:
         """Those that there are."""
-        return [found for found in self.lists if found is not None]
+        return [entry for entry in self.lists if entry is not None]
 
     @property
     def union(self) -> list[str]:
         """All names, in the order in which they first occur."""
-        return list(dict.fromkeys(name for found in self.named for name in found.names))
+        return list(dict.fromkeys(name for entry in self.named for name in entry.names))
 
 
 def lists_beside(manifest: Manifest) -> Beside:
@@ -204,13 +206,13 @@ class Numbering:
             UnknownClass: There is none.
         """
         place = int(self.beside.folders[shard])
-        table, found = self.tables[place], self.beside.lists[place]
-        if table is None or found is None:
+        table, entry = self.tables[place], self.beside.lists[place]
+        if table is None or entry is None:
             return number
         if number >= len(table):
-            raise UnknownClass(number, None, found)
+            raise UnknownClass(number, None, entry)
         if table[number] < 0:
-            raise UnknownClass(number, found.names[number], found)
+            raise UnknownClass(number, entry.names[number], entry)
         return int(table[number])
 
 
@@ -284,30 +286,30 @@ def match_classes(train: Manifest, val: Manifest, path: str | None, group: str) 
 
 
 def _files(beside: Beside) -> str:
-    return " and ".join(found.file for found in beside.named[:2])
+    return " and ".join(entry.file for entry in beside.named[:2])
 
 
 def _numbering(beside: Beside, common: Sequence[str]) -> Numbering | None:
     numbers = {name: number for number, name in enumerate(common)}
     tables = [
         None
-        if found is None or found.names == common
-        else np.array([numbers.get(name, -1) for name in found.names], np.int64)
-        for found in beside.lists
+        if entry is None or entry.names == common
+        else np.array([numbers.get(name, -1) for name in entry.names], np.int64)
+        for entry in beside.lists
     ]
     return None if all(table is None for table in tables) else Numbering(beside, tables)
 
 
 def _refuse_half_named(own: dict[str, Beside], group: str) -> None:
     """Raise `UserError` where some of the folders of shards have a list and others have none."""
-    named = [(key, found) for key, beside in own.items() for found in beside.named]
+    named = [(key, entry) for key, beside in own.items() for entry in beside.named]
     bare = [key for key, beside in own.items() if None in beside.lists]
     if not (named and bare):
         return
-    [(with_names, found), without] = named[0], bare[0]
+    [(with_names, entry), without] = named[0], bare[0]
     what = "other shards have" if with_names == without else f"shards of {group}.{without} have"
     raise UserError(
-        f"{found.file} names the classes of {group}.{with_names}, but {what} no {CLASSES_NAME} "
+        f"{entry.file} names the classes of {group}.{with_names}, but {what} no {CLASSES_NAME} "
         f"beside them, so their class numbers may mean others; put one there, or set "
         f"{group}.classes=FILE to a list that holds for all of them"
     )

@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Labels(NamedTuple):
-    """What the class numbers of two splits say.
+    """The classes of two splits, and how each split's numbers map to them.
 
     Attributes:
         names: Of the classes, one a class; the numbers where nothing names them.

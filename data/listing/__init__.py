@@ -1,1 +1,1 @@
-"""What a key names as shards."""
+"""Shards that a configuration's key names: patterns, folders, splits."""

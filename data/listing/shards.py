@@ -181,15 +181,15 @@ def _matches(base: str, pattern: str, key: str, what: str) -> list[str]:
     if not glob.has_magic(pattern):
         return [path]
     folder, rest = _follow(path)
-    found = sorted(_glob(folder, Path(rest).parts))
+    matches = sorted(_glob(folder, Path(rest).parts))
     read = " and ".join(dict.fromkeys(_PATTERN.findall(pattern)))
     verb = "are" if " and " in read else "is"
     escape = "; a name that holds a [ itself is written with [[]" if "[" in pattern else ""
     require(
-        len(found) > 0,
+        len(matches) > 0,
         f"{what} matches no file; correct the pattern ({read} {verb} read as a pattern{escape})",
     )
-    return _tars(found, what)
+    return _tars(matches, what)
 
 
 def _glob(folder: str, parts: Sequence[str]) -> list[str]:
@@ -198,20 +198,20 @@ def _glob(folder: str, parts: Sequence[str]) -> list[str]:
         return [folder]
     own = os.path.join(folder, parts[0])  # noqa: PTH118
     if os.path.lexists(own) or not glob.has_magic(parts[0]):
-        found = [own] if os.path.lexists(own) else []
+        paths = [own] if os.path.lexists(own) else []
     else:
-        found = glob.glob(os.path.join(glob.escape(folder), parts[0]))  # noqa: PTH118, PTH207
-    return [path for each in found for path in _glob(each, parts[1:])]
+        paths = glob.glob(os.path.join(glob.escape(folder), parts[0]))  # noqa: PTH118, PTH207
+    return [path for each in paths for path in _glob(each, parts[1:])]
 
 
-def _tars(found: list[str], what: str) -> list[str]:
+def _tars(files: list[str], what: str) -> list[str]:
     """Take those of a pattern's matches that may be shards, and say what is left out."""
-    names = [path for path in found if not _is_own(path)]
+    names = [path for path in files if not _is_own(path)]
     files = [path for path in names if not os.path.isdir(path)]  # noqa: PTH112
     tars = [path for path in files if path.lower().endswith(".tar")] or files
     require(
         len(tars) > 0,
-        f"{what} matches {name_some([_file(path) for path in names or found])} and no shard; "
+        f"{what} matches {name_some([_file(path) for path in names or files])} and no shard; "
         "name a folder of shards, or its files, as in FOLDER/*.tar",
     )
     rest = [_file(path) for path in names if path not in set(tars)]
@@ -244,9 +244,9 @@ def _remote(pattern: str, key: str) -> list[str]:
     if not is_folder and not glob.has_magic(path):
         return [pattern]
     files = list_remote(pattern.rstrip("/") + "/*.tar" if is_folder else pattern, Storage())
-    found = [file for file in files if file.endswith(".tar")]
-    require(len(found) > 0, f"{key}={name} matches no *.tar file; correct the pattern")
-    return choose_split(found, key, name) if is_folder else found
+    tars = [file for file in files if file.endswith(".tar")]
+    require(len(tars) > 0, f"{key}={name} matches no *.tar file; correct the pattern")
+    return choose_split(tars, key, name) if is_folder else tars
 
 
 # ---------------------------------------------------------------- folders
@@ -259,9 +259,9 @@ def _folder(folder: str, key: str, name: str) -> list[str]:
     except OSError as error:
         message = f"{key}={name}: the folder cannot be read: {explain(error)}"
         raise UserError(f"{message}; correct the path or its permissions") from error
-    found = [f"{folder.rstrip('/')}/{file}" for file in files if _is_tar(file)]
-    require(len(found) > 0, f"{key}={name}: the folder holds no *.tar file{_what_is_in(folder)}")
-    return choose_split(found, key, name)
+    tars = [f"{folder.rstrip('/')}/{file}" for file in files if _is_tar(file)]
+    require(len(tars) > 0, f"{key}={name}: the folder holds no *.tar file{_what_is_in(folder)}")
+    return choose_split(tars, key, name)
 
 
 def _is_tar(name: str) -> bool:

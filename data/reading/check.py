@@ -28,8 +28,8 @@ def unusable_members(
     """
     file = open_file(shard.location, storage, Version(shard.num_bytes, shard.etag))
     try:
-        found = _unusable(shard, storage, _Ahead(file), channels if decodes else None)
-        return [f"{printable(name)}: {finding}" for name, finding in found]
+        findings = _unusable(shard, storage, _Ahead(file), channels if decodes else None)
+        return [f"{printable(name)}: {finding}" for name, finding in findings]
     finally:
         file.close()
 

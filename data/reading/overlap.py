@@ -1,4 +1,4 @@
-"""What training and validation have in common: whole shards, and images of equal bytes.
+"""Shards and images that training and validation have in common, by their bytes.
 
 Shards are compared by the sha256 of their content, images by size and checksum, which the index
 holds; of images that agree in both, some are read and compared byte for byte.

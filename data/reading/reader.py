@@ -127,10 +127,10 @@ class ShardReader:
             return _cut(members, {run: source.file.read(run.start, len(run)) for run in runs})
 
     def _read_run(self, source: _OpenShard, run: range) -> bytes:
-        found = source.cached.read(run.start, len(run)) if source.cached and len(run) else None
-        if found is not None:
+        cached = source.cached.read(run.start, len(run)) if source.cached and len(run) else None
+        if cached is not None:
             self.num_hits += 1
-            return found
+            return cached
         self.num_misses += 1
         return source.file.read(run.start, len(run))
 
@@ -192,14 +192,14 @@ def _runs(members: Mapping[str, Member]) -> list[range]:
 
 def _cut(members: Mapping[str, Member], contents: Mapping[range, bytes]) -> dict[str, bytes]:
     """Cut members out of the runs that hold them, and check each."""
-    found: dict[str, bytes] = {}
+    parts: dict[str, bytes] = {}
     for extension, member in members.items():
         for run, content in contents.items():
             start = member.offset - run.start
             if start >= 0 and member.offset + member.size <= run.stop:
-                found[extension] = _check(extension, member, content[start : start + member.size])
+                parts[extension] = _check(extension, member, content[start : start + member.size])
                 break
-    return found
+    return parts
 
 
 def _check(extension: str, member: Member, data: bytes) -> bytes:

@@ -48,7 +48,7 @@ def part_range(number: int, num_bytes: int) -> range:
 
 
 class CachedFile:
-    """What the cache holds of one remote file, for reading.
+    """The cached parts of one remote file, for reading.
 
     Args:
         cache_dir: The cache's folder; it need not exist.
@@ -231,7 +231,7 @@ class CacheWriter:
 
     def _found(self) -> dict[Part, int]:
         """List the parts that lie here, the oldest first; remove what an ended writer left."""
-        found: list[tuple[int, Part, int]] = []
+        parts: list[tuple[int, Part, int]] = []
         for folder in self._root.iterdir():
             # never a file that is not ours, whatever folder this is
             if _FOLDER.fullmatch(folder.name) is None or not folder.is_dir():
@@ -241,9 +241,9 @@ class CacheWriter:
                     path.unlink(missing_ok=True)
                 elif path.name.isdecimal():
                     stat = path.stat()
-                    found.append(
+                    parts.append(
                         (stat.st_mtime_ns, Part(folder.name, int(path.name)), stat.st_size)
                     )
             with suppress(OSError):
                 folder.rmdir()  # if nothing is left
-        return {part: size for _, part, size in sorted(found)}
+        return {part: size for _, part, size in sorted(parts)}

@@ -139,11 +139,11 @@ def _past_the_end(
 ) -> Answer:
     """Take a status 416: an empty file, or one that became shorter."""
     match = re.fullmatch(r"bytes \*/(\d+)", (content_range or "").strip())
-    found = Version(int(match.group(1)), etag) if match else None
-    if expected is not None and found is not None and found.num_bytes == expected.num_bytes:
+    version = Version(int(match.group(1)), etag) if match else None
+    if expected is not None and version is not None and version.num_bytes == expected.num_bytes:
         raise Transient("status 416 for a range that lies in the file")
     if expected is not None:
-        raise Changed(found)
-    if found is None or found.num_bytes > 0:
+        raise Changed(version)
+    if version is None or version.num_bytes > 0:
         raise refusal(location, 416)
-    return Answer(b"", found)
+    return Answer(b"", version)

@@ -132,15 +132,15 @@ def expand_home(path: str, missing: str | None = None) -> str:
     Raises:
         UserError: There is no such home folder.
     """
-    found = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises where there is none
-    if found.startswith("~") and missing is not None:
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises where there is none
+    if expanded.startswith("~") and missing is not None:
         return missing + path.removeprefix("~")
     name = path.split("/")[0]
     require(
-        not (found.startswith("~") and (name == "~" or "/" in path)),
+        not (expanded.startswith("~") and (name == "~" or "/" in path)),
         f"{path}: {name} has no home folder here; write the whole path, or ./{path}",
     )
-    return found
+    return expanded
 
 
 # ---------------------------------------------------------------- locations

@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 
 
 class Transport(Protocol):
-    """What asks one kind of server. Safe to use from several threads."""
+    """A client of one kind of server. Safe to use from several threads."""
 
     def get(self, location: str, offset: int, size: int, expected: Version | None) -> Answer:
         """Return exactly `size` bytes from `offset`, which must lie in the file.

@@ -1,4 +1,4 @@
-"""What was probably meant by a key that is unknown: other projects' names, other entry points'."""
+"""Suggestions for unknown keys: other projects' names, other entry points'."""
 
 import difflib
 from collections.abc import Collection, Iterator, Sequence
@@ -118,9 +118,9 @@ def _script_of(name: str, known: Collection[str]) -> str | None:
 def _hint(name: str, known: Collection[str]) -> str:
     if _leaf(name) in _LAUNCHER:
         return "the launcher is told, as in torchrun --nproc-per-node 8"
-    found = list(dict.fromkeys(_candidates(name, known)))
-    found = found or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {' or '.join(found[:4])}?" if found else "see --help"
+    candidates = list(dict.fromkeys(_candidates(name, known)))
+    candidates = candidates or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {' or '.join(candidates[:4])}?" if candidates else "see --help"
 
 
 def _leaf(name: str) -> str:
@@ -132,8 +132,8 @@ def _candidates(name: str, known: Collection[str]) -> Iterator[str]:
         yield _NEIGHBOURS[name]
         return
     leaf = _leaf(name)
-    asked = _USUAL.get(leaf, ())
-    for target in (asked,) if isinstance(asked, str) else asked:
+    usual = _USUAL.get(leaf, ())
+    for target in (usual,) if isinstance(usual, str) else usual:
         key = target.split(" ")[0]
         if key in known:
             yield target

@@ -1,4 +1,4 @@
-"""What a configuration is told: YAML files and `key.sub=value`, as entries that know their place.
+"""Configuration files and overrides (`key.sub=value`), as entries that know where they stand.
 
 Values stay YAML's nodes until their key is known: a text key takes what is written, letter by
 letter, so that `dir: 1e3`, `dir: 2024-05-01` and `run.dir='exp #7'` name just these folders.

@@ -65,9 +65,9 @@ def fit(key: Key, value: Any) -> Any:
     """
     is_nothing = value is None or (isinstance(value, str) and value.lower() in _NOTHING)
     if is_nothing and not (value == "none" and key.knows_none):
-        found = _nothing(key, value)
-        if found is not _REFUSED:
-            return found
+        nothing = _nothing(key, value)
+        if nothing is not _REFUSED:
+            return nothing
     fitted = _fit(key.kind, value)
     if key.type == SHARDS_TYPE and not isinstance(fitted, str):
         fitted = list(_fit(tuple[str, ...], fitted))
@@ -152,7 +152,7 @@ class _Reference(NamedTuple):
 def _with_references(
     values: dict[str, Any], known: Mapping[str, Key], problems: list[str]
 ) -> dict[str, Any]:
-    found = dict(values)
+    resolved = dict(values)
     for name, value in values.items():
         if not isinstance(value, _Reference):
             continue
@@ -160,11 +160,11 @@ def _with_references(
         try:
             if other not in known or isinstance(values.get(other), _Reference):
                 raise ValueError(f"{other} is no key with a value")
-            found[name] = fit(known[name], values.get(other, known[other].default))
+            resolved[name] = fit(known[name], values.get(other, known[other].default))
         except ValueError as error:
             hint = str(error) or f"it is no {known[name].type}"
             problems.append(f"{name}={value.text}: {hint}{in_file(value.entry.place)}")
-    return found
+    return resolved
 
 
 # ---------------------------------------------------------------- types

@@ -81,19 +81,19 @@ def answer(block: nn.Module, tokens: Tensor, queries: Tensor) -> Tensor:
     return select(block(tokens), queries)
 
 
-def _attend(attention: Attention, asked: Tensor, x: Tensor) -> Tensor:
+def _attend(attention: Attention, queries: Tensor, x: Tensor) -> Tensor:
     """Let tokens (B, Q, D) attend to others (B, T, D), as timm's `Attention.forward` does."""
     width = attention.attn_dim
     weights = attention.qkv.weight.split([width, 2 * width])
     bias = cast(Tensor | None, attention.qkv.bias)
     biases = (None, None) if bias is None else bias.split([width, 2 * width])
     heads = (attention.num_heads, attention.head_dim)
-    q = F.linear(asked, weights[0], biases[0]).unflatten(2, heads).transpose(1, 2)
+    q = F.linear(queries, weights[0], biases[0]).unflatten(2, heads).transpose(1, 2)
     k, v = F.linear(x, weights[1], biases[1]).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
     q, k = attention.q_norm(q), attention.k_norm(k)
     attended = attention.norm(mix(attention, q, k, v).transpose(1, 2).flatten(2))
     if attention.gate is not None:
-        attended = attended * attention.gate(asked).sigmoid()
+        attended = attended * attention.gate(queries).sigmoid()
     return attention.proj_drop(attention.proj(attended))
 
 

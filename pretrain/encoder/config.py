@@ -92,7 +92,7 @@ class EncoderConfig:
 
     @property
     def source(self) -> str | None:
-        """What names the encoder, as it was typed: `encoder.init` or `encoder.like`, if either."""
+        """The key that names a saved encoder, as typed: `encoder.init=…` or `encoder.like=…`."""
         if self.like is not None:
             return f"encoder.like={self.like}"
         return None if self.init in (None, "none") else f"encoder.init={self.init}"

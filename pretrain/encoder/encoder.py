@@ -55,9 +55,9 @@ def make_encoder(
     Raises:
         UserError: The name or an argument is unknown, sizes do not fit, or nothing can be loaded.
     """
-    said = config.source
-    encoder = _create(config, size, channels) if said is None else _take(config, said, channels)
-    check_channels(encoder, said or f"encoder.name={config.name}", channels)
+    source = config.source
+    encoder = _create(config, size, channels) if source is None else _take(config, source, channels)
+    check_channels(encoder, source or f"encoder.name={config.name}", channels)
     size = size or image_size(encoder)
     check_image_size(size, patch_size(encoder))
     set_image_size(encoder, size)
@@ -138,24 +138,24 @@ def _create(
     return build(name, config.overrides | given | BARE, extensions)
 
 
-def _take(config: EncoderConfig, said: str, channels: int | None) -> VisionTransformer:
+def _take(config: EncoderConfig, source: str, channels: int | None) -> VisionTransformer:
     """Take what `encoder.init` or `encoder.like` names, as it was, as a bare encoder."""
     if config.like is not None:
         encoder = begin_like(config.like, config.args, channels)
     else:
         assert config.init is not None
         encoder = load_pretrained(config.init, config.args, channels)
-    _check_asked(encoder, config, said)
-    make_bare(encoder, said)
+    _check_asked(encoder, config, source)
+    make_bare(encoder, source)
     return encoder
 
 
-def _check_asked(encoder: VisionTransformer, config: EncoderConfig, said: str) -> None:
+def _check_asked(encoder: VisionTransformer, config: EncoderConfig, source: str) -> None:
     """Refuse keys that ask for another encoder than the one that was taken."""
     architecture = image_data(encoder)["architecture"]
     require(
         (config.name or architecture).split(".")[0] == architecture,
-        f"encoder.name={config.name}, but the encoder of {said} is a {architecture}; "
+        f"encoder.name={config.name}, but the encoder of {source} is a {architecture}; "
         "leave the key out",
     )
     held = {
@@ -166,10 +166,10 @@ def _check_asked(encoder: VisionTransformer, config: EncoderConfig, said: str) -
         **asdict(extensions_of(encoder)),
     }
     for key, value in held.items():
-        asked = getattr(config, key)
+        given = getattr(config, key)
         require(
-            asked in (None, value),
-            f"encoder.{key}={asked}, but the encoder of {said} has {value}; leave the key out",
+            given in (None, value),
+            f"encoder.{key}={given}, but the encoder of {source} has {value}; leave the key out",
         )
 
 

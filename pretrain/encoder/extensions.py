@@ -1,4 +1,4 @@
-"""What an encoder may have that timm's own VisionTransformer has not, and how that is written down.
+"""Extensions of timm's VisionTransformer that an encoder may have, and how they are saved.
 
 config.json then has the key `additions`, which timm passes over and `load_encoder` follows. A table
 at the stem is saved as timm's `pos_embed`, and so timm loads the encoder too, equal in its outputs;
@@ -26,7 +26,7 @@ _PREFIX = "masked_patch."  # of the architecture: no name of timm's begins so
 
 @dataclass(frozen=True)
 class Extensions:
-    """What is added to timm's encoder.
+    """The parts that are added to timm's encoder.
 
     Attributes:
         position: Kind of position embedding, one of `POSITIONS`.
@@ -47,7 +47,7 @@ class Extensions:
 
     @property
     def beyond_timm(self) -> str | None:
-        """What timm's format cannot hold of it, as keys; None where timm loads it."""
+        """The keys that timm's format cannot hold; None where timm loads it."""
         if self.stem is not None:
             return f"encoder.stem={self.stem}"
         if self.is_none or positions.is_bakeable(self.position, self.position_at):

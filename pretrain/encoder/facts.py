@@ -1,4 +1,4 @@
-"""What an encoder states of itself: sizes, channels, image statistics."""
+"""An encoder's sizes, channels and image statistics."""
 
 from dataclasses import replace
 from typing import Any, cast

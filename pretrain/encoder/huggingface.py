@@ -130,7 +130,7 @@ def from_hf(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Renamed:
 
 @dataclass(frozen=True)
 class HFSettings:
-    """What a folder that transformers wrote says of its ViT.
+    """The settings of a ViT that transformers wrote.
 
     Attributes:
         arguments: Those of timm's VisionTransformer.

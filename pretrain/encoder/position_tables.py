@@ -1,4 +1,4 @@
-"""What is learnt, or computed, about the places of a grid of patches.
+"""Position embeddings of a grid of patches, learnt or computed.
 
 Source: Dosovitskiy et al. 2021, Table 8 and appendix D.4.
 """
@@ -19,7 +19,7 @@ Grid = tuple[int, int]  # (rows, columns) of patches
 
 
 class Positions(nn.Module):
-    """What is learnt, or computed, about the places of a grid.
+    """Position embeddings of a grid, learnt or computed.
 
     Attributes:
         grid: (rows, columns) of patches.

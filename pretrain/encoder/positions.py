@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers import Attention, get_device_dtype
-from timm.models._input import update_model_args
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -31,6 +30,7 @@ from pretrain.encoder.position_tables import (
     Positions,
     SinCos2D,
 )
+from pretrain.encoder.timm_internals import update_model_args
 
 _TABLE = "pos_embed_table."  # before its parameters' names; timm's layer decay knows it so
 
@@ -133,9 +133,9 @@ def _check_fits(encoder: VisionTransformer, kind: str) -> None:
 
 def described(encoder: VisionTransformer) -> Placement:
     """Return which positions an encoder has, and where."""
-    found = getattr(encoder, "position", None)
-    if isinstance(found, Placement):
-        return found
+    position = getattr(encoder, "position", None)
+    if isinstance(position, Placement):
+        return position
     return Placement(
         "none" if getattr(encoder, "pos_embed", None) is None else "learned_1d", "stem"
     )
@@ -164,11 +164,11 @@ def tables(encoder: VisionTransformer) -> list[Tensor]:
     A table that several layers share is there once. There is none for `none` and `relative`.
     """
     if encoder.pos_embed is not None:
-        found: list[Any] = [encoder.pos_embed[0, -encoder.patch_embed.num_patches :]]
+        tables_found: list[Any] = [encoder.pos_embed[0, -encoder.patch_embed.num_patches :]]
     else:
         modules = (m for m in encoder.modules() if isinstance(m, Positions))
-        found = [module() for module in modules if not isinstance(module, Offsets)]
-    return [table.detach().float() for table in found]
+        tables_found = [module() for module in modules if not isinstance(module, Offsets)]
+    return [table.detach().float() for table in tables_found]
 
 
 def is_bakeable(kind: str, at: str) -> bool:

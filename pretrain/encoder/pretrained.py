@@ -18,6 +18,7 @@ from pretrain.encoder.extensions import rebuild
 from pretrain.encoder.huggingface import Renamed, from_hf, read_hf_settings
 from pretrain.encoder.positions import unbaked_state
 from pretrain.encoder.saved import Saved, find_saved
+from pretrain.encoder.timm_internals import update_model_args
 from pretrain.encoder.timm_model import BARE, check_name, create_model, plain, transformer_names
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def _create_named(
     name: str, args: dict[str, Any], channels: int | None, source: str, *, pretrained: bool = False
 ) -> VisionTransformer:
     fitted = args if channels is None else args | {"in_chans": channels}
-    return plain(create_model(name, fitted, pretrained=pretrained, said=source), name, source)
+    return plain(create_model(name, fitted, pretrained=pretrained, source=source), name, source)
 
 
 def _create_described(saved: Saved, args: dict[str, Any], source: str) -> VisionTransformer:
@@ -94,7 +95,7 @@ def _create_described(saved: Saved, args: dict[str, Any], source: str) -> Vision
         return _create_hf(saved, args, source)
     if saved.extensions is not None:
         return rebuild(saved, args)
-    model = create_model(f"local-dir:{saved.folder}", args, said=source)
+    model = create_model(f"local-dir:{saved.folder}", args, source=source)
     return plain(model, str(saved.folder), source)
 
 
@@ -164,7 +165,7 @@ def make_bare(encoder: VisionTransformer, source: str) -> None:
         logger.info("%s: fc_norm becomes norm, before pooling and not after", source)
     if encoder.pool_include_prefix:
         encoder.pool_include_prefix = False
-        cast(Any, encoder)._model_args["pool_include_prefix"] = False  # what save_for_hf writes
+        update_model_args(encoder, pool_include_prefix=False)  # what is saved as config.json
     before = encoder.state_dict().keys()
     encoder.reset_classifier(0, "avg")
     cast(dict[str, Any], encoder.pretrained_cfg).pop("label_names", None)

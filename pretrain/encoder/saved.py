@@ -12,18 +12,18 @@ from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from data.disks import explain
 from data.settings import UserError, require
+from pretrain.encoder.timm_internals import save_config_for_hf
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What the config.json of a saved model states.
+    """The config.json of a saved model.
 
     Attributes:
         folder: Where it lies.
@@ -40,7 +40,7 @@ class Saved:
 
     @property
     def extensions(self) -> dict[str, Any] | None:
-        """What timm's own encoder lacks, as `extensions.Extensions` takes it; None without any."""
+        """The parts that timm's own encoder lacks, for `Extensions`; None without any."""
         return self.config.get("additions")
 
     @property
@@ -65,7 +65,7 @@ class Saved:
 
     @property
     def problem_type(self) -> str | None:
-        """What kind of classifier the head is, in transformers' words; None if it states none."""
+        """The kind of classifier, in transformers' words; None if it states none."""
         return self.config.get("problem_type")
 
     def read_weights(self, source: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import timm
 from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 
-from data.disks import one_line
+from data.disks import first_line, one_line
 from data.settings import UserError, require
 from pretrain.encoder.config import DEFAULT_NAME
 
@@ -27,20 +27,20 @@ def transformer_names(family: str | None = None) -> list[str]:
     ]
 
 
-def check_name(name: str, known: Sequence[str], kind: str, said: str | None = None) -> None:
+def check_name(name: str, known: Sequence[str], kind: str, source: str | None = None) -> None:
     """Raise `UserError`, with the nearest right name, unless timm knows a model.
 
     Args:
         name: With or without a tag.
         known: The names that fit.
         kind: What they are, for the message.
-        said: What the user typed for it; default: `encoder.name`.
+        source: What the user typed for it; default: `encoder.name`.
     """
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else "see timm.list_models()"
     require(
         name.split(".")[0] in known,
-        f"{said or f'encoder.name={name}'} is no {kind} that timm knows; {hint}",
+        f"{source or f'encoder.name={name}'} is no {kind} that timm knows; {hint}",
     )
 
 
@@ -49,7 +49,7 @@ def create_model(
     arguments: dict[str, Any],
     *,
     pretrained: bool = False,
-    said: str | None = None,
+    source: str | None = None,
     key: str = "encoder.name",
 ) -> Any:
     """Let timm create a model.
@@ -58,7 +58,7 @@ def create_model(
         name: timm's, with its scheme where it has one.
         arguments: Of timm's model.
         pretrained: Load its weights; timm refuses those that do not fit by name.
-        said: What the user typed for it, as messages have it; default: its name.
+        source: What the user typed for it, as messages have it; default: its name.
         key: Of the configuration, that names it.
 
     Raises:
@@ -67,21 +67,21 @@ def create_model(
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except (TypeError, AssertionError, ValueError, LookupError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{key}={name} with {arguments}: timm says: {reason}") from error
     except (OSError, RuntimeError, SafetensorError) as error:
-        what = said or f"{key}={name}"
+        what = source or f"{key}={name}"
         reason = one_line(error)
         raise UserError(f"{what} cannot be loaded: {reason}") from error
 
 
-def plain(model: Any, name: str, said: str | None = None) -> VisionTransformer:
+def plain(model: Any, name: str, source: str | None = None) -> VisionTransformer:
     """Return a model as the plain VisionTransformer that it has to be.
 
     Args:
         model: timm's.
         name: Its name.
-        said: What the user typed for it, as messages have it; default: its name.
+        source: What the user typed for it, as messages have it; default: its name.
 
     Raises:
         UserError: It is none.
@@ -89,6 +89,7 @@ def plain(model: Any, name: str, said: str | None = None) -> VisionTransformer:
     require(
         isinstance(model, VisionTransformer)
         and type(model).forward_features is VisionTransformer.forward_features,
-        f"{said or f'encoder.name={name}'} is no plain timm VisionTransformer; try {DEFAULT_NAME}",
+        f"{source or f'encoder.name={name}'} is no plain timm VisionTransformer; "
+        f"try {DEFAULT_NAME}",
     )
     return model

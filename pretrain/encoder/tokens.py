@@ -10,6 +10,7 @@ from pretrain.encoder.blocks import answer, select
 from pretrain.encoder.facts import image_data
 from pretrain.encoder.position_blocks import PositionedBlock
 from pretrain.encoder.recompute import recomputed
+from pretrain.encoder.timm_internals import add_positions
 
 
 class Normalise(nn.Module):
@@ -59,7 +60,7 @@ def encode(
     encoder: VisionTransformer,
     embeddings: Tensor,
     visible: Tensor | None = None,
-    asked: Tensor | None = None,
+    queries: Tensor | None = None,
 ) -> Tensor:
     """Patch embeddings -> tokens: (B, N, D) -> (B, T, D), prefix tokens first.
 
@@ -69,11 +70,12 @@ def encode(
         encoder: Any.
         embeddings: (B, N, D) of all patches.
         visible: int64 (B, V), the patches whose tokens enter the blocks; None: all.
-        asked: int64 (B, M), the patches whose tokens are returned alone, (B, M, D); then all enter.
+        queries: int64 (B, M), the patches whose tokens alone are returned, (B, M, D); then all
+            enter.
     """
-    tokens = encoder._pos_embed(embeddings)
+    tokens = add_positions(encoder, embeddings)
     if visible is not None:
-        assert asked is None, "those who ask for some patches let all of them enter"
+        assert queries is None, "those who ask for some patches let all of them enter"
         prefix = tokens[:, : encoder.num_prefix_tokens]
         tokens = torch.cat([prefix, select(patch_tokens(encoder, tokens), visible)], dim=1)
     tokens = encoder.norm_pre(tokens)  # (B, T, D); T is prefix + V where some are visible
@@ -81,7 +83,7 @@ def encode(
     *blocks, last = cast(Any, encoder.blocks)
     for block in blocks:
         tokens = run(block, tokens, visible)
-    queries = None if asked is None else asked + encoder.num_prefix_tokens
+    queries = None if queries is None else queries + encoder.num_prefix_tokens
     return encoder.norm(run(last, tokens, visible, queries))
 
 

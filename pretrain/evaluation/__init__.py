@@ -1,1 +1,1 @@
-"""What a frozen encoder is worth."""
+"""Evaluating a frozen encoder: features, classifiers, the probe while pretraining."""

@@ -1,4 +1,4 @@
-"""What frozen features are worth: ridge in closed form, k-NN, logistic regression.
+"""Classifiers on frozen features: ridge in closed form, k-NN, logistic regression.
 
 All of them work where the features are, and draw nothing from any generator but k-shot's own.
 """
@@ -136,9 +136,9 @@ def few_shot(
     """Return the ridge's accuracy for each number of shots and each choice of them."""
 
     def accuracy(places: Tensor) -> float:
-        found = ridge_accuracy(train.at(places), val, penalty)
+        result = ridge_accuracy(train.at(places), val, penalty)
         report(1)
-        return found
+        return result
 
     return {num: [accuracy(places) for places in chosen] for num, chosen in choices.items()}
 
@@ -246,7 +246,7 @@ class Linear(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What a linear probe gave, and the penalty that it chose."""
+    """The accuracy of a linear probe, and the penalty that it chose."""
 
     accuracy: Accuracy
     penalty: float

@@ -1,4 +1,4 @@
-"""What a frozen encoder says of images: features by layer and pooling, in one pass over them."""
+"""Features of images by a frozen encoder, by layer and pooling, in one pass."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ POOLINGS = ("average", "class", "both")
 
 
 class View(NamedTuple):
-    """What is read of an encoder.
+    """A layer and a pooling whose features are read.
 
     Attributes:
         layer: 1 is the first block's output, `depth` the last's; the final norm is applied.
@@ -98,7 +98,7 @@ def make_views(
 
 
 class Extracted(NamedTuple):
-    """What was read of a split.
+    """The features that were read of a split.
 
     Attributes:
         features: On the main process, on the CPU; empty on the others.

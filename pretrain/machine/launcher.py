@@ -1,4 +1,4 @@
-"""What starts a run's processes, `accelerate launch` or torchrun, and what it sets unasked."""
+"""The launcher of a run's processes, `accelerate launch` or torchrun, and what it sets."""
 
 import os
 from pathlib import Path
@@ -39,11 +39,16 @@ def check_launcher(precision: str, group: str = "run") -> None:
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if accumulation != "1":
         refuse(f"gradient_accumulation_steps={accumulation}", "run.micro_batch_size instead")
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     require(
-        asked in ("no", PRECISIONS[precision]),
-        f"accelerate is configured for mixed_precision={asked}, but {group}.precision={precision}; "
-        + (f"set {group}.precision={asked}" if asked in PRECISIONS else "leave it out there"),
+        configured in ("no", PRECISIONS[precision]),
+        f"accelerate is configured for mixed_precision={configured}, but "
+        f"{group}.precision={precision}; "
+        + (
+            f"set {group}.precision={configured}"
+            if configured in PRECISIONS
+            else "leave it out there"
+        ),
     )
 
 
@@ -71,8 +76,8 @@ def has_chosen_threads() -> bool:
     return is_in_shell or b"num_cpu_threads_per_process" in arguments.replace(b"-", b"_")
 
 
-def why_threads(asked: int) -> str:
+def why_threads(threads: int) -> str:
     """Say whose choice the number of CPU threads was."""
-    if asked:
+    if threads:
         return "as asked"
     return "OMP_NUM_THREADS" if has_chosen_threads() else "all cores, shared by the processes"

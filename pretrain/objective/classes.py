@@ -10,7 +10,7 @@ _MAX_COMPONENTS = 64  # of a patch, in which words are told apart
 
 
 class Classes(nn.Module):
-    """What all targets of classes share: `K` of them for each of a patch's `G` cells."""
+    """The base of targets of classes: `K` of them for each of a patch's `G` cells."""
 
     num_classes: int
 

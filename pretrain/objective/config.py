@@ -66,7 +66,7 @@ class CorruptionConfig:
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """What is asked for, and how finely."""
+    """The target: what is predicted, and how finely."""
 
     kind: str = setting("mean_colour", f"{', '.join(TARGETS[:-1])} or {TARGETS[-1]}")
     bits: int = setting(3, "bits a channel of mean_colour and colour_grid: 2^(bits*C) classes")

@@ -87,7 +87,7 @@ def _split(total: int, ratios: tuple[float, float, float]) -> Counts:
 
 
 class Corruption(NamedTuple):
-    """What is corrupted in a batch.
+    """The corruption of a batch: which patches, and how.
 
     Attributes:
         patches: int64 (B, M), the corrupted patches: first the masked, then the random, then the

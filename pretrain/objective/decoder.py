@@ -58,19 +58,19 @@ class Decoder(nn.Module):
         table = build_sincos2d_pos_embed(list(grid), self.width)
         self.register_buffer("positions", table, persistent=False)
 
-    def forward(self, tokens: Tensor, visible: Tensor, asked: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, visible: Tensor, queries: Tensor) -> Tensor:
         """Decode the visible patches' tokens into those asked for: (B, V, D) -> (B, M, width).
 
         Args:
             tokens: (B, V, D).
             visible: int64 (B, V), which patches they are of.
-            asked: int64 (B, M), the patches to be told of.
+            queries: int64 (B, M), the patches to be told of.
         """
         embedded = self.embed(tokens)  # (B, V, width)
         positions = self.positions.to(embedded.dtype)  # (N, width)
         if self.is_cross:
             memory = embedded + positions[visible]
-            tokens = self.mask_token.to(embedded.dtype) + positions[asked]  # (B, M, width)
+            tokens = self.mask_token.to(embedded.dtype) + positions[queries]  # (B, M, width)
             for block in self.blocks:
                 tokens = block(tokens, memory)
             return self.norm(tokens)
@@ -81,4 +81,4 @@ class Decoder(nn.Module):
         *blocks, last = self.blocks
         for block in blocks:
             tokens = block(tokens)
-        return self.norm(answer(last, tokens, asked))
+        return self.norm(answer(last, tokens, queries))

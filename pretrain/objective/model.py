@@ -97,9 +97,9 @@ class MaskedPatchModel(nn.Module):
         corruption = corrupting.draw(batch["random_key"], self.grid, self.corruption)
         corruption = corruption.to(batch["image"].device)  # without float64, keys are elsewhere
         answers = self.target.answers(batch["image"])  # (B, N, G) or (B, N, V)
-        asked = corruption.predicted  # (B, P)
-        outputs = self.predict(batch["image"], corruption, asked)  # (B, P, num_outputs)
-        losses = self.target.losses(outputs, corrupting.select(answers, asked))
+        predicted = corruption.predicted  # (B, P)
+        outputs = self.predict(batch["image"], corruption, predicted)  # (B, P, num_outputs)
+        losses = self.target.losses(outputs, corrupting.select(answers, predicted))
         loss = (losses.mean(1) * batch["weight"]).sum()
         with torch.no_grad():
             sums = add_up(
@@ -115,16 +115,16 @@ class MaskedPatchModel(nn.Module):
         return Output(loss, sums)
 
     def predict(
-        self, images: Tensor, corruption: Corruption, asked: Tensor | None = None
+        self, images: Tensor, corruption: Corruption, queries: Tensor | None = None
     ) -> Tensor:
         """Return the outputs for corrupted patches: (B, M, num_outputs), or (B, P, num_outputs).
 
         Args:
             images: uint8 (B, C, H, W).
             corruption: Of their patches.
-            asked: int64 (B, P), the patches wanted; None: all that are corrupted.
+            queries: int64 (B, P), the patches wanted; None: all that are corrupted.
         """
-        asked = corruption.patches if asked is None else asked
+        queries = corruption.patches if queries is None else queries
         pixels = self.normalise(images)
         if self.is_hybrid:
             pixels = corrupting.apply_to_pixels(pixels, self.mask_token, corruption, self.patch)
@@ -133,10 +133,10 @@ class MaskedPatchModel(nn.Module):
             embeddings = embed(self.encoder, pixels)
             embeddings = corrupting.apply(embeddings, self.mask_token, corruption)
         if self.decoder is None:
-            return self.head(encode(self.encoder, embeddings, asked=asked))
+            return self.head(encode(self.encoder, embeddings, queries=queries))
         visible = corruption.visible
         tokens = patch_tokens(self.encoder, encode(self.encoder, embeddings, visible))
-        return self.head(self.decoder(tokens, visible, asked))
+        return self.head(self.decoder(tokens, visible, queries))
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         """Turn sums into figures; see `pretrain.objective.statistics.summarise`."""

@@ -1,4 +1,4 @@
-"""What the answers for a batch's corrupted patches add up to, and the figures made of the sums.
+"""Sums over the answers for a batch's corrupted patches, and the metrics made of them.
 
 Every figure is a quotient of sums over images, so that batches and ranks can be added up.
 """
@@ -42,11 +42,11 @@ def add_up(
         nearest: Whose answers the baseline of copying gives.
         has_distances: Add up masked patches by distance to the nearest visible patch too.
     """
-    asked = select(answers, corruption.predicted)
-    copied = target.scores(select(answers, nearest.patches), asked)
+    wanted = select(answers, corruption.predicted)
+    copied = target.scores(select(answers, nearest.patches), wanted)
     values = {"loss": losses.detach(), "neighbour": copied}
     if target.num_classes is not None:
-        values["right"] = target.scores(target.guesses(outputs), asked)
+        values["right"] = target.scores(target.guesses(outputs), wanted)
     image_weight = weight.to(sum_dtype(weight.device))
     patch_weight = image_weight[:, None].expand_as(losses)  # (B, P)
     by_patch = {name: value * patch_weight for name, value in values.items()}
@@ -65,7 +65,7 @@ def add_up(
         numbers = {name: value[:, masked] for name, value in by_patch.items()}
         numbers["num"] = patch_weight[:, masked]
         sums |= _by_distance(numbers, nearest.distances[:, masked])
-    return sums | _spread(target, asked, patch_weight)
+    return sums | _spread(target, wanted, patch_weight)
 
 
 def _by_distance(by_patch: dict[str, Tensor], distances: Tensor) -> Sums:
@@ -79,13 +79,13 @@ def _by_distance(by_patch: dict[str, Tensor], distances: Tensor) -> Sums:
     }
 
 
-def _spread(target: Target, asked: Tensor, patch_weight: Tensor) -> Sums:
+def _spread(target: Target, wanted: Tensor, patch_weight: Tensor) -> Sums:
     """Add up what answering always the same is judged by."""
-    weight = patch_weight[..., None].expand(asked.shape)
+    weight = patch_weight[..., None].expand(wanted.shape)
     if target.num_classes is not None:
         histogram = weight.new_zeros(target.num_classes)
-        return {"histogram": histogram.index_add_(0, asked.flatten(), weight.flatten())}
-    values = asked.to(weight.dtype)
+        return {"histogram": histogram.index_add_(0, wanted.flatten(), weight.flatten())}
+    values = wanted.to(weight.dtype)
     return {
         "values": (values * weight).sum((0, 1)),  # (V,)
         "squares": (values.square() * weight).sum((0, 1)),

@@ -1,4 +1,4 @@
-"""What a corrupted patch is asked for: its colour in classes, its pixels, or its visual word.
+"""Targets of corrupted patches: colour in classes, pixels, or a visual word.
 
 Three targets are the paper's: the mean colour in 3 bits a channel (one of 8^3 = 512 classes), the
 patch downsized to 4x4 cells (16 such classes), and all pixels by L2. The fourth is MAE's, pixels
@@ -26,7 +26,7 @@ _MAX_CLASSES_BITS = 15  # 32,768 classes: 5 bits of each of three channels
 
 
 class Target(Protocol):
-    """What a model sees of a target. `M` patches are asked for, `G` colour cells are in each."""
+    """A target as a model sees it. `M` patches are predicted, `G` colour cells are in each."""
 
     @property
     def num_outputs(self) -> int:

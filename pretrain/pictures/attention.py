@@ -100,11 +100,11 @@ def rollout(encoder: VisionTransformer, images: Tensor, row: str = "patches") ->
     )
     prefix = encoder.num_prefix_tokens
     rows = slice(prefix, None) if row == "patches" else slice(0, 1)
-    found: list[Tensor] = []
+    maps: list[Tensor] = []
     for part in _batches(encoder, images):
         flow = _flow(encoder, part)[:, rows, prefix:].mean(1)  # (b, N)
-        found.append((flow / flow.sum(1, keepdim=True)).cpu())
-    return torch.cat(found).unflatten(1, grid_size(encoder))
+        maps.append((flow / flow.sum(1, keepdim=True)).cpu())
+    return torch.cat(maps).unflatten(1, grid_size(encoder))
 
 
 def num_tokens(encoder: VisionTransformer) -> int:

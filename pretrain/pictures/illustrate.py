@@ -1,4 +1,4 @@
-"""What a model has learnt so far, as pictures for the trackers, while it is pretrained."""
+"""Pictures of what a model has learnt so far, for the trackers."""
 
 import logging
 from collections.abc import Callable
@@ -29,7 +29,7 @@ _NUM_SHOWN = 4
 
 
 class _Seen(NamedTuple):
-    """What is drawn, on the CPU; None where the encoder has no such thing."""
+    """The values that are drawn, on the CPU; None where the encoder has no such thing."""
 
     filters: Tensor | None
     similarity: Tensor | None
@@ -85,11 +85,13 @@ class Illustrator:
         if not len(self._images):
             return None
         images, keys = (part[:_NUM_SHOWN].to(self._device) for part in (self._images, self._keys))
-        found = reconstruct(model, images, keys, self._corruption)
+        reconstruction = reconstruct(model, images, keys, self._corruption)
         tensors = {
-            k: value.cpu() for k, value in found._asdict().items() if isinstance(value, Tensor)
+            k: value.cpu()
+            for k, value in reconstruction._asdict().items()
+            if isinstance(value, Tensor)
         }
-        return found._replace(**tensors)
+        return reconstruction._replace(**tensors)
 
     def _draw(self, seen: _Seen) -> dict[str, Tensor]:
         """Draw what there is; the run is worth more than a picture that cannot be drawn."""
@@ -100,18 +102,18 @@ class Illustrator:
             "attention_distance": (draw.distances, seen.distances),
             "rollout": (over_images, seen.rollout),
         }
-        found: dict[str, Tensor] = {}
+        pictures: dict[str, Tensor] = {}
         try:
             for name, (make, values) in makes.items():
                 if values is not None:
-                    found[f"learnt/{name}"] = draw.pixels(partial(make, values))
+                    pictures[f"learnt/{name}"] = draw.pixels(partial(make, values))
             if seen.reconstruction is not None:
                 sheet = draw_grid(panels(seen.reconstruction))
-                found["learnt/reconstructions"] = draw.on_white(sheet)
+                pictures["learnt/reconstructions"] = draw.on_white(sheet)
         except Exception as error:  # no disk for matplotlib's cache, no memory
             text = one_line(error)
             logger.warning("run.trackers: a picture cannot be drawn: %s", text)
-        return found
+        return pictures
 
 
 def make_illustrator(

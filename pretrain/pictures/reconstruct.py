@@ -37,7 +37,7 @@ _HATCH = (112, 150)
 
 
 class Reconstruction(NamedTuple):
-    """What was hidden, and what was predicted.
+    """The patches that were hidden, and their predictions.
 
     Attributes:
         images: uint8 (B, C, H, W).

@@ -1,4 +1,4 @@
-"""What can be read off an encoder's weights: filters of its patch embedding, and its positions.
+"""Pictures of an encoder's weights: filters of its patch embedding, and its positions.
 
 Of an encoder that is cut over the ranks (FSDP), all ranks have to ask.
 """

@@ -24,7 +24,7 @@ _MIN_JUDGED = 1_000  # samples, before data.max_bad_ratio is applied
 
 
 class Unusable(NamedTuple):
-    """What a pass over a split could not use.
+    """The samples that a pass over a split could not use.
 
     Attributes:
         split: The key that names its shards, such as data.val.
@@ -57,7 +57,7 @@ class Unusable(NamedTuple):
 
 
 class BadSamples:
-    """What no rank could use, and what was in steps that were skipped.
+    """The samples that no rank could use, and those of steps that were skipped.
 
     Args:
         folder: The run's.

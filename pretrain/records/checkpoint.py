@@ -69,7 +69,7 @@ def commit(temporary: Path, keep: int) -> Path:
     for path in [*_files(temporary), *_folders(temporary)]:
         _sync(path)
     final = temporary.with_name(temporary.name.removeprefix(_UNFINISHED))
-    if final.exists():  # incomplete, or `newest` would have found it
+    if final.exists():  # incomplete, or `recover_newest` would have found it
         shutil.rmtree(final)
     temporary.rename(final)
     _sync(final.parent)
@@ -122,7 +122,7 @@ def _is_copy(encoder: Path) -> bool:
     return not encoder.is_symlink() and (encoder / _COPY).is_file()
 
 
-def newest(run: Path) -> Path | None:
+def recover_newest(run: Path) -> Path | None:
     """Return the newest checkpoint whose files are all as its manifest says, or None.
 
     What a killed commit left behind is deleted; a damaged checkpoint is named and passed over.
@@ -138,11 +138,11 @@ def newest(run: Path) -> Path | None:
     )
     for left_over in (run / "checkpoints").glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left_over)
-    return find_newest(run)
+    return newest_intact(run)
 
 
-def find_newest(run: Path) -> Path | None:
-    """Do as `newest`, but delete nothing: safe while the run goes on."""
+def newest_intact(run: Path) -> Path | None:
+    """Do as `recover_newest`, but delete nothing: safe while the run goes on."""
     for checkpoint in _checkpoints(run / "checkpoints"):
         damage = _damage(checkpoint)
         if damage is None:
@@ -151,13 +151,14 @@ def find_newest(run: Path) -> Path | None:
     return None
 
 
-def latest(run: Path) -> Path | None:
+def newest_by_name(run: Path) -> Path | None:
     """Return the newest checkpoint by its name alone, or None."""
     return next(iter(_checkpoints(run / "checkpoints")), None)
 
 
 def check_constants(
     checkpoint: Path,
+    state: Mapping[str, Any],
     constants: Mapping[str, Any],
     former: Mapping[str, Any] | None = None,
     changes: str = "",
@@ -166,6 +167,7 @@ def check_constants(
 
     Args:
         checkpoint: Its folder.
+        state: What `read_state` gave of it.
         constants: Of the stream.
         former: What older versions wrote for the same stream.
         changes: How the shards differ from the run's, if that is known.
@@ -173,13 +175,12 @@ def check_constants(
     Raises:
         UserError: Names what differs.
     """
-    saved = read_state(checkpoint)
     for name, value in constants.items():
         accepted = (value, (former or {}).get(name, value))
         more = f" ({changes})" if changes and name in (former or {}) else ""
         require(
-            saved[name] in accepted,
-            f"{checkpoint} was trained on another stream: {name} was {saved[name]}, now {value}"
+            state[name] in accepted,
+            f"{checkpoint} was trained on another stream: {name} was {state[name]}, now {value}"
             f"{more}; give it the same data and batches, or another run.dir",
         )
 

@@ -1,4 +1,4 @@
-"""What a run writes down: JSONL records in step order, and lines for whoever watches."""
+"""A run's JSONL records, in step order."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,9 @@ def _is_odd(value: object) -> bool:
 
 
 class RunLogs:
-    """The files that one rank of a run writes; None where that is another rank's, or not asked for.
+    """The files that one rank of a run writes, within a `with` block.
+
+    They are None before it, and where they are another rank's or not asked for.
 
     Attributes:
         metrics: A record each logged step; of the main process.
@@ -64,9 +66,22 @@ class RunLogs:
     """
 
     def __init__(self, folder: Path, rank: int, has_trace: bool) -> None:
-        self.metrics = JsonLines(folder / "metrics.jsonl") if rank == 0 else None
-        self.ledger = JsonLines(folder / "bad_samples.jsonl") if rank == 0 else None
-        self.trace = JsonLines(folder / f"trace/rank-{rank}.jsonl") if has_trace else None
+        self._folder, self._rank, self._has_trace = folder, rank, has_trace
+        self.metrics: JsonLines | None = None
+        self.ledger: JsonLines | None = None
+        self.trace: JsonLines | None = None
+
+    def __enter__(self) -> Self:
+        if self._rank == 0:
+            self.metrics = JsonLines(self._folder / "metrics.jsonl")
+            self.ledger = JsonLines(self._folder / "bad_samples.jsonl")
+        if self._has_trace:
+            self.trace = JsonLines(self._folder / f"trace/rank-{self._rank}.jsonl")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
 
     @property
     def _files(self) -> list[JsonLines]:
@@ -76,11 +91,6 @@ class RunLogs:
         """Wait until all records are on disk."""
         for file in self._files:
             file.sync()
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            file.close()
 
 
 def cut_logs_back(folder: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""What a run wrote down of its samples: the traces of its ranks, and the ledger of bad samples."""
+"""Reading a run's traces and its ledger of bad samples."""
 
 import json
 from collections import defaultdict

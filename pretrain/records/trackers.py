@@ -1,4 +1,4 @@
-"""What tensorboard, wandb and others are told of a run, through Accelerate.
+"""Logging a run's records to tensorboard, wandb and others, through Accelerate.
 
 A run that was killed repeats the steps past its checkpoint, and a tracker must not show them twice.
 TensorBoard can forget them (`purge_step`), and wandb online drops steps that it has (it says so; we
@@ -82,15 +82,21 @@ class Trackers:
         folder: The run's, with `config.yaml` in it.
         step: The step that the run goes on from; what was told past it is no longer true.
 
-    Raises:
-        UserError: One of them cannot be started.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, step: int) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
         self._accelerator = accelerator
+        self._folder = folder
         self._waiting: list[_Told] = []  # since the last checkpoint
-        if accelerator.log_with:
-            on_main(accelerator, lambda: self._start(folder, step))
+
+    def start(self, step: int) -> None:
+        """Start them, to be told what follows `step`.
+
+        Raises:
+            UserError: One of them cannot be started.
+        """
+        if self._accelerator.log_with:
+            on_main(self._accelerator, lambda: self._start(step))
 
     def log(self, record: dict[str, Any], images: Mapping[str, Tensor]) -> None:
         """Tell a step's record, as it goes to `metrics.jsonl`.
@@ -101,11 +107,11 @@ class Trackers:
         """
         if not self._accelerator.trackers:
             return
-        told = _Told(record, images)
+        entry = _Told(record, images)
         for tracker in self._list(is_told_at_once=True):
-            self._tell(tracker, [told])
+            self._tell(tracker, [entry])
         if self._list(is_told_at_once=False):
-            self._waiting.append(told)
+            self._waiting.append(entry)
 
     def commit(self) -> None:
         """Tell the others too: what was logged up to here will not be repeated."""
@@ -119,8 +125,8 @@ class Trackers:
             self._try(tracker, tracker.finish)
         self._accelerator.trackers.clear()  # accelerate would finish them again
 
-    def _start(self, folder: Path, step: int) -> None:
-        accelerator = self._accelerator
+    def _start(self, step: int) -> None:
+        accelerator, folder = self._accelerator, self._folder
         names = [str(name) for name in accelerator.log_with]
         options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1}}
         project = os.environ.get("WANDB_PROJECT") or PROJECT

@@ -1,4 +1,4 @@
-"""What a run was trained on, held against what its shards and its order say.
+"""Checks a run's traces against its shards and its order.
 
 The surviving lineage of a run is its steps up to the newest whole checkpoint: a resume cuts back
 what was logged after it. `verify` reads the traces of all ranks beside one another, step by step,
@@ -65,7 +65,7 @@ class EpochCounts:
 
 @dataclass
 class Verdict:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
         step: The newest whole checkpoint's.
@@ -95,7 +95,9 @@ def verify(run: Path, newest: Path, manifest: Manifest, seed: int, batch_size: i
         seed: The run's.
         batch_size: The run's global batch size.
     """
-    stream = TrainingStream(Samples(manifest, (1, 1), seed), batch_size, Share(0, 1, batch_size), 0)
+    stream = TrainingStream(
+        Samples(manifest, (1, 1), seed=seed), batch_size, Share(0, 1, batch_size), 0
+    )
     verdict = Verdict(read_state(newest)["step"])
     verdict.violations += _check_checkpoints(run, verdict.step, stream)
     if verdict.holds:  # else the order is that of another stream, and every step would differ

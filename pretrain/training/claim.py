@@ -19,6 +19,7 @@ from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import keys, plain_value, to_yaml
 from pretrain.configuration.values import Key, as_held, shown
 from pretrain.ranks import on_main
+from pretrain.records.checkpoint import newest_by_name, newest_intact
 from pretrain.training.config import RunConfig
 
 _LOCK = ".lock"
@@ -146,12 +147,12 @@ def _is_same_path(key: Key, now: Any, before: Any) -> bool:
 
 
 def _check_resume(run: RunConfig) -> None:
-    has_checkpoints = any(Path(run.dir).glob("checkpoints/step-*"))
     require(
-        has_checkpoints or run.resume != "must",
-        f"run.resume=must, but run.dir={run.dir} has no checkpoint; use run.resume=auto",
+        run.resume != "must" or newest_intact(Path(run.dir)) is not None,
+        f"run.resume=must, but run.dir={run.dir} has no whole checkpoint; "
+        "use run.resume=auto to start again from step 0",
     )
     require(
-        not has_checkpoints or run.resume != "never",
+        run.resume != "never" or newest_by_name(Path(run.dir)) is None,
         f"run.resume=never, but run.dir={run.dir} has checkpoints; use another run.dir",
     )

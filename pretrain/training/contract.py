@@ -1,4 +1,4 @@
-"""What the training loop asks of a model and of what evaluates it."""
+"""The interfaces that the training loop needs: `Objective`, `Output`, `Evaluator`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +12,7 @@ Sums = dict[str, Tensor]
 
 
 class Output(NamedTuple):
-    """What a model makes of a batch.
+    """A model's output for a batch.
 
     Attributes:
         loss: Sum over images of weight times the image's loss, in nats.
@@ -27,7 +27,7 @@ class Output(NamedTuple):
 
 
 class Objective(Protocol):
-    """What the loop sees of a model."""
+    """A model as the training loop sees it."""
 
     encoder: VisionTransformer
 
@@ -37,7 +37,7 @@ class Objective(Protocol):
 
 
 class Measured(NamedTuple):
-    """What a measure found.
+    """The result of an evaluation.
 
     Attributes:
         figures: By name; none where a split has nothing that can be used.

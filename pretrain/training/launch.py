@@ -68,12 +68,12 @@ def start(run: RunConfig, group: str = "run") -> Accelerator:
     return accelerator
 
 
-def _set_threads(asked: int) -> None:
+def _set_threads(threads: int) -> None:
     """Take the threads that were asked for, by key or by OMP_NUM_THREADS; else all, shared."""
-    if not asked and has_chosen_threads():
+    if not threads and has_chosen_threads():
         return  # torch has read it
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(asked or max(1, num_cores() // local))
+    torch.set_num_threads(threads or max(1, num_cores() // local))
 
 
 def choose_device(run: RunConfig, group: str = "run") -> None:

@@ -128,7 +128,7 @@ def _identity(tensor: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """What one rank's training takes at its peak, at least.
+    """A lower bound of the memory that one rank's training takes at its peak.
 
     Attributes:
         model: An `Objective` on the CPU, its blocks told what is computed again.
@@ -236,14 +236,14 @@ def _problem(need: Need, num_images: int, multiple: int) -> str | None:
     taken = need.bytes(num_images, saved)
     if _SURE * taken <= free:
         return None
-    said = (
+    text = (
         f"a forward pass of {count(num_images, 'image')} takes {_gib(taken)} GiB or more, and "
         f"{_gib(free)} GiB are free on {need.device.type}"
     )
     fitting = _fitting(need, num_images, saved, multiple, int(_HEADROOM * free))
     if fitting is None:
-        return f"{said}; fewer images do not fit either: {_remedy(need, free)}"
-    return f"{said}; run.micro_batch_size={fitting} should fit, and trains alike"
+        return f"{text}; fewer images do not fit either: {_remedy(need, free)}"
+    return f"{text}; run.micro_batch_size={fitting} should fit, and trains alike"
 
 
 def _fitting(need: Need, num_images: int, saved: int, multiple: int, free: int) -> int | None:

@@ -1,6 +1,7 @@
-"""What a checkpoint holds of training: model, optimizer, averages."""
+"""The state of training that a checkpoint holds: model, optimizer, averages."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ from torch.amp.grad_scaler import GradScaler
 from data.disks import one_line
 from data.settings import UserError
 from pretrain.encoder import save_encoder
-from pretrain.records.checkpoint import read_state
 from pretrain.training.parallel import cut_like, whole
 
 
 @dataclass(frozen=True)
 class Training:
-    """What changes while a run trains, and what a checkpoint therefore holds.
+    """The state that changes while a run trains, and that a checkpoint holds.
 
     Attributes:
         model: As it trains: whole, or cut over the ranks.
@@ -67,8 +67,12 @@ class Training:
             model = self.plain
         save_encoder(model.encoder, folder / "encoder")
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, constants: Mapping[str, Any]) -> None:
         """Read back what `save` wrote.
+
+        Args:
+            folder: The checkpoint's.
+            constants: What `read_state` gave of it.
 
         Raises:
             UserError: The checkpoint is one of another model.
@@ -85,7 +89,7 @@ class Training:
                 "give its own configuration, or another run.dir"
             ) from error
         if self.scaler:
-            self.scaler.load_state_dict(read_state(folder)["scaler"])
+            self.scaler.load_state_dict(constants["scaler"])
 
 
 def _restore_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:

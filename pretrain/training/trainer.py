@@ -69,6 +69,8 @@ class Trainer:
         model: An `Objective` whose parameters are trained.
         stream: The training samples of this rank.
         evaluators: What is measured in between, and at the end.
+        has_trace: Write the keys of each step's samples.
+        max_bad_ratio: Stop when more of the samples than this cannot be used.
     """
 
     def __init__(
@@ -79,6 +81,9 @@ class Trainer:
         model: Any,
         stream: TrainingStream | SequentialStream,
         evaluators: Sequence[Evaluator] = (),
+        *,
+        has_trace: bool = False,
+        max_bad_ratio: float = 1.0,
     ) -> None:
         self.accelerator = accelerator
         self.run = run
@@ -94,6 +99,9 @@ class Trainer:
         self._flags: list[_Flag] = []
         self._num_bad_steps = 0  # in a row
         self._ledger = BadSamples(self.folder)
+        self._max_bad_ratio = max_bad_ratio
+        self._logs = RunLogs(self.folder, accelerator.process_index, has_trace)
+        self._trackers = Trackers(accelerator, self.folder)
         self._unusable: list[Unusable] = []  # of what was measured and is not judged yet
         self._last_commit = time.monotonic()
         self._speed = Speedometer(optim.batch_size)
@@ -123,12 +131,8 @@ class Trainer:
         self.optimizer = accelerator.prepare(make_optimizer(model, model.encoder, optim))
         return Training(model, self.optimizer.optimizer, ema, accelerator.scaler, plain)
 
-    def train(self, has_trace: bool, max_bad_ratio: float) -> dict[str, float]:
+    def train(self) -> dict[str, float]:
         """Train to the last step; return the last record's figures.
-
-        Args:
-            has_trace: Write the keys of each step's samples.
-            max_bad_ratio: Stop when more of the samples than this cannot be used.
 
         Raises:
             RunStopped: A signal came, steps or data are too bad, or the last checkpoint could not
@@ -136,18 +140,16 @@ class Trainer:
             UserError: A tracker cannot be started.
         """
         first, last = self._resume(), self.optim.steps
-        self._max_bad_ratio = max_bad_ratio
         if first == last:
             return self._measure_finished()
         self._say_start()
         record: dict[str, float] = {}
-        rank = self.accelerator.process_index
-        self._trackers = Trackers(self.accelerator, self.folder, first)
-        self._logs = RunLogs(self.folder, rank, has_trace)
+        is_shown = self.accelerator.process_index == 0
+        self._trackers.start(first)
         with (
-            closing(self._logs),
+            self._logs,
             closing(self._trackers),
-            Progress(first, last, is_shown=rank == 0) as progress,
+            Progress(first, last, is_shown=is_shown) as progress,
             self._interrupt,
         ):
             name_once(self._logs.ledger, first, self.stream.damage(first))
@@ -288,7 +290,7 @@ class Trainer:
                 )
 
     def _what_is_kept(self) -> str:
-        newest = checkpoint.latest(self.folder)
+        newest = checkpoint.newest_by_name(self.folder)
         return f"{newest} is intact" if newest else "there is no checkpoint yet"
 
     # ---- writing down
@@ -364,8 +366,10 @@ class Trainer:
             figures = measured.figures.items()
             record |= {f"{evaluator.name}/{name}": value for name, value in figures}
         self._require_result(record)
-        said = "".join(f"\n  {name} {value:.6g}" for name, value in record.items())
-        what = f"measured now, and not in metrics.jsonl:{said}" if said else "nothing is left to do"
+        lines = "".join(f"\n  {name} {value:.6g}" for name, value in record.items())
+        what = (
+            f"measured now, and not in metrics.jsonl:{lines}" if lines else "nothing is left to do"
+        )
         logger.info("%s was finished before, at step %d; %s", self.folder, self.optim.steps, what)
         return record
 
@@ -430,20 +434,16 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the newest checkpoint, cut the logs back to it, and return its step."""
-        newest = on_main(self.accelerator, lambda: checkpoint.newest(self.folder))
-        require(
-            newest is not None or self.run.resume != "must",
-            f"run.resume=must, but run.dir={self.run.dir} has no whole checkpoint; "
-            "use run.resume=auto to start again from step 0",
-        )
+        newest = on_main(self.accelerator, lambda: checkpoint.recover_newest(self.folder))
         step = 0
         if newest is not None:
             state = checkpoint.read_state(newest)
             step, self._ledger.num_bad = state["step"], state.get("num_bad", 0)
             stream = self.stream
             constants, former = stream.constants(step), stream.former_constants
-            checkpoint.check_constants(newest, constants, former, stream.changes(self.folder))
-            self.training.load(newest)
+            changes = stream.changes(self.folder)
+            checkpoint.check_constants(newest, state, constants, former, changes)
+            self.training.load(newest, state)
         if self.accelerator.is_main_process:
             if newest is None:
                 self._say_that_it_begins_again()

@@ -1,4 +1,4 @@
-"""What is measured of a model in between: by an `Evaluator`, such as the validation pass."""
+"""The validation pass, and summaries of what an `Evaluator` measured."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

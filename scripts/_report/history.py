@@ -16,7 +16,7 @@ from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import keys
 from pretrain.encoder.facts import image_data
-from pretrain.records.checkpoint import find_newest
+from pretrain.records.checkpoint import newest_intact
 from pretrain.records.logs import read_records
 from scripts._report.findings import Record, last_measured, percent
 
@@ -105,7 +105,7 @@ def read_run(folder: Path) -> Run:
         folder,
         [_with_nan(record) for record in records],
         _read_config(folder),
-        find_newest(folder),
+        newest_intact(folder),
         tuple(r["step"] for r in _read(bad, read_records)) if bad.is_file() else (),
     )
 

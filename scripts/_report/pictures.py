@@ -48,7 +48,7 @@ class _Images:
         self._key = "data.val_shards" if data.val_shards else "data.shards"
         manifest = open_manifest(data.val_shards or data.shards, self._key, data.storage)
         size, channels = image_size(encoder), num_channels(encoder)
-        self._samples = Samples(manifest, size, config.run.seed, channels=channels)
+        self._samples = Samples(manifest, size, seed=config.run.seed, channels=channels)
 
     def take(self, num: int) -> tuple[Tensor, Tensor]:
         """Return uint8 (B, C, H, W) and their keys int64 (B,), `num` at most."""

@@ -93,7 +93,9 @@ def put(folder: Path, template: Template, content: bytes, *, is_indexed: bool) -
 def read_all(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names that an epoch reads, and those that it names as bad."""
     manifest = open_manifest(folder, "data.shards")
-    batch = Samples(manifest, (4, 4), 0, (0.5, 1.0))[Request(0, 0, manifest.num_samples)]
+    batch = Samples(manifest, (4, 4), seed=0, crop_area=(0.5, 1.0))[
+        Request(0, 0, manifest.num_samples)
+    ]
     return [place.name for place in batch.places], [f"{e.shard}/{e.key}" for e in batch.bad]
 
 
@@ -308,7 +310,7 @@ def test_pickle_member(tmp_path: Path) -> None:
     reader = ShardReader(manifest)
     assert reader.read(0, 0, {*kinds}) == dict.fromkeys(kinds, bomb)
     for labelled in (False, True):
-        batch = Samples(manifest, (4, 4), 0, labelled=labelled)[Request(0, 0, 1)]
+        batch = Samples(manifest, (4, 4), seed=0, labelled=labelled)[Request(0, 0, 1)]
         assert len(batch.places) + len(batch.bad) == 1
         assert labelled == bool(batch.bad)  # what a .cls holds is digits or bad
     assert not (tmp_path / "exploded").exists()

@@ -88,7 +88,9 @@ def test_a_stream_that_begins_late_reads_no_more_than_one_that_begins_early(tmp_
     def bytes_to_first_batch(step: int) -> int:
         before = bytes_read()
         manifest = open_manifest(str(tmp_path / "a.tar"), "data.shards")
-        steps(Samples(manifest, (16, 16), 0, AREA), Share(0, 1, BATCH), step, step + 1)
+        steps(
+            Samples(manifest, (16, 16), seed=0, crop_area=AREA), Share(0, 1, BATCH), step, step + 1
+        )
         return bytes_read() - before
 
     bytes_to_first_batch(0)  # indexes it
@@ -188,7 +190,7 @@ def test_the_global_generator_is_left_alone(samples: Samples) -> None:
 def test_a_shard_that_cannot_be_read_stops_the_stream(tmp_path: Path) -> None:
     """What may pass is no finding about the data."""
     write_shard(tmp_path / "a.tar", [ImageFile("0", "png", b"x")])
-    samples = Samples(open_manifest(tmp_path, "data.shards"), (8, 8), 0, AREA)
+    samples = Samples(open_manifest(tmp_path, "data.shards"), (8, 8), seed=0, crop_area=AREA)
     (tmp_path / "a.tar").unlink()
     with pytest.raises(FileNotFoundError):
         samples[Request(0, 0, 1)]
@@ -222,11 +224,11 @@ def test_a_label_is_only_asked_for_where_it_matters(tmp_path: Path, shards: Path
     content = ImageFile("0", "png", make_png(0), None)
     write_shard(tmp_path / "a.tar", [content, ImageFile("1", "png", make_png(0), 4)])
     manifest = open_manifest(tmp_path, "data.shards")
-    labelled = Samples(manifest, (8, 8), 0, labelled=True)[Request(0, 0, 2)]
+    labelled = Samples(manifest, (8, 8), seed=0, labelled=True)[Request(0, 0, 2)]
     assert labelled.tensors["weight"].tolist() == [0, 1]
     assert labelled.tensors["label"].tolist() == [NO_LABEL, 4]
     assert [entry.reason for entry in labelled.bad] == ["no .cls member"]
-    unlabelled = Samples(manifest, (8, 8), 0)[Request(0, 0, 2)]
+    unlabelled = Samples(manifest, (8, 8), seed=0)[Request(0, 0, 2)]
     assert unlabelled.tensors["weight"].tolist() == [1, 1]
     assert unlabelled.tensors["label"].tolist() == [NO_LABEL, NO_LABEL]
 

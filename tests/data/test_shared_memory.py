@@ -27,7 +27,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stream(shards: Path, workers: int) -> TrainingStream:
     manifest = open_manifest(f"{shards}/train-*.tar", "data.shards")
-    samples = Samples(manifest, (8, 8), 3, (0.2, 1.0))
+    samples = Samples(manifest, (8, 8), seed=3, crop_area=(0.2, 1.0))
     return TrainingStream(samples, BATCH, Share(0, 1, BATCH), workers)
 
 

@@ -63,12 +63,12 @@ def _kill_at(number: int) -> Callable[[FrameType, str, Any], None]:
 
 def _state_of(run: Path, expected: dict[int, Training]) -> int:
     """Check that the newest checkpoint is whole, and return its step."""
-    newest = checkpoint.newest(run)
+    newest = checkpoint.recover_newest(run)
     assert newest is not None
     step = int(newest.name.removeprefix("step-"))
     restored = make()
     train(restored, 50, 51)
-    restored.load(newest)
+    restored.load(newest, checkpoint.read_state(newest))
     for name, value in expected[step].model.state_dict().items():
         assert torch.equal(restored.model.state_dict()[name], value)
     load_encoder(run)  # RUN/encoder is one that timm loads, whichever it is
@@ -265,7 +265,7 @@ def test_sigterm(tmp_path: Path, tiny: list[str], number: signal.Signals) -> Non
         output = ranks.output
     assert output.count(f"stopped: {number.name} came; step ") == 1
     assert "Traceback" not in output
-    newest = checkpoint.newest(tmp_path / "run")
+    newest = checkpoint.recover_newest(tmp_path / "run")
     assert newest is not None
     done = int(newest.name.removeprefix("step-"))
     assert f"step {done} is committed, and the same command resumes from it" in output

@@ -39,7 +39,7 @@ def test_ctrl_c_commits_and_the_same_command_resumes(tmp_path: Path, tiny: list[
         stop_after(ranks, run, 7, press)
         assert ranks.wait() == [130], ranks.output
         output = ranks.output
-    newest = checkpoint.newest(run)
+    newest = checkpoint.recover_newest(run)
     assert newest is not None
     done = int(newest.name.removeprefix("step-"))
     assert "SIGINT came: the run finishes its step, commits and leaves; a second Ctrl-C" in output

@@ -113,7 +113,7 @@ def test_too_many_bad_steps(tmp_path: Path, tiny: list[str]) -> None:
     assert output.count("stopped: the loss or its gradient was not finite in 3 steps in a row") == 1
     assert f"up to step 14; {step_folder(tmp_path / 'run', 10)} is intact; try" in output
     assert "Traceback" not in output
-    assert checkpoint.newest(tmp_path / "run") == step_folder(tmp_path / "run", 10)
+    assert checkpoint.recover_newest(tmp_path / "run") == step_folder(tmp_path / "run", 10)
     run_ranks(arguments, 2, tmp_path / "logs")  # the fault gone, it goes on
     run_ranks([*arguments, f"run.dir={tmp_path}/whole"], 2, tmp_path / "logs")
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
@@ -184,7 +184,7 @@ def untrained(run: Path) -> MaskedPatchModel:
     from pretrain.objective.config import CorruptionConfig, TargetConfig
 
     model = MaskedPatchModel(load_encoder(run), CorruptionConfig(), TargetConfig())
-    newest = checkpoint.newest(run)
+    newest = checkpoint.recover_newest(run)
     assert newest is not None
     state.load_weights(model, newest)
     return model.train()
@@ -198,7 +198,7 @@ def test_data_that_is_too_bad(tmp_path: Path, tiny: list[str], bad_shards: Path)
     assert output.count("stopped: ") == 1
     assert "58.3% of the samples cannot be used (14 of 24), more than data.max_bad_ratio=" in output
     assert "Traceback" not in output
-    assert checkpoint.newest(tmp_path / "run") is not None
+    assert checkpoint.recover_newest(tmp_path / "run") is not None
 
 
 def test_fewer_samples_than_ranks(tmp_path: Path, tiny: list[str]) -> None:

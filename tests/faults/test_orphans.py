@@ -198,7 +198,7 @@ def check_run(out: Path) -> None:
     """The folder is free, and its newest checkpoint loads."""
     for lock in out.rglob(".lock"):
         os.close(take_lock(lock))
-    if (out / "checkpoints").is_dir() and checkpoint.newest(out) is not None:
+    if (out / "checkpoints").is_dir() and checkpoint.recover_newest(out) is not None:
         load_encoder(out)
 
 

@@ -99,7 +99,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("data.val_shards=nothing.tar", "the pattern, or give data.val_shards=none to do without"),
         ("data.shards=3", "/3 does not exist; correct the path or the pattern"),
         # the run's folder
-        ("run.resume=must", "has no checkpoint; use run.resume=auto"),
+        ("run.resume=must", "has no whole checkpoint; use run.resume=auto to start again"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_writes_nothing(

@@ -81,7 +81,7 @@ def usual_transform(
 def ours(images: Images) -> Iterator[Tensor]:
     """Run our stream."""
     manifest = open_manifest(images.shards, "SHARDS")
-    samples = Samples(manifest, (images.image_size, images.image_size), 0, CROP_AREA)
+    samples = Samples(manifest, (images.image_size, images.image_size), seed=0, crop_area=CROP_AREA)
     size = images.batch_size
     stream = TrainingStream(samples, size, Share(0, 1, size), workers=1)
     # an epoch's last batch is filled up with padding, which is no image

@@ -55,7 +55,9 @@ def measure_run(options: RunOptions, shards: list[str], folder: Path) -> dict[st
     run, optim = config.run, replace(config.optim, steps=ENDLESS)
     size = (subject.side, subject.side)
     accelerator = start(run)
-    samples = Samples(open_manifest(shards, "SHARDS"), size, run.seed, config.data.crop_area)
+    samples = Samples(
+        open_manifest(shards, "SHARDS"), size, seed=run.seed, crop_area=config.data.crop_area
+    )
     stream = _InterleavedStream(samples, options)
     trainer = _TimedTrainer(accelerator, run, optim, make_model(config), stream)
     stream.step = bare_step(trainer, samples[Request(0, 0, options.batch_size)])
@@ -63,7 +65,7 @@ def measure_run(options: RunOptions, shards: list[str], folder: Path) -> dict[st
     stream.num_steps = _steps_of(options, stream.step)
     stream.checkpoints = trainer.checkpoints
     trainer.run = replace(run, checkpoint_every=stream.num_steps)
-    trainer.train(has_trace=False, max_bad_ratio=1.0)
+    trainer.train()
     accelerator.end_training()
     about = {"image_size": subject.side, "checkpoint_every": stream.num_steps}
     record = make_record("run", asdict(options) | about, stream.speeds, RATIOS)

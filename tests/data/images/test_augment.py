@@ -52,14 +52,14 @@ def test_what_is_no_recipe_is_refused(recipe: str) -> None:
 def test_training_crops_are_augmented_alike_wherever_they_are_made(shards: object) -> None:
     manifest = open_manifest(f"{shards}/train-0.tar", "data.train")
     make = RandAugment(RECIPE, (16, 16))
-    plain = Samples(manifest, (16, 16), 0, (0.5, 1.0))[Request(0, 0, 20)]
-    augmented = Samples(manifest, (16, 16), 0, (0.5, 1.0), augment=make)
+    plain = Samples(manifest, (16, 16), seed=0, crop_area=(0.5, 1.0))[Request(0, 0, 20)]
+    augmented = Samples(manifest, (16, 16), seed=0, crop_area=(0.5, 1.0), augment=make)
     whole = augmented[Request(0, 0, 20)].tensors["image"]
     parts = [augmented[Request(0, start, start + 5)].tensors["image"] for start in (15, 0, 5, 10)]
     assert torch.equal(whole, torch.cat([parts[i] for i in (1, 2, 3, 0)]))
     assert not torch.equal(whole, plain.tensors["image"])
-    evaluated = Samples(manifest, (16, 16), 0, augment=make)[Request(0, 0, 20)]
+    evaluated = Samples(manifest, (16, 16), seed=0, augment=make)[Request(0, 0, 20)]
     assert torch.equal(
         evaluated.tensors["image"],
-        Samples(manifest, (16, 16), 0)[Request(0, 0, 20)].tensors["image"],
+        Samples(manifest, (16, 16), seed=0)[Request(0, 0, 20)].tensors["image"],
     )

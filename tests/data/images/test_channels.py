@@ -288,14 +288,14 @@ def microscope(tmp_path: Path) -> Path:
 
 def test_samples_of_five_channels(microscope: Path) -> None:
     manifest = open_manifest(microscope, "data.shards")
-    batch = Samples(manifest, (20, 24), 0, labelled=True, channels=5)[Request(0, 0, 13)]
+    batch = Samples(manifest, (20, 24), seed=0, labelled=True, channels=5)[Request(0, 0, 13)]
     for number in range(12):
         assert torch.equal(batch.tensors["image"][number], planes(values(5, seed=number)))
     assert batch.tensors["weight"].tolist() == [1.0] * 12 + [0.0]
     [bad] = batch.bad
     assert (bad.key, bad.reason) == ("012", "has 4 channels, data.channels=5")
     assert batch.tensors["label"][:3].tolist() == [0, 1, 0]
-    cropped = Samples(manifest, (8, 12), 0, AREA, channels=5)[Request(1, 0, 16)]
+    cropped = Samples(manifest, (8, 12), seed=0, crop_area=AREA, channels=5)[Request(1, 0, 16)]
     assert cropped.tensors["image"].shape == (16, 5, 8, 12)
 
 
@@ -312,7 +312,7 @@ def test_samples_read_forwards(microscope: Path) -> None:
 def test_grey_samples_are_the_grey_of_the_images(shards: Path) -> None:
     manifest = open_manifest(f"{shards}/val-0.tar", "data.shards")
     size = (24, 20)  # their own
-    colours, grey = (Samples(manifest, size, 0, channels=n)[Request(0, 0, 10)] for n in (3, 1))
+    colours, grey = (Samples(manifest, size, seed=0, channels=n)[Request(0, 0, 10)] for n in (3, 1))
     assert grey.tensors["image"].shape == (10, 1, *size)
     for colour, found in zip(colours.tensors["image"], grey.tensors["image"], strict=True):
         image = Image.fromarray(colour.permute(1, 2, 0).contiguous().numpy())
@@ -334,7 +334,7 @@ def test_a_damaged_array_beside_a_picture_does_not_matter(tmp_path: Path) -> Non
         tar.write({"__key__": "0", "npy": b"features", "png": encode(GREY)})
         tar.write({"__key__": "1", "npy": npy(values(3))})
     manifest = open_manifest(tmp_path, "data.shards")
-    batch = Samples(manifest, (20, 24), 0)[Request(0, 0, 2)]
+    batch = Samples(manifest, (20, 24), seed=0)[Request(0, 0, 2)]
     assert not batch.bad
     assert torch.equal(batch.tensors["image"][1], planes(values(3)))
     [shard] = manifest.shards

@@ -357,7 +357,7 @@ def test_batches_are_the_same_without_it(
     files = [ImageFile(f"{i:03d}", "jpg", content) for i, content in enumerate(contents)]
     write_shard(tmp_path / "a.tar", files)
     manifest = open_manifest(str(tmp_path / "a.tar"), "data.shards")
-    samples = Samples(manifest, (24, 32), 5, crop_area, channels=channels)
+    samples = Samples(manifest, (24, 32), seed=5, crop_area=crop_area, channels=channels)
     request = Request(1, 0, len(contents))
     one = samples[request]
     without()

@@ -105,5 +105,5 @@ def test_an_encoder_asked_for_some_patches(name: str) -> None:
     with torch.no_grad():
         expected = select(patch_tokens(encoder, encode(encoder, embeddings)), asked)
         make_askable(encoder.blocks)
-        found = encode(encoder, embeddings, asked=asked)
+        found = encode(encoder, embeddings, queries=asked)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

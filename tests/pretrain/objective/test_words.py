@@ -95,7 +95,7 @@ def test_images_of_one_colour_give_words() -> None:
 
 def stream_of(shards: Path, share: Share, workers: int = 0) -> TrainingStream:
     manifest = open_manifest(f"{shards}/train-*.tar", "data.shards")
-    samples = Samples(manifest, (16, 16), 5, (0.5, 1.0))
+    samples = Samples(manifest, (16, 16), seed=5, crop_area=(0.5, 1.0))
     return TrainingStream(samples, 8, share, workers)
 
 

@@ -86,7 +86,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path, options: dict
     folder = commit(tmp_path, 3, whole)
     restored = make(**options)
     train(restored, 50, 51)  # all of it must be replaced
-    restored.load(folder)
+    restored.load(folder, checkpoint.read_state(folder))
     for training in (whole, restored):
         train(training, 3, 6)
     expected, found = tensors(whole), tensors(restored)
@@ -138,15 +138,16 @@ def test_no_file_is_a_pickle(tmp_path: Path) -> None:
 def test_another_model_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = commit(tmp_path, 1)
     with pytest.raises(UserError, match="holds another encoder or head") as caught:
-        make(width=32).load(folder)
+        make(width=32).load(folder, checkpoint.read_state(folder))
     assert "\n" not in str(caught.value)
 
 
 def test_constants_that_differ_are_named(tmp_path: Path) -> None:
     folder = commit(tmp_path, 1)
-    checkpoint.check_constants(folder, {"shards": "abc"})
+    saved = checkpoint.read_state(folder)
+    checkpoint.check_constants(folder, saved, {"shards": "abc"})
     with pytest.raises(UserError, match="shards was abc, now xyz"):
-        checkpoint.check_constants(folder, {"shards": "xyz"})
+        checkpoint.check_constants(folder, saved, {"shards": "xyz"})
 
 
 # ---------------------------------------------------------------- whole or not at all
@@ -161,9 +162,9 @@ def test_the_manifest_covers_every_file(tmp_path: Path) -> None:
     for name in manifest:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert checkpoint.newest(tmp_path) is None
+        assert checkpoint.recover_newest(tmp_path) is None
         (folder / name).write_bytes(content)
-        assert checkpoint.newest(tmp_path) == folder
+        assert checkpoint.recover_newest(tmp_path) == folder
 
 
 def cut_a_file(folder: Path) -> None:
@@ -188,17 +189,17 @@ def test_a_damaged_checkpoint_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any
 ) -> None:
     before, newest = commit(tmp_path, 9), commit(tmp_path, 10)
-    assert checkpoint.newest(tmp_path) == newest
+    assert checkpoint.recover_newest(tmp_path) == newest
     damage(newest)
     with caplog.at_level(logging.WARNING):
-        assert checkpoint.newest(tmp_path) == before
+        assert checkpoint.recover_newest(tmp_path) == before
     assert f"{newest} is damaged" in caplog.text
     assert commit(tmp_path, 10) == newest  # written again over what is damaged
-    assert checkpoint.newest(tmp_path) == newest
+    assert checkpoint.recover_newest(tmp_path) == newest
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.recover_newest(tmp_path) is None
 
 
 def test_what_a_kill_leaves_behind_is_removed(tmp_path: Path) -> None:
@@ -206,9 +207,9 @@ def test_what_a_kill_leaves_behind_is_removed(tmp_path: Path) -> None:
     left_over = tmp_path / "checkpoints/.writing-step-00000002"
     left_over.mkdir()
     (left_over / "model.safetensors").write_bytes(b"half")
-    assert checkpoint.find_newest(tmp_path) == committed
+    assert checkpoint.newest_intact(tmp_path) == committed
     assert left_over.exists()
-    assert checkpoint.newest(tmp_path) == committed
+    assert checkpoint.recover_newest(tmp_path) == committed
     assert names(tmp_path / "checkpoints") == ["step-00000001"]
 
 
@@ -224,7 +225,7 @@ def test_writing_starts_from_an_empty_folder_and_a_failure_leaves_none(tmp_path:
 
 def test_a_manifest_that_lists_nothing_is_no_checkpoint(tmp_path: Path) -> None:
     (commit(tmp_path, 3) / "manifest.json").write_text("{}")
-    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.recover_newest(tmp_path) is None
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -254,4 +255,4 @@ def test_a_copy_that_followed_the_link_is_refused_in_one_line(tmp_path: Path) ->
     with pytest.raises(
         UserError, match="encoder is no link into the newest checkpoint, and no copy"
     ):
-        checkpoint.newest(tmp_path)
+        checkpoint.recover_newest(tmp_path)

@@ -67,10 +67,10 @@ def test_records_of_one_step_stay_together(tmp_path: Path) -> None:
 
 def test_each_rank_has_its_own_trace_and_the_first_the_rest(tmp_path: Path) -> None:
     for rank in (0, 1):
-        logs = RunLogs(tmp_path, rank, has_trace=True)
-        logs.sync()
-        logs.close()
-    RunLogs(tmp_path / "other", 0, has_trace=False).close()
+        with RunLogs(tmp_path, rank, has_trace=True) as logs:
+            logs.sync()
+    with RunLogs(tmp_path / "other", 0, has_trace=False):
+        pass
     names = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.jsonl"))
     assert names == [
         "bad_samples.jsonl",

@@ -52,7 +52,7 @@ def test_a_run_goes_on_from_its_own_config(tmp_path: Path, tiny: list[str]) -> N
         path.rmdir() if path.is_dir() else path.unlink()
     (run / "encoder").unlink()
     pretrain.run.main([str(run / "config.yaml"), f"run.dir={run}"])
-    assert checkpoint.newest(run) is not None
+    assert checkpoint.recover_newest(run) is not None
 
 
 def test_a_start_that_is_refused_leaves_the_configuration(tmp_path: Path, tiny: list[str]) -> None:
