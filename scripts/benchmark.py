@@ -25,8 +25,8 @@ faster. Without SHARDS, scikit-image's photographs are read.
 `learn` gives the accuracies of encoders after an equal wall time of pretraining, by our objectives
 and by others (extra `bench`), as `scripts/ablate.py learn` does, and ours over each of the others';
 status 1 if a row failed.
-`compare` reports the ratios that fell by more than the spread since they were recorded; status 1 if
-there are any. `page` prints a folder's records as Markdown.
+`compare` reports the ratios that got worse by more than the spread since they were recorded;
+status 1 if there are any. `page` prints a folder's records as Markdown.
 `pretrain` pretrains an encoder by another project's objective, all else as in pretrain/run.py;
 `pretrain --help` names its keys.
 

@@ -2,8 +2,8 @@
 
 A run that was killed repeats the steps past its checkpoint, and a tracker must not show them twice.
 TensorBoard can forget them (`purge_step`), and wandb online drops steps that it has (it says so; we
-have not tried): both are told at once. What cannot unsay anything (wandb offline, all others) is
-told at each checkpoint. Pictures go with the record of their step, so the same holds for them.
+have not tried): both get each record at once. A tracker that cannot remove a record (wandb offline,
+all others) gets them at each checkpoint. Pictures go with the record of their step.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Ratios measured now against those recorded: which fell by more than the spread."""
+"""Ratios measured now against those recorded: which got worse by more than the spread."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,9 @@ def compare(recorded: Path, new: list[Path]) -> tuple[str, int]:
             text, fallen = _compare(title, read_record(before), read_record(after))
         texts.append(text)
         num_fallen += fallen
-    texts.append(f"{num_fallen} fell by more than the spread" if num_fallen else "none fell")
+    texts.append(
+        f"{num_fallen} got worse by more than the spread" if num_fallen else "none got worse"
+    )
     return "\n\n".join(texts), num_fallen
 
 

@@ -339,7 +339,7 @@ def test_a_ratio_falls_if_all_rounds_are_below_those_recorded(
     assert "1.100 (1.000 to 1.200)" in lines["step_vs_timm"]
     assert "0.900 (0.800 to 0.990)" in lines["step_vs_timm"]
     assert "FELL" not in lines["memory_vs_timm"]
-    assert lines["1"] == "1 fell by more than the spread"
+    assert lines["1"] == "1 got worse by more than the spread"
 
 
 def test_memory_falls_where_it_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,7 +356,7 @@ def test_what_is_better_or_within_the_spread_has_not_fallen(
     assert status == 0
     assert "better" in lines["step_vs_timm"]
     assert "better" not in lines["memory_vs_timm"].replace("lower is better", "")
-    assert lines["none"] == "none fell"
+    assert lines["none"] == "none got worse"
 
 
 def test_another_machine_and_other_settings_are_told(

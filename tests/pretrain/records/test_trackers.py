@@ -234,7 +234,7 @@ def test_the_configuration_is_told(tmp_path: Path, tiny: list[str]) -> None:
 
 
 class Listener(GeneralTracker):
-    """A tracker that cannot unsay anything."""
+    """A tracker that cannot remove a record."""
 
     name = "listener"
     requires_logging_directory = False
