@@ -9,6 +9,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.backends.mps import is_macos_or_newer
 
 
 def num_cores() -> int:
@@ -16,6 +17,16 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def has_mps() -> bool:
+    """Tell whether this machine computes on Apple's MPS."""
+    return torch.backends.mps.is_available()
+
+
+def mps_has_bf16() -> bool:
+    """Tell whether MPS computes in bf16: from macOS 14 on."""
+    return is_macos_or_newer(14, 0)
 
 
 def has_float64(device: torch.device) -> bool:

@@ -53,7 +53,7 @@ _NUM_SHOWN = 20  # violations, and epochs
 
 @dataclass(frozen=True)
 class _Pretraining:
-    """What decides a run's order of samples, whatever its objective."""
+    """The keys that decide a run's order of samples, whatever its objective."""
 
     run: RunConfig = setting(RunConfig, "the seed")
     data: DataConfig = setting(DataConfig, "the images")

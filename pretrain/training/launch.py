@@ -12,9 +12,8 @@ from accelerate.utils import (
     DistributedType,
     parse_flag_from_env,
 )
-from torch.backends.mps import is_macos_or_newer
 
-from data.devices import num_cores
+from data.devices import has_mps, mps_has_bf16, num_cores
 from data.images.jpeg import is_compiled
 from data.settings import require
 from data.stream import Share
@@ -88,7 +87,7 @@ def choose_device(run: RunConfig, group: str = "run") -> None:
     """
     has_gpu = torch.cuda.is_available()
     is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if not has_gpu and not (is_alone and torch.backends.mps.is_available()):
+    if not has_gpu and not (is_alone and has_mps()):
         # `accelerate launch` says false without --cpu; and torchrun, to which nobody says anything,
         # would start as many runs of one process
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -101,7 +100,7 @@ def choose_device(run: RunConfig, group: str = "run") -> None:
         else "run.precision=fp16 needs a CUDA device; use fp32 or bf16 on MPS",
     )
     require(
-        run.precision != "bf16" or has_gpu or is_on_cpu or is_macos_or_newer(14, 0),
+        run.precision != "bf16" or has_gpu or is_on_cpu or mps_has_bf16(),
         f"{group}.precision=bf16 needs macOS 14 on MPS; use fp32",
     )
 

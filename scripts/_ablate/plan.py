@@ -75,7 +75,7 @@ class Command:
 
     @property
     def arguments(self) -> list[str]:
-        """What is typed after the script's name."""
+        """The arguments after the script's name."""
         files = [] if self.config is None else [find_config(self.config)]
         return files + arguments_of(self.overrides)
 

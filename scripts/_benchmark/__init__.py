@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py measures."""
+"""The parts of scripts/benchmark.py."""

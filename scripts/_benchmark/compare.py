@@ -1,4 +1,4 @@
-"""Ratios measured now against those recorded: which got worse by more than the spread."""
+"""Compares ratios with the recorded ones: which got worse by more than the spread."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def compare(recorded: Path, new: list[Path]) -> tuple[str, int]:
         new: The like, measured now. A folder's records are compared to those of the same name.
 
     Returns:
-        The tables, and how many ratios fell.
+        The tables, and the number of regressions.
 
     Raises:
         UserError: There is nothing to compare, or a file is no record.

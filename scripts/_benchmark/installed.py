@@ -13,7 +13,7 @@ NOBODY = "none"
 
 @dataclass(frozen=True)
 class Package:
-    """What an alternative needs.
+    """The package that an alternative needs.
 
     Attributes:
         name: As pip knows it.
@@ -40,7 +40,7 @@ class Package:
 
     @property
     def complaint(self) -> str:
-        """What is said where it is not installed."""
+        """The message where it is not installed."""
         return (
             f"needs {self.name}, which is not installed; run pip install -e '.[bench]' here "
             "(make bench does, in an environment of its own)"

@@ -53,7 +53,7 @@ _SHARDS = "pattern, glob or folder of shards; without it scikit-image's photogra
 
 @dataclass(frozen=True)
 class Training:
-    """What trains in `step` and `run`, and how; the same for all variants."""
+    """The encoder that `step` and `run` train, and how; the same for all variants."""
 
     encoder: str = option(
         "vit_small_patch16_224",

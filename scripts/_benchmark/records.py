@@ -1,4 +1,4 @@
-"""What was measured of several variants, a value a round, and the record that is made of it.
+"""Measurements of several variants, a value a round, and the record made of them.
 
 On a machine that others use too, a speed means little and a ratio of two neighbouring measurements
 means more. So the variants take turns, A B C A B C, a ratio is made in each round, and the median
@@ -31,7 +31,7 @@ Pairs = Mapping[str, tuple[str, str]]  # a ratio's name -> the variant and its b
 
 @dataclass
 class Rounds:
-    """What was measured of each variant, one value a round.
+    """The measurements of each variant, one value a round.
 
     Attributes:
         unit: What the values are; the key in a record.

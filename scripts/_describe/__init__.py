@@ -1,1 +1,1 @@
-"""What `scripts/describe.py` is made of."""
+"""The parts of `scripts/describe.py`."""

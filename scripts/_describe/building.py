@@ -22,7 +22,7 @@ from pretrain.training.memory import Batch, example_batch
 
 @dataclass(frozen=True)
 class Built:
-    """What a run would train.
+    """The model that a run would train.
 
     Attributes:
         model: Takes a batch, and holds the encoder as `model.encoder`. Its weights lie on the meta

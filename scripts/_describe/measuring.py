@@ -1,4 +1,4 @@
-"""What a model costs: parameters, operations and memory, counted without running it.
+"""The costs of a model: parameters, operations and memory, counted without running it.
 
 A forward and a backward pass run on torch's fake tensors: the meta device's shapes with the name of
 a device, so that autocast and the fused attention choose the same kernels as with real ones. The
@@ -45,7 +45,7 @@ class Transformer:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs.
+    """The costs of a model.
 
     Attributes:
         name: timm's name of the encoder.

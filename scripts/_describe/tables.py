@@ -1,4 +1,4 @@
-"""What a configuration costs, as lines and as a row of a table."""
+"""The costs of a configuration, as lines and as a row of a table."""
 
 from pathlib import Path
 

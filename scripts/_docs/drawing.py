@@ -14,7 +14,7 @@ _MOST = 3  # rooms side by side: a name must fit
 
 
 class _Item(NamedTuple):
-    """What stands in a row: a room, or the lane of all arrows that go on down to one."""
+    """An entry of a row: a room, or the lane of all arrows that go on down to one."""
 
     row: int
     room: str

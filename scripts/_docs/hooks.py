@@ -1,4 +1,4 @@
-"""What the site's builder calls: it adds the pages that are made of code and configurations.
+"""Hooks of the site's builder: they add the pages made of code and configurations.
 
 `make docs` runs `python -m mkdocs build` in the checkout, so that the code documented is this code.
 """

@@ -105,7 +105,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """What stands under one heading.
+    """The contents of one heading.
 
     Attributes:
         title: Heading.

@@ -1,4 +1,4 @@
-"""What a run's folder holds afterwards: its records, its configuration, its encoder. Reads only."""
+"""Reads a run's folder afterwards: its records, its configuration, its encoder."""
 
 import json
 import math

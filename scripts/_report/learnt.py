@@ -1,4 +1,4 @@
-"""What an encoder has learnt, in pictures: filters, positions, attention."""
+"""Pictures of what an encoder has learnt: filters, positions, attention."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

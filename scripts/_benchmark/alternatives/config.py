@@ -1,4 +1,4 @@
-"""What scripts/benchmark.py pretrain is told: a pretraining's keys, and an alternative's."""
+"""The keys of `scripts/benchmark.py pretrain`: a pretraining's, and an alternative's."""
 
 from dataclasses import dataclass, fields
 from typing import Any

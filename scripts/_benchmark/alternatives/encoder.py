@@ -1,4 +1,4 @@
-"""What all alternatives share: the plain encoder that they are given.
+"""The part that all alternatives share: the plain encoder that they are given.
 
 Each alternative trains the same timm encoder as our own objective does. Its own code masks, decodes
 and judges; where it would run its own ViT, an adapter runs this one. So the encoder is held outside

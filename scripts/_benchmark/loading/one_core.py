@@ -22,7 +22,7 @@ _READ_AHEAD = 2  # batches that a worker makes while nobody asks
 
 
 class Turn(NamedTuple):
-    """What a source gave in its turn: so many images, in seconds of the wall and of the CPU."""
+    """The images of a source in its turn, in seconds of the wall and of the CPU."""
 
     num_images: int
     seconds: float

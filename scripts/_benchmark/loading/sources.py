@@ -1,4 +1,4 @@
-"""What makes training crops, here and elsewhere, over the same images.
+"""Sources of training crops, ours and others', over the same images.
 
 Every source is a function of `Images` that yields batches without end, as torch tensors in the
 process that calls it. All cut a random part (`CROP_AREA` of the image, `ASPECT`), resize it

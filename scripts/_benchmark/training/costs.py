@@ -1,4 +1,4 @@
-"""What a piece of work costs: time, floating-point operations, memory."""
+"""The costs of a piece of work: time, floating-point operations, memory."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""What trains in `step` and `run`: one encoder, at one precision and compile setting."""
+"""The subject of `step` and `run`: one encoder, at one precision and compile setting."""
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -29,7 +29,7 @@ _OURS_ALONE = ("init", "position", "position_at", "patch_embed", "stem")  # keys
 
 @dataclass(frozen=True)
 class Subject(Training):
-    """What is trained, and how; the same for all variants."""
+    """The encoder that is trained, and how; the same for all variants."""
 
     @classmethod
     def of(cls, options: Training) -> Self:

@@ -290,7 +290,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Let torch say that it has MPS, on macOS 14."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
-    monkeypatch.setattr("pretrain.training.launch.is_macos_or_newer", always)
+    monkeypatch.setattr("data.devices.is_macos_or_newer", always)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     return monkeypatch
 
@@ -311,7 +311,7 @@ def test_mps_is_for_one_process(
 def test_what_mps_cannot_do_is_refused(mac: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^run.precision=fp16 needs a CUDA device; use fp32 or bf"):
         choose_device(RunConfig(precision="fp16"))
-    mac.setattr("pretrain.training.launch.is_macos_or_newer", never)
+    mac.setattr("data.devices.is_macos_or_newer", never)
     with pytest.raises(UserError, match=r"^run.precision=bf16 needs macOS 14 on MPS; use fp32$"):
         choose_device(RunConfig(precision="bf16"))
     mac.setenv("ACCELERATE_USE_CPU", "true")
