@@ -204,14 +204,14 @@ def _glob(folder: str, parts: Sequence[str]) -> list[str]:
     return [path for each in paths for path in _glob(each, parts[1:])]
 
 
-def _tars(files: list[str], what: str) -> list[str]:
+def _tars(matches: list[str], what: str) -> list[str]:
     """Take those of a pattern's matches that may be shards, and say what is left out."""
-    names = [path for path in files if not _is_own(path)]
+    names = [path for path in matches if not _is_own(path)]
     files = [path for path in names if not os.path.isdir(path)]  # noqa: PTH112
     tars = [path for path in files if path.lower().endswith(".tar")] or files
     require(
         len(tars) > 0,
-        f"{what} matches {name_some([_file(path) for path in names or files])} and no shard; "
+        f"{what} matches {name_some([_file(path) for path in names or matches])} and no shard; "
         "name a folder of shards, or its files, as in FOLDER/*.tar",
     )
     rest = [_file(path) for path in names if path not in set(tars)]
