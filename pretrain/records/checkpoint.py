@@ -151,6 +151,15 @@ def newest_intact(run: Path) -> Path | None:
     return None
 
 
+def has_intact(run: Path) -> bool:
+    """Tell whether a checkpoint is intact. Damaged ones are named if none is.
+
+    Otherwise `recover_newest`, which a resume calls next, would name them a second time.
+    """
+    whole = any(_damage(checkpoint) is None for checkpoint in _checkpoints(run / "checkpoints"))
+    return whole or newest_intact(run) is not None
+
+
 def newest_by_name(run: Path) -> Path | None:
     """Return the newest checkpoint by its name alone, or None."""
     return next(iter(_checkpoints(run / "checkpoints")), None)

@@ -19,7 +19,7 @@ from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import keys, plain_value, to_yaml
 from pretrain.configuration.values import Key, as_held, shown
 from pretrain.ranks import on_main
-from pretrain.records.checkpoint import newest_by_name, newest_intact
+from pretrain.records.checkpoint import has_intact, newest_by_name
 from pretrain.training.config import RunConfig
 
 _LOCK = ".lock"
@@ -148,7 +148,7 @@ def _is_same_path(key: Key, now: Any, before: Any) -> bool:
 
 def _check_resume(run: RunConfig) -> None:
     require(
-        run.resume != "must" or newest_intact(Path(run.dir)) is not None,
+        run.resume != "must" or has_intact(Path(run.dir)),
         f"run.resume=must, but run.dir={run.dir} has no whole checkpoint; "
         "use run.resume=auto to start again from step 0",
     )

@@ -101,6 +101,32 @@ def test_a_disk_without_links(
     assert not list(run.glob(".encoder*"))
 
 
+def test_a_damaged_checkpoint_is_named_once(
+    tmp_path: Path, tiny: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also under run.resume=must, which looks at the checkpoints before the resume does."""
+    run = tmp_path / "run"
+    train(tiny, run, "optim.steps=4", "run.checkpoint_every=2")
+    newest = run / "checkpoints/step-00000004"
+    (newest / "model.safetensors").write_bytes(b"")
+    caplog.clear()
+    train(tiny, run, "optim.steps=4", "run.resume=must")
+    assert caplog.text.count(f"{newest} is damaged") == 1
+
+
+def test_all_damaged_checkpoints_are_named_where_one_must_be_there(
+    tmp_path: Path, tiny: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    train(tiny, run, "optim.steps=4")
+    newest = run / "checkpoints/step-00000004"
+    (newest / "model.safetensors").write_bytes(b"")
+    caplog.clear()
+    with pytest.raises(UserError, match="has no whole checkpoint"):
+        train(tiny, run, "optim.steps=4", "run.resume=must")
+    assert caplog.text.count(f"{newest} is damaged") == 1
+
+
 def test_a_disk_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
