@@ -62,6 +62,7 @@ def send(number: int, started: Path, times: int = 1) -> None:
         time.sleep(0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGUSR1, 75)],
@@ -82,6 +83,7 @@ def test_a_signal_reaches_the_command_as_sigterm(
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.slow
 def test_a_second_signal_kills_a_command_that_goes_on(tmp_path: Path) -> None:
     program, started = _WAITING.format(on_signal="None"), tmp_path / "started"
     threading.Thread(target=send, args=(signal.SIGTERM, started, 2)).start()

@@ -142,6 +142,7 @@ def test_truncate_every_512b(folder: Path, template: Template, warned: Callable[
             assert f"shard a.tar is damaged: {CHANGED}: " in warned(), size
 
 
+@pytest.mark.slow
 def test_flip_every_header(folder: Path, template: Template, warned: Callable[[], str]) -> None:
     num_named = 0
     for header, at in field_flips(template):
@@ -255,6 +256,7 @@ def test_truncate_every_512b_without_an_index(
         assert is_end or text.endswith(f"; {count(num_found, 'sample')} before it")
 
 
+@pytest.mark.slow
 def test_flip_every_header_without_an_index(
     folder: Path, template: Template, warned: Callable[[], str]
 ) -> None:
@@ -374,6 +376,7 @@ def test_the_index_of_another_shard_is_refused(folder: Path, template: Template)
         load_index(manifest.shards[0], Storage())
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), change=st.binary(min_size=1, max_size=40))
 def test_whatever_happens_to_a_manifest(

@@ -36,6 +36,7 @@ def labels(folder: Path, split: str) -> Counter[int]:
     )
 
 
+@pytest.mark.slow
 def test_number_of_tiles_a_class(demo: Path) -> None:
     assert demo_shards_exist(demo)
     assert labels(demo, "train") == dict.fromkeys(range(8), 500)

@@ -84,6 +84,7 @@ def test_each_sample_once_around_the_limit_of_the_plain_order(
     assert is_bijection(whole_epoch(order))
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(PLAIN_LIMIT + 1, 400_000), st.integers(0, 100))
 def test_each_sample_once_in_lanes(num_samples: int, seed: int) -> None:

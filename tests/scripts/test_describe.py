@@ -19,6 +19,8 @@ from scripts._describe.measuring import Costs, count_saved_bytes, count_state_by
 from scripts._describe.tables import summary
 from scripts.describe import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs/pretrain/demo.yaml")
 PRESETS = sorted((ROOT / "configs/encoder").glob("*.yaml"))

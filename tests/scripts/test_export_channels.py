@@ -19,6 +19,8 @@ from scripts._export.graph_files import ONNX, TORCH
 from scripts._export.source import Source
 from tests.scripts.test_export_formats import encoder, name_of, photographs, round_trip
 
+pytestmark = pytest.mark.slow
+
 TIMM, HF = timm_folder.FORMAT, hugging_face.FORMAT
 
 

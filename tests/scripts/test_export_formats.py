@@ -22,6 +22,8 @@ from scripts._export.format import Format
 from scripts._export.graph_files import ONNX, TORCH
 from scripts._export.source import Source
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["cat", "dog", "owl"]
 SIZE = (16, 32)
 FORMATS = [timm_folder.FORMAT, hugging_face.FORMAT, ONNX, TORCH]

@@ -286,6 +286,7 @@ def test_without_it_each_sample_is_one_request(shards: Remote, local: Manifest) 
     assert shards.server.num_bytes_sent < shards.num_bytes
 
 
+@pytest.mark.slow
 def test_the_size_holds_all_the_time(shards: Remote, expected: list[Batch]) -> None:
     limit = shards.num_bytes // 3
     largest = 0

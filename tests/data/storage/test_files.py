@@ -487,6 +487,7 @@ def _read_in_child(file: RemoteFile, results: Connection) -> None:
     results.send(connections._num_holders)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_another_process_connects_anew(server: FlakyServer, method: str) -> None:

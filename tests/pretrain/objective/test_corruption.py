@@ -317,6 +317,7 @@ def test_blocks_have_the_aspects_of_beit() -> None:
     assert float(aspects.std()) == pytest.approx(2 * 1.204 / 12**0.5, rel=0.03)  # uniform in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "num", "expected"),
     [((14, 14), 8, 0.006), ((14, 14), 16, 0), ((8, 32), 16, 0.0002), ((8, 32), NUM_BLOCKS, 0)],

@@ -355,6 +355,7 @@ def cases(draw: st.DrawFn) -> tuple[Target, Tensor]:
     return target_of(kind, patch, channels, **keys), images
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(cases())
 def test_forms_ranges_and_batch_order(case: tuple[Target, Tensor]) -> None:

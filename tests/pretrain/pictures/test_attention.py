@@ -233,6 +233,7 @@ def test_the_precision_around_does_not_matter() -> None:
     assert torch.equal(found[1], rollout(encoder, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1, 3000, 2**16])
 def test_small_batches_and_chunks_give_the_same(
     budget: int, monkeypatch: pytest.MonkeyPatch

@@ -54,6 +54,7 @@ def over_pixels(is_corrupted: torch.Tensor) -> torch.Tensor:
     return grid.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("sees_masked", [True, False])
 def test_no_prediction_sees_its_own_patch(kind: str, sees_masked: bool):
@@ -70,6 +71,7 @@ def test_no_prediction_sees_its_own_patch(kind: str, sees_masked: bool):
     assert not torch.equal(again.true, result.true)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 def test_predictions_follow_the_visible_patches(kind: str):
     """The control: the test above would pass on a model that sees nothing at all."""

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from packaging.version import Version
 
 import finetune.run
 import pretrain.run
@@ -70,9 +69,6 @@ def test_what_a_pass_keeps_is_counted_to_the_byte(
 
 
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch without CUDA")
-@pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.11"), reason="fake tensors needed a real GPU"
-)
 @pytest.mark.parametrize(
     "own", [[], ["target.kind=words", "target.num_words=16"], ["corruption.kind=block"]]
 )
