@@ -6,7 +6,7 @@
     python tests/move/runs.py finish DATA OUT --checkout NEW --begun KILLED
     python tests/move/runs.py compare OUT OUT                     (or a folder that `finish` made)
 
-A checkout is a folder with the repository and its .venv. `--only` takes names from RUNS,
+A checkout is a folder with the repository and its .venv. `--only` takes names from RUNS and MORE,
 `--workers` 0 or 2 or both. Compared are metrics.jsonl without `speed/`, every other file of the run
 by sha256 (model, optimizer, state and encoder of each checkpoint, traces, shards.jsonl, config.yaml
 without run.dir), the names of all files, and the lines that were printed without rates and paths.
@@ -65,16 +65,36 @@ RUNS: dict[str, list[str]] = {
     "ddp": [*MASKS, "data.trace=true", *PROBE],
     "fsdp": [*MASKS, "run.parallel=fsdp"],
 }
+MORE: dict[str, list[str]] = {  # by --only
+    "sequential": [*MASKS, "data.read=sequential"],
+    "grey": [*MASKS, "data.channels=1", "data.mean=[0.5]", "data.std=[0.25]"],
+    "decoder": [
+        *MASKS,
+        "encoder.sees_masked=false",
+        "decoder.depth=2",
+        "target.kind=colour_grid",
+        "target.grid=2",
+        "encoder.args.reg_tokens=2",
+        "run.micro_batch_size=8",
+    ],
+    "like": [
+        "configs/finetune/cifar10-paper.yaml",
+        *LABELS,
+        "encoder.like=start",
+        "head.tuned_blocks=1",
+        "head.pooling=both",
+    ],
+}
 LAUNCHED = {"ddp", "fsdp"}  # on two ranks
 
 
 def command_of(checkout: Path, name: str, workers: int, folder: Path) -> list[str]:
     """Return the command line of a run, to be run in the folder of the data."""
-    script = "finetune/run.py" if name == "finetune" else "pretrain/run.py"
+    config, *keys = (RUNS | MORE)[name]
+    script = "finetune/run.py" if "configs/finetune" in config else "pretrain/run.py"
     program = [str(checkout / ".venv/bin/python")]
     if name in LAUNCHED:
         program = [str(checkout / ".venv/bin/torchrun"), "--nproc-per-node=2", "--standalone"]
-    config, *keys = RUNS[name]
     last = [f"data.workers={workers}", f"run.dir={folder}"]
     return [*program, str(checkout / script), str(checkout / config), *COMMON, *keys, *last]
 
