@@ -1,4 +1,4 @@
-"""Bytes -> uint8 crops (C, H, W), for training and for evaluation.
+"""Decoding and cropping: bytes -> uint8 crops (C, H, W), for training and for evaluation.
 
 Pixels stay uint8 until the model: targets are made from them, a batch costs a quarter of the
 memory, and integer resizing gives the same result on any number of threads.

@@ -1,4 +1,4 @@
-"""Files that are read by range, on this machine or behind a URL.
+"""Locations of files, and the protocols that are read (`PROTOCOLS`).
 
 A location is an absolute path or a URL. What reads shards sees only `RangeFile`. Messages name a
 URL by `public_name` alone: what could be a password or a signature appears in no log.

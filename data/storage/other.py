@@ -1,4 +1,4 @@
-"""Requests through any other driver of fsspec's, such as those for gs:// and hf://."""
+"""Requests to every protocol that has no file of its own here, through fsspec: gs:// and hf://."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -1,1 +1,4 @@
-"""The engine of configurations: defaults <- YAML <- command line."""
+"""The engine of configurations: defaults <- YAML <- command line.
+
+The keys themselves stand in the `config.py` of the room that they configure.
+"""

@@ -1,4 +1,4 @@
-"""Is it learning? Few-shot and k-NN accuracy of the encoder as it is, while it is pretrained."""
+"""The probe while pretraining: few-shot and k-NN accuracy of the encoder as it is."""
 
 import statistics
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The parts of an export format."""
+"""The class `Format`: the parts of an export format. `export.py` beside it lists the formats."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
