@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from PIL import Image
 from torch import Tensor
 
@@ -274,8 +276,17 @@ def test_a_cut_file_is_judged_as_ever(kind: str, without: Callable[[], None]) ->
     assert any(isinstance(one, Tensor) for one in found)
 
 
+# of one wrong Huffman table of 2,728 wrong bytes, torchvision 0.26 makes other pixels
+others_pixels = pytest.mark.skipif(
+    Version(torchvision.__version__) < Version("0.29"), reason="another libjpeg-turbo"
+)
+
+
 @needs_extension
-@pytest.mark.parametrize("kind", ["420", "420 with restarts", "grey", "444", "Adobe's RGB"])
+@pytest.mark.parametrize(
+    "kind",
+    ["420", "420 with restarts", "grey", "444", pytest.param("Adobe's RGB", marks=others_pixels)],
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_file_with_a_wrong_byte_is_judged_as_ever(kind: str, without: Callable[[], None]) -> None:

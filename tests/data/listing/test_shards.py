@@ -204,7 +204,7 @@ def test_braces_may_hold_absolute_paths_and_be_long(tmp_path: Path) -> None:
         ("[v3].tar", r"\[v3\] is read as a pattern; a name that holds a \[ itself .* \[\[\]\)"),
         ("a-0.tar/b.tar", r"a-0.tar/b.tar cannot be read \(Not a directory\)"),
         ("a" * 300, r"cannot be read \(File name too long\)"),
-        ("a\0.tar", r"cannot be read \(embedded null byte\)"),
+        ("a\0.tar", r"cannot be read \(.*embedded null"),
     ],
 )
 def test_what_was_read_as_a_pattern_is_said(
