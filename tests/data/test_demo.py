@@ -17,6 +17,8 @@ from data.reading.reader import ShardReader
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,7 +38,6 @@ def labels(folder: Path, split: str) -> Counter[int]:
     )
 
 
-@pytest.mark.slow
 def test_number_of_tiles_a_class(demo: Path) -> None:
     assert demo_shards_exist(demo)
     assert labels(demo, "train") == dict.fromkeys(range(8), 500)

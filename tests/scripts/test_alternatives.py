@@ -104,6 +104,7 @@ def test_it_trains_and_its_loss_falls(runs: Trained, name: str) -> None:
     assert (runs(name) / "config.yaml").read_text().count(f"name: {name}\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_it_learns_a_few_images_by_heart(encoder: list[str], name: str) -> None:
     model, given = build(encoder, name), smooth()

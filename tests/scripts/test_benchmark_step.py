@@ -81,6 +81,7 @@ def test_step_measures_speed_share_of_the_peak_and_memory(config: str, tmp_path:
     assert "GFLOP an image" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_mask_free_step_computes_less_and_both_train() -> None:
     subject = subject_of("vit_tiny_patch16_224", image_size=32)
     whole, maskfree = make_step("step", subject), make_step("maskfree", subject)

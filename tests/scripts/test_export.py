@@ -204,6 +204,7 @@ def test_images_may_be_named(saved: Path, tmp_path: Path, capsys: Printed) -> No
     assert f"on 1 image of {tmp_path}/1.png: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_image_is_enough_for_a_graph(saved: Path, tmp_path: Path, capsys: Printed) -> None:
     Image.new("RGB", (40, 30), "green").save(tmp_path / "1.png")
     export(saved, tmp_path / "out", "--images", tmp_path / "1.png", "--to", "torch")

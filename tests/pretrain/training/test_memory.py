@@ -68,6 +68,7 @@ def test_what_a_pass_keeps_is_counted_to_the_byte(
     assert need.saved(num_images) == expected > 50_000 * num_images
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch without CUDA")
 @pytest.mark.parametrize(
     "own", [[], ["target.kind=words", "target.num_words=16"], ["corruption.kind=block"]]
