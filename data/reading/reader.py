@@ -172,9 +172,6 @@ class ShardReader:
     def __setstate__(self, state: tuple[Manifest, int]) -> None:
         self.__init__(*state)
 
-    def __del__(self) -> None:
-        self.close()
-
 
 def _runs(members: Mapping[str, Member]) -> list[range]:
     """Join members that lie near each other into ranges of offsets, each for one read."""

@@ -22,6 +22,7 @@ class LocalFile:
     """A file of this machine."""
 
     def __init__(self, path: Path) -> None:
+        self._descriptor = -1
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     @property
@@ -40,7 +41,12 @@ class LocalFile:
 
     def close(self) -> None:
         """Give the descriptor back."""
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def open_file(location: str, storage: Storage, expected: Version | None = None) -> RangeFile:

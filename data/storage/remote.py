@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TypeVar
 
 from data.settings import RunStopped, UserError
@@ -42,6 +43,7 @@ class Connections:
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._num_holders = 0
+        self._left: SimpleQueue[None] = SimpleQueue()  # releases without a wait, still to be done
         self._transports: dict[tuple[str, float], Transport] = {}
 
     def _forked(self) -> None:
@@ -50,6 +52,7 @@ class Connections:
 
     def hold(self) -> None:
         """Keep connections open until `release`."""
+        self._settle()
         with self._lock:
             self._num_holders += 1
 
@@ -57,11 +60,26 @@ class Connections:
         """Undo one `hold`; the last closes all."""
         if sys.is_finalizing():
             return  # fsspec's thread, which would close them, has ended: it would be waited for
+        self._left.put(None)
+        self._settle()
+
+    def release_later(self) -> None:
+        """Undo one `hold` when the connections are next used; the call never waits.
+
+        A destructor runs in whichever thread collects it: it may be one that holds the lock, or
+        fsspec's own, which could not wait for itself.
+        """
+        self._left.put(None)
+
+    def _settle(self) -> None:
+        """Do the releases that were left; who does the last closes all."""
+        unused: list[Transport] = []
         with self._lock:
-            self._num_holders -= 1
-            unused = [] if self._num_holders else list(self._transports.values())
-            if unused:
-                self._transports = {}
+            while not self._left.empty():
+                self._left.get()
+                self._num_holders -= 1
+            if self._num_holders == 0:
+                unused, self._transports = list(self._transports.values()), {}
         for transport in unused:
             transport.close()
 
@@ -132,6 +150,10 @@ class RemoteFile:
         if self._holder == os.getpid():
             connections.release()
         self._holder = None
+
+    def __del__(self) -> None:
+        if self._holder == os.getpid():
+            connections.release_later()
 
     def _ask(self, offset: int, size: int, version: Version | None) -> Answer:
         if self._holder != os.getpid():
