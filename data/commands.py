@@ -1,8 +1,10 @@
-"""Running a command as a user would type it: its end, and the signals that come meanwhile."""
+"""The commands: their names, how a user types one, and running one to its end."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,36 @@ from data.settings import RunStopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _ASKED_TO_LEAVE = 75  # a run's status then, `run.requeue_status`
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+COMMANDS = {  # of `mpp`: the entry point that each starts
+    "recommend": "scripts/recommend.py",
+    "shards": "scripts/make_shards.py",
+    "index": "scripts/index_shards.py",
+    "pretrain": "pretrain/run.py",
+    "status": "scripts/status.py",
+    "report": "scripts/report.py",
+    "probe": "finetune/probe.py",
+    "fewshot": "finetune/fewshot.py",
+    "finetune": "finetune/run.py",
+    "predict": "scripts/predict.py",
+    "embed": "scripts/embed.py",
+    "export": "scripts/export.py",
+    "verify": "scripts/verify_run.py",
+}
+
+
+def how_to_type(name: str) -> str:
+    """Return how a command of `COMMANDS` is typed here: `mpp NAME`, or `python FILE`.
+
+    The latter where this interpreter's `mpp` is not among the programs that a shell finds.
+    """
+    found = shutil.which("mpp")
+    if found is not None and Path(found).parent == Path(sys.executable).parent:
+        return f"mpp {name}"
+    file = CHECKOUT / COMMANDS[name]
+    here = Path.cwd()
+    return f"python {file.relative_to(here) if file.is_relative_to(here) else file}"
 
 
 class CommandFailed(RunStopped):

@@ -24,10 +24,10 @@ from finetune.config import FewshotConfig
 from pretrain.configuration.load import load, usage
 
 
-def main(arguments: list[str]) -> None:
-    """Run `python finetune/fewshot.py ARGUMENTS`."""
+def main(arguments: list[str], command: str = "python finetune/fewshot.py") -> None:
+    """Run `python finetune/fewshot.py ARGUMENTS`; `command` is what `--help` calls it."""
     if {"-h", "--help"} & set(arguments):
-        print(usage(FewshotConfig, "python finetune/fewshot.py"))
+        print(usage(FewshotConfig, command))
         return
     config = load(FewshotConfig, arguments)
     with importing():  # here, so that no help and no mistake in a key waits for torch

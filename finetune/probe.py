@@ -25,10 +25,10 @@ from finetune.config import LinearConfig
 from pretrain.configuration.load import load, usage
 
 
-def main(arguments: list[str]) -> None:
-    """Run `python finetune/probe.py ARGUMENTS`."""
+def main(arguments: list[str], command: str = "python finetune/probe.py") -> None:
+    """Run `python finetune/probe.py ARGUMENTS`; `command` is what `--help` calls it."""
     if {"-h", "--help"} & set(arguments):
-        print(usage(LinearConfig, "python finetune/probe.py"))
+        print(usage(LinearConfig, command))
         return
     config = load(LinearConfig, arguments)
     with importing():  # here, so that no help and no mistake in a key waits for torch

@@ -37,7 +37,12 @@ def main(arguments: list[str], command: str = "python finetune/run.py") -> None:
     if {"-h", "--help"} & set(arguments):
         print(usage(FinetuneConfig, command))
         return
-    run(load(FinetuneConfig, arguments))
+    run(read(arguments))
+
+
+def read(arguments: list[str]) -> FinetuneConfig:
+    """Return what the arguments ask for."""
+    return load(FinetuneConfig, arguments)
 
 
 def run(config: FinetuneConfig) -> None:

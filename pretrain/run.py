@@ -31,7 +31,12 @@ def main(arguments: list[str], command: str = "python pretrain/run.py") -> None:
     if {"-h", "--help"} & set(arguments):
         print(usage(PretrainConfig, command))
         return
-    run(load(PretrainConfig, arguments or [str(DEMO)]), is_demo=not arguments)
+    run(read(arguments), is_demo=not arguments)
+
+
+def read(arguments: list[str]) -> PretrainConfig:
+    """Return what the arguments ask for; without any, the demo."""
+    return load(PretrainConfig, arguments or [str(DEMO)])
 
 
 def run(config: PretrainConfig, *, is_demo: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import NoReturn
 from data.settings import UserError, require
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours -> accelerate's name
-_TRUE = ("1", "true", "yes", "on", "y", "t")
+TRUE = ("1", "true", "yes", "on", "y", "t")
 _USES = "ACCELERATE_USE_"
 _USES_CPU = "ACCELERATE_USE_CPU"  # a device, and none of its ways to train
 
@@ -30,7 +30,7 @@ def check_launcher(precision: str, group: str = "run") -> None:
         )
 
     for name in sorted(os.environ):
-        if name.startswith(_USES) and name != _USES_CPU and os.environ[name].lower() in _TRUE:
+        if name.startswith(_USES) and name != _USES_CPU and os.environ[name].lower() in TRUE:
             is_fsdp = name.endswith("FSDP")
             refuse(name.removeprefix(_USES), "run.parallel=fsdp" if is_fsdp else "")
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
