@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 from data.config import LabelledDataConfig
 from data.settings import require, setting
 from pretrain.encoder import EncoderConfig
-from pretrain.evaluation.config import NEIGHBOURS, PENALTY, check_shots
+from pretrain.evaluation.config import NEIGHBOURS, PENALTIES, PENALTY, check_shots
 from pretrain.training.config import OptimConfig, RunConfig
 
 TIMM_POOLINGS = {"average": "avg", "class": "token"}
 _POOLINGS = (*TIMM_POOLINGS, "both")
 _KINDS = ("linear", "mlp")
+_INITS = ("zeros", "probe")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class HeadConfig:
     kind: str = setting(
         "linear", "linear, or mlp: one hidden layer (tanh), for training from scratch"
     )
+    init: str = setting(
+        "zeros", "zeros, or probe: a linear probe on data.train, fitted before the first step"
+    )
     tuned_blocks: int | None = setting(
         None, "last blocks that are trained with the head; 0: the head alone; default: everything"
     )
@@ -34,9 +38,14 @@ class HeadConfig:
             0 <= self.label_smoothing < 1,
             f"head.label_smoothing={self.label_smoothing} is not in [0, 1)",
         )
-        for key, known in (("pooling", _POOLINGS), ("kind", _KINDS)):
+        for key, known in (("pooling", _POOLINGS), ("kind", _KINDS), ("init", _INITS)):
             value = getattr(self, key)
             require(value in known, f"head.{key}={value} is not one of {', '.join(known)}")
+        require(
+            self.init == "zeros" or (self.kind == "linear" and self.pooling in TIMM_POOLINGS),
+            f"head.init={self.init} needs head.kind=linear and head.pooling=average or class; "
+            "use head.init=zeros",
+        )
         require(
             self.tuned_blocks is None or self.tuned_blocks >= 0,
             f"head.tuned_blocks={self.tuned_blocks} is below 0; 0 trains the head alone",
@@ -95,6 +104,11 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         self.data.require_splits()
+        require(
+            self.head.init == "zeros" or not self.data.multi_label,
+            f"head.init={self.head.init} with data.multi_label=true, but a linear probe gives one "
+            "class an image; use head.init=zeros",
+        )
 
 
 # ---------------------------------------------------------------- measures of a frozen encoder
@@ -188,7 +202,7 @@ class ClassifiersConfig(FrozenConfig):
 
     neighbours: int = setting(NEIGHBOURS, "nearest training images that vote in k-NN")
     penalties: tuple[float, ...] = setting(
-        (1e-4, 1e-3, 1e-2, 1e-1),
+        PENALTIES,
         "of the linear probe; a tenth of data.train chooses one",
     )
 

@@ -39,9 +39,9 @@ def main(arguments: list[str], command: str = "python finetune/fewshot.py") -> N
     num_fits = len(shots.shots) * shots.num_seeds
     prepare = partial(choose_images, shots, config.data.used)
     with memory_errors("a smaller fewshot.batch_size"):
-        table = measure(config, prepare, partial(judge_few_shot, shots), num_fits, about)
-    if table is not None:
-        print(table, end="")
+        found = measure(config, prepare, partial(judge_few_shot, shots), num_fits, about)
+    if found is not None:
+        print(found.text, end="")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How `fewshot.py` and `probe.py` judge a frozen encoder's features."""
 
 import statistics
+from math import isfinite
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from finetune.config import ClassifiersConfig, ShotsConfig
 from finetune.measure import Figures
 from pretrain.evaluation.classifiers import (
     Choices,
+    Probe,
     Report,
     check_penalties,
     choose_shots,
@@ -41,17 +43,32 @@ def check_classifiers(classifiers: ClassifiersConfig, images: str, labels: np.nd
     check_penalties(classifiers.penalties, labels, ("probe.penalties", images))
 
 
-def judge_classifiers(
-    classifiers: ClassifiersConfig, _: None, train: Features, val: Features, report: Report
-) -> Figures:
-    """Return the accuracies of k-NN and of the linear probe, and its penalty."""
-    nearest = knn(train, val, classifiers.neighbours)
-    report(1)
-    linear = linear_probe(train, val, classifiers.penalties, report)
-    return {
-        "accuracy/knn_top1": nearest.top1,
-        "accuracy/knn_top5": nearest.top5,
-        "accuracy/linear_top1": linear.accuracy.top1,
-        "accuracy/linear_top5": linear.accuracy.top5,
-        "penalty": linear.penalty,
-    }
+class ClassifierJudge:
+    """Judges views by k-NN and a linear probe.
+
+    Args:
+        classifiers: How both are fitted.
+
+    Attributes:
+        probes: Those of the views so far, in their order.
+    """
+
+    def __init__(self, classifiers: ClassifiersConfig) -> None:
+        self._classifiers = classifiers
+        self.probes: list[Probe] = []
+
+    def __call__(self, _: None, train: Features, val: Features, report: Report) -> Figures:
+        """Return the accuracies of both, the penalty of the probe, and its held-out loss."""
+        nearest = knn(train, val, self._classifiers.neighbours)
+        report(1)
+        probe = linear_probe(train, self._classifiers.penalties, report)
+        self.probes.append(probe)
+        linear = probe.classifier.accuracy(val)
+        figures = {
+            "accuracy/knn_top1": nearest.top1,
+            "accuracy/knn_top5": nearest.top5,
+            "accuracy/linear_top1": linear.top1,
+            "accuracy/linear_top5": linear.top5,
+            "penalty": probe.penalty,
+        }
+        return figures | ({"held_out_loss": probe.held_out} if isfinite(probe.held_out) else {})

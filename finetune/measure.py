@@ -48,6 +48,24 @@ Figures = dict[str, float]
 # ---------------------------------------------------------------- one measurement
 
 
+class Measurement(NamedTuple):
+    """The result of a measure, on the main process.
+
+    Attributes:
+        text: The encoder's name, and the table.
+        cells: What was judged: each view with its figures.
+        encoder: The encoder that was measured.
+        class_names: One a class, in the order of the labels.
+        folder: Where the result is.
+    """
+
+    text: str
+    cells: list[dict[str, Any]]
+    encoder: VisionTransformer
+    class_names: list[str]
+    folder: Path
+
+
 class Measured(NamedTuple):
     """An encoder's features of both splits, on the main process; empty on the others."""
 
@@ -61,7 +79,7 @@ def measure(
     judge: Callable[[Any, Features, Features, Report], Figures],
     num_fits: int,
     about: dict[str, Any],
-) -> str | None:
+) -> Measurement | None:
     """Read the features on all ranks, judge each view on the main process, and write the result.
 
     Args:
@@ -73,7 +91,7 @@ def measure(
         about: What else `result.json` says of the measure.
 
     Returns:
-        The table, on the main process.
+        What was found, on the main process.
 
     Raises:
         UserError: The images or the encoder do not allow what is asked for.
@@ -134,7 +152,8 @@ def measure(
     }
     table = make_table(cells)
     logger.info("the result is in %s, the table below in %s", *write_result(folder, result, table))
-    return f"{name_encoder(about)}: {count(counts['num_val'], 'image')}\n\n{table}"
+    text = f"{name_encoder(about)}: {count(counts['num_val'], 'image')}\n\n{table}"
+    return Measurement(text, cells, encoder, splits.class_names, folder)
 
 
 def _progress(num_fits: int) -> "tqdm[Any]":

@@ -5,8 +5,10 @@
 `encoder.like=RUN` measures it untrained. The probe is a logistic regression whose penalty
 a tenth of `data.train` chooses; `data.val` chooses nothing. The images are read once, on all
 processes, for all of `probe.layers` and `probe.poolings`; `probe.dir` (by default `RUN/probe`, and
-`RUN/probe-untrained`) holds the table, `result.json` and the features. Classes are matched by name
-where a `classes.txt` lies beside the shards.
+`RUN/probe-untrained`) holds the table, `result.json`, the features, and `classifier`: the encoder
+up to the best layer, with the linear probe as its head, for predict.py and export.py. The best
+layer is that of the least loss on the tenth. Classes are matched by name where a `classes.txt` lies
+beside the shards.
 """
 
 import sys
@@ -32,7 +34,8 @@ def main(arguments: list[str], command: str = "python finetune/probe.py") -> Non
         return
     config = load(LinearConfig, arguments)
     with importing():  # here, so that no help and no mistake in a key waits for torch
-        from finetune.judges import check_classifiers, judge_classifiers
+        from finetune.judges import ClassifierJudge, check_classifiers
+        from finetune.linear import save_best
         from finetune.measure import measure
         from pretrain.evaluation.classifiers import num_linear_fits
 
@@ -40,10 +43,16 @@ def main(arguments: list[str], command: str = "python finetune/probe.py") -> Non
     about = {"neighbours": probe.neighbours, "penalties": list(probe.penalties)}
     num_fits = 1 + num_linear_fits(probe.penalties)
     prepare = partial(check_classifiers, probe, config.data.used)
+    judge = ClassifierJudge(probe)
     with memory_errors("a smaller probe.batch_size"):
-        table = measure(config, prepare, partial(judge_classifiers, probe), num_fits, about)
-    if table is not None:
-        print(table, end="")
+        found = measure(config, prepare, judge, num_fits, about)
+    if found is None:
+        return
+    print(found.text, end="")
+    folder = save_best(found, judge.probes)
+    if folder is not None:
+        print(f"\nthe linear probe is a classifier in {folder}; to name what is in new images:")
+        print(f"  python scripts/predict.py {folder} IMAGES")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ validation's figures are written to `result.json`; a finished run that is starte
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def run(config: FinetuneConfig) -> None:
         from data.stream import TrainingStream
         from finetune.backbone import check_start, flops_per_image, is_transformer, make_backbone
         from finetune.head import Classifier
+        from finetune.linear import check_head_init, start_at_probe
         from finetune.load import read_labels
         from finetune.validate import Validation, judge_result
         from pretrain.encoder.extensions import say_what_timm_lacks
@@ -82,6 +84,7 @@ def run(config: FinetuneConfig) -> None:
     encoder = make_backbone(config.encoder, data.size, data.mean, data.std, data.channels)
     flops = flops_per_image(encoder)
     model = Classifier(encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix)
+    check_head_init(config, model, train.num_samples)
     config = resolve(config, encoder)
     require(
         config.run.parallel == "ddp" or is_transformer(encoder),
@@ -112,19 +115,15 @@ def run(config: FinetuneConfig) -> None:
         numbering=labels.train,
     )
     stream = TrainingStream(samples, config.optim.batch_size, part, data.workers)
-    val_samples = Samples(
-        val,
-        size,
-        seed=seed,
-        labelled=True,
-        num_classes=multi,
-        channels=channels,
-        numbering=labels.val,
+    as_they_are = partial(
+        Samples, size=size, seed=seed, labelled=True, num_classes=multi, channels=channels
     )
+    val_samples = as_they_are(val, numbering=labels.val)
     validation = Validation(accelerator, val_samples, part, data.workers)
 
     # ---- the steps
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
+        start_at_probe(accelerator, config, model, as_they_are(train, numbering=labels.train))
         evaluators = [Evaluator("val", config.run.eval_every, validation)]
         trainer = Trainer(
             accelerator,

@@ -29,6 +29,7 @@ from pretrain.encoder.facts import (
 from pretrain.encoder.pretrained import begin_like, load_pretrained, make_bare
 from pretrain.encoder.saved import write_saved
 from pretrain.encoder.stems import flatten_patches
+from pretrain.encoder.timm_internals import update_model_args
 from pretrain.encoder.timm_model import BARE, HYBRIDS, check_name, transformer_names
 
 # ---------------------------------------------------------------- building and loading
@@ -71,6 +72,12 @@ def set_image_size(encoder: VisionTransformer, size: tuple[int, int]) -> None:
     """Let an encoder take images of (H, W); its position embeddings are interpolated in 2-D."""
     encoder.set_input_size(size)
     positions.resize(encoder, grid_size(encoder))
+
+
+def keep_blocks(encoder: VisionTransformer, number: int) -> None:
+    """Drop the blocks after the first `number`; norm and pooling then read the last that stays."""
+    encoder.prune_intermediate_layers([number - 1], prune_head=False)
+    update_model_args(encoder, depth=number)  # what is saved as config.json
 
 
 def describe_images(

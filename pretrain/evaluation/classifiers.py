@@ -3,6 +3,7 @@
 All of them work where the features are, and draw nothing from any generator but k-shot's own.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from data.labels.labelled import k_shot
 from data.settings import require
-from pretrain.evaluation.config import NEIGHBOURS, PENALTY
+from pretrain.evaluation.config import NEIGHBOURS, PENALTIES, PENALTY
 from pretrain.evaluation.features import Features
 
 TEMPERATURE = 0.07
 _NUM_SCORES = 1 << 26  # numbers that a chunk of scores holds at most: 256 MiB in float32
 Report = Callable[[int], object]  # is told of so many fits that are done; 0: one goes on
 _HELD_OUT = 10  # a tenth of the training images chooses the logistic regression's penalty
+MIN_IMAGES = 2 * _HELD_OUT  # that allow it
 
 
 def silent(_: int) -> None:
@@ -235,6 +237,11 @@ class Linear(NamedTuple):
         report(1)
         return cls(scale, weights)
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return the weight (K, D) and bias (K,), float64, for features that are not scaled."""
+        weight = self.weights[:-1] / self.scale.deviation.double()[:, None]  # (D, K)
+        return weight.T, self.weights[-1] - self.scale.mean.double() @ weight
+
     def __call__(self, values: Tensor) -> Tensor:
         """Return the logits of features: (n, D) -> float64 (n, K)."""
         return _with_bias(self.scale(values).double()) @ self.weights
@@ -245,17 +252,26 @@ class Linear(NamedTuple):
         return _accuracy(map(self, val.values.split(rows)), val.labels.split(rows))
 
 
-class Probed(NamedTuple):
-    """The accuracy of a linear probe, and the penalty that it chose."""
+class Probe(NamedTuple):
+    """A linear probe.
 
-    accuracy: Accuracy
+    Attributes:
+        classifier: Fitted on all training images.
+        penalty: By which it was fitted.
+        held_out: The cross-entropy, in nats, of one that was fitted without a tenth of the training
+            images, on those; infinite where they are too few. It compares layers without a look
+            at the validation images.
+    """
+
+    classifier: Linear
     penalty: float
+    held_out: float
 
 
 def check_penalties(penalties: Sequence[float], labels: np.ndarray, keys: tuple[str, str]) -> None:
     """Raise `UserError` unless there are images to choose among several penalties with."""
     require(
-        len(penalties) == 1 or len(labels) >= 2 * _HELD_OUT,
+        len(penalties) == 1 or len(labels) >= MIN_IMAGES,
         f"{keys[0]} has {len(penalties)}, but {keys[1]} only {len(labels)} images to choose among "
         "them; name one",
     )
@@ -263,22 +279,23 @@ def check_penalties(penalties: Sequence[float], labels: np.ndarray, keys: tuple[
 
 def num_linear_fits(penalties: Sequence[float]) -> int:
     """Return of how many fits `linear_probe` reports."""
-    return 1 + (len(penalties) if len(penalties) > 1 else 0)
+    return 1 + len(penalties)
 
 
 def linear_probe(
-    train: Features, val: Features, penalties: Sequence[float], report: Report = silent
-) -> Probed:
-    """Fit a logistic regression on all training images; return its accuracy on `val`.
+    train: Features, penalties: Sequence[float] = PENALTIES, report: Report = silent
+) -> Probe:
+    """Fit a logistic regression on all training images, by the penalty of `choose_penalty`."""
+    penalty, held_out = penalties[0], math.inf
+    if len(train.labels) >= MIN_IMAGES:
+        penalty, held_out = choose_penalty(train, penalties, report)
+    return Probe(Linear.fit(train, penalty, report), penalty, held_out)
 
-    `val` chooses nothing: see `choose_penalty`.
-    """
-    penalty = choose_penalty(train, penalties, report) if len(penalties) > 1 else penalties[0]
-    return Probed(Linear.fit(train, penalty, report).accuracy(val), penalty)
 
-
-def choose_penalty(train: Features, penalties: Sequence[float], report: Report = silent) -> float:
-    """Return the penalty of the least cross-entropy on a tenth that the others are fitted without.
+def choose_penalty(
+    train: Features, penalties: Sequence[float], report: Report = silent
+) -> tuple[float, float]:
+    """Return the penalty of the least cross-entropy, and that, on a tenth that no fit sees.
 
     Accuracy has ties where a tenth is a few dozen images, and then says nothing. From the strongest
     on, it ends where the loss rises: what is weaker takes longest, and fits noise.
@@ -296,7 +313,7 @@ def choose_penalty(train: Features, penalties: Sequence[float], report: Report =
             report(len(penalties) - place)  # those are not needed
             break
         best, least = penalty, loss
-    return best
+    return best, least
 
 
 def _held_out(labels: Tensor) -> Tensor:

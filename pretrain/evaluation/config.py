@@ -7,6 +7,7 @@ from data.config import SHARDS_TYPE
 from data.settings import require, setting
 
 PENALTY = 10.0  # of the ridge, on standardised features
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the logistic regression, likewise
 NEIGHBOURS = 20
 
 

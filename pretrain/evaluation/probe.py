@@ -31,11 +31,13 @@ class Splits(NamedTuple):
         train: In listed order, and so is `val`.
         val: Of no class that `train` lacks.
         labels: int64 (N,), of all images that `train` lists.
+        class_names: One a class, in the order of the labels.
     """
 
     train: Samples
     val: Samples
     labels: np.ndarray
+    class_names: list[str]
 
 
 def open_splits(
@@ -74,7 +76,7 @@ def open_splits(
         Samples(shards, size, seed=0, labelled=True, channels=channels, numbering=numbering)
         for shards, numbering in ((train, labels.train), (val, labels.val))
     )
-    return Splits(train_samples, val_samples, values)
+    return Splits(train_samples, val_samples, values, labels.names)
 
 
 def check_neighbours(neighbours: int, labels: np.ndarray, keys: tuple[str, str]) -> None:

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -18,7 +20,11 @@ from tqdm import tqdm
 import finetune.measure
 import finetune.probe
 import pretrain.evaluation.features
+from data.images.transforms import evaluation_crop
 from data.settings import UserError
+from finetune.load import load_classifier
+from pretrain.evaluation.classifiers import Linear
+from pretrain.evaluation.features import Features
 from tests.launching import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,10 +71,79 @@ def test_the_figures_are_those_of_the_kept_features(
     assert read["accuracy/linear_top5"] == read["accuracy/knn_top5"] == 1  # of three classes
     assert torch.equal(train["positions"], torch.tensor([n for n in range(36) if n != 22]))
     table = capsys.readouterr().out.splitlines()
-    header, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table[2::2])
+    header, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:5:2])
     shown = dict(zip(header, row, strict=True))
     assert shown["penalty"] == f"{read['penalty']:g}"
     assert shown["knn_top1"] == f"{read['accuracy/knn_top1']:.2%}"
+
+
+@pytest.mark.parametrize(
+    ("more", "layer"),
+    [
+        (["probe.layers=[2]"], 2),
+        (["probe.layers=[1]", "encoder.position=sincos_2d"], 1),
+        (["probe.layers=[1]", "encoder.position=learned_2d", "encoder.position_at=every_layer"], 1),
+    ],
+)
+def test_the_probe_is_left_as_a_classifier(
+    tmp_path: Path,
+    shards: Path,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    layer: int,
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\ncat\ndog\n")  # the fourth class occurs in no sample
+    finetune.probe.main([*arguments, *more, f"data.classes={names}"])
+    read, folder = result(tmp_path / "out"), tmp_path / "out/classifier"
+    assert f"python scripts/predict.py {folder} IMAGES" in capsys.readouterr().out
+    model = load_classifier(folder)
+    assert model.class_names == ["ant", "bee", "cat", "dog"]
+    assert len(model.encoder.blocks) == layer
+
+    train, val = (
+        load_file(next(tmp_path.glob(f"out/features/{key}-*"))) for key in ("train", "val")
+    )
+    view = f"{layer}/average"
+    own = Features(train[view], train["labels"], train["positions"])
+    expected = Linear.fit(own, read["penalty"])(val[view])  # float64 (10, 3)
+    images = [read_image(shards / "val-0.tar", number) for number in range(10)]
+    crops = torch.stack([evaluation_crop(image, (16, 16), 3) for image in images])
+    with torch.no_grad():
+        logits = model.logits(crops)
+    assert (logits[:, :3] - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (logits[:, 3] < logits[:, :3].min() - 50).all()
+    if "encoder.position_at=every_layer" not in more:
+        theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.no_grad():
+            alone = theirs(model.normalise(crops))
+        assert torch.allclose(alone, logits, rtol=1e-4, atol=1e-3)
+    accuracy = (logits.argmax(1) == val["labels"]).double().mean()
+    assert accuracy == pytest.approx(read["accuracy/linear_top1"])
+
+
+def read_image(shard: Path, number: int) -> bytes:
+    with tarfile.open(shard) as tar:
+        name = [name for name in tar.getnames() if name.endswith(".png")][number]
+        member = tar.extractfile(name)
+        assert member is not None
+        return member.read()
+
+
+def test_the_classifier_is_of_the_layer_that_the_tenth_chooses(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    told = [*arguments, "probe.layers=all", "probe.poolings=[both,average]"]
+    for _ in range(2):  # the second replaces what the first left
+        finetune.probe.main(told)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    cells = [cell for cell in result(tmp_path / "out")["cells"] if cell["pooling"] == "average"]
+    best = min(cells, key=lambda cell: cell["held_out_loss"])
+    saved = load_classifier(tmp_path / "out/classifier")
+    assert len(saved.encoder.blocks) == best["layer"]
+    finetune.probe.main([*arguments, "probe.poolings=[both]", f"probe.dir={tmp_path}/both"])
+    assert not (tmp_path / "both/classifier").exists()
 
 
 class Terminal(io.StringIO):

@@ -24,6 +24,7 @@ from tests.launching import run_ranks
 
 RESNET = ["encoder.name=test_resnet", "data.image_size=32"]
 MODERN = [
+    "head.init=probe",
     "mix.mixup=0.8",
     "mix.cutmix=1",
     "head.label_smoothing=0.1",

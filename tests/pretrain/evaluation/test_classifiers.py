@@ -13,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from data.settings import UserError
 from pretrain.evaluation import classifiers
 from pretrain.evaluation.classifiers import (
+    Linear,
     Scale,
     check_penalties,
     choose_shots,
@@ -175,17 +176,28 @@ def test_logistic_regression_agrees_with_scikit_learn(
 
 
 @pytest.mark.slow
-def test_a_linear_probe_chooses_its_penalty_without_the_validation_images() -> None:
+def test_a_linear_probe_chooses_its_penalty_on_the_held_out_tenth() -> None:
     train, val = clusters(140, 7, noise=1.5), clusters(700, 8, noise=1.5)
-    penalties = [1e-8, 1e-1, 1e3]
-    found = linear_probe(train, val, penalties)
-    alone = {each: linear_probe(train, val, [each]).accuracy for each in penalties}
-    assert found.accuracy == alone[found.penalty]
-    shuffled = features(val.values, val.labels.flip(0))
-    assert linear_probe(train, shuffled, penalties).penalty == found.penalty
+    found = linear_probe(train, penalties := [1e-8, 1e-1, 1e3])
+    alone = {each: linear_probe(train, [each]) for each in penalties}
+    assert torch.equal(found.classifier.weights, alone[found.penalty].classifier.weights)
     # so strong that nothing is learnt but how frequent each class is; so weak that noise is
-    assert alone[1e-1].top1 > max(alone[1e3].top1, alone[1e-8].top1)
-    assert found.penalty == 1e-1
+    top1 = {each: probe.classifier.accuracy(val).top1 for each, probe in alone.items()}
+    assert top1[1e-1] > max(top1[1e3], top1[1e-8])
+    assert found.held_out == alone[1e-1].held_out < min(alone[1e3].held_out, alone[1e-8].held_out)
+
+
+def test_a_few_images_hold_none_out() -> None:
+    probe = linear_probe(clusters(19, 7), [1e-1])
+    assert probe.held_out == math.inf
+
+
+def test_folded_weights_answer_as_the_probe() -> None:
+    train, val = clusters(140, 7), clusters(50, 8)
+    train = features(train.values * torch.linspace(0.01, 100, train.values.shape[1]), train.labels)
+    probe = Linear.fit(train, 1e-2)
+    weight, bias = probe.folded()
+    assert torch.allclose(val.values.double() @ weight.T + bias, probe(val.values), atol=1e-5)
 
 
 def test_a_tenth_of_each_class_is_held_out() -> None:
