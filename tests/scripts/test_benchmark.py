@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from data.settings import UserError
-from scripts._benchmark.apart import Apart, in_fresh_process
+from pretrain.machine.apart import Apart, in_fresh_process
 from scripts._benchmark.options import VariantOptions, add_options, read_options
 from scripts._benchmark.records import Rounds, add_values, make_record, spread, table
 from scripts._benchmark.training.costs import images_per_second

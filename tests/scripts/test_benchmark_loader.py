@@ -24,7 +24,7 @@ from data.images.transforms import decode
 from data.index.open import open_manifest
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
-from scripts._benchmark.apart import in_fresh_process
+from pretrain.machine.apart import in_fresh_process
 from scripts._benchmark.installed import choose
 from scripts._benchmark.loading.loader import OURS, PACKAGES, RATIOS, copy_images
 from scripts._benchmark.loading.one_core import PRELOAD, start_on_one_core, take_turn

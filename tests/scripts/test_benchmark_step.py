@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from data.commands import run_logged
 from data.settings import RunStopped, UserError
-from scripts._benchmark.apart import in_fresh_process
+from pretrain.machine.apart import in_fresh_process
+from pretrain.machine.held_memory import has_memory_counter
 from scripts._benchmark.installed import Package, choose
 from scripts._benchmark.options import RunOptions, VariantOptions
 from scripts._benchmark.records import Rounds, add_values, make_record, table
 from scripts._benchmark.training import our_step, processes, variants
-from scripts._benchmark.training.costs import count_flops, has_memory_counter, peak_mib
+from scripts._benchmark.training.costs import count_flops, peak_mib
 from scripts._benchmark.training.run import steps_between_checkpoints
 from scripts._benchmark.training.step import make_step
 from scripts._benchmark.training.step_alternatives import ALTERNATIVES

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sized
 from typing import NamedTuple
 
-from scripts._benchmark.apart import Apart
+from pretrain.machine.apart import Apart
 
 Source = Iterator[Sized]  # batches of images, without end
 

@@ -3,11 +3,11 @@
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pretrain.machine.held_memory import held_memory
 from pretrain.training import operations
 from pretrain.training.launch import start
 from scripts._benchmark.training.subject import Subject
@@ -16,7 +16,6 @@ Work = Callable[[], object]
 
 _SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices
 _MAX_SECONDS = 2.0  # of each turn of the matrix product
-_STATUS = Path("/proc/self/status")
 _NUM_CALLS = 3  # the optimizer's moments are made at the end of the first
 _MIB = 2**20
 
@@ -115,11 +114,6 @@ class MatrixPeak:
 # ---------------------------------------------------------------- memory
 
 
-def has_memory_counter() -> bool:
-    """Tell whether peak memory can be read here: of a CUDA device, or of the process from /proc."""
-    return torch.cuda.is_available() or _STATUS.is_file()
-
-
 def peak_mib(make: Callable[[], Work]) -> float:
     """Return by how much the peak exceeds what was held before, in MiB.
 
@@ -132,20 +126,8 @@ def peak_mib(make: Callable[[], Work]) -> float:
     torch.nn.Linear(8, 8)(
         torch.ones(8, 8)
     ).sum().backward()  # loads what any model's first pass does
-    before, _ = _held_and_peak()
+    before = held_memory().now
     work = make()
     for _ in range(_NUM_CALLS):
         work()
-    _, peak = _held_and_peak()
-    return (peak - before) / _MIB
-
-
-def _held_and_peak() -> tuple[int, int]:
-    """Return bytes held now, and the most that were ever held."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
-    rows = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-    keys = ("VmRSS", "VmHWM", "RssFile")
-    held, peak, code = (1024 * int(rows[key].split()[0]) for key in keys)
-    return held - code, peak - code
+    return (held_memory().peak - before) / _MIB

@@ -7,8 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pretrain.machine.apart import Apart, in_fresh_process
+from pretrain.machine.held_memory import has_memory_counter
 from pretrain.training.launch import start
-from scripts._benchmark.apart import Apart, in_fresh_process
 from scripts._benchmark.installed import choose
 from scripts._benchmark.options import Measured, StepOptions
 from scripts._benchmark.records import Rounds, add_values, make_record, spread, table
@@ -74,7 +75,7 @@ def measure(options: StepOptions, _: Path) -> Measured:
     settings = asdict(options) | {"image_size": subject.side}
     record = make_record("step", settings, speeds, RATIOS)
     add_values(record, shares, {})
-    if costs.has_memory_counter():
+    if has_memory_counter():
         add_values(record, _measure_memory(options, names), MEMORY_RATIOS, is_cost=True)
     else:
         print("left out: peak memory, which is read from /proc or of a GPU", file=sys.stderr)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
-from scripts._benchmark.apart import Apart
+from pretrain.machine.apart import Apart
 from scripts._benchmark.options import Measured, VariantOptions
 from scripts._benchmark.records import Rounds, make_record, table
 from scripts._benchmark.training.costs import Work, take_turn, warm_up
