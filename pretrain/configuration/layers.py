@@ -4,6 +4,7 @@ Values stay YAML's nodes until their key is known: a text key takes what is writ
 letter, so that `dir: 1e3`, `dir: 2024-05-01` and `run.dir='exp #7'` name just these folders.
 """
 
+import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -78,9 +79,17 @@ def text_of(node: Node) -> Any:
     return str(node.value) if is_text else value_of(node)
 
 
-def dump(values: dict[str, Any]) -> str:
-    """Return values as YAML that reads the same back."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump(values: dict[str, Any], *, is_flow: bool = False) -> str:
+    """Return values as YAML that reads the same back; in `{...}` on one line if `is_flow`."""
+    style, width = (True, math.inf) if is_flow else (False, None)
+    return yaml.dump(
+        values,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=style,
+        width=width,
+    )
 
 
 # ---------------------------------------------------------------- files

@@ -42,13 +42,19 @@ def learn_words(accelerator: Accelerator, target: Target, stream: object) -> Non
 
 def _learn(target: Words, stream: TrainingStream) -> dict[str, Tensor]:
     images, bad = first_images(stream, NUM_IMAGES)
+    patches_per_image = to_patches(images[:1], target.patch).shape[1]
+    if len(images) * patches_per_image < target.num_classes:
+        _refuse(target, patches_per_image, len(images), bad)
+    _logger.info(
+        "learning %d visual words from the first %d images", target.num_classes, len(images)
+    )
+    return fit_to_images(target, images, stream.samples.order.seed)
+
+
+def fit_to_images(target: Words, images: Tensor, seed: int) -> dict[str, Tensor]:
+    """Learn words from the patches of images, uint8 (B, C, H, W), as `words.fit` returns them."""
     patches = to_patches(images, target.patch).flatten(2).flatten(0, 1)  # uint8 (n, V)
-    num_words = target.num_classes
-    if len(patches) < num_words:
-        _refuse(target, to_patches(images, target.patch).shape[1], len(images), bad)
-    _logger.info("learning %d visual words from the first %d images", num_words, len(images))
-    seed = stream.samples.order.seed
-    return fit(patches, num_words, target.num_components, seed)
+    return fit(patches, target.num_classes, target.num_components, seed)
 
 
 def _refuse(

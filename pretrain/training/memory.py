@@ -246,6 +246,19 @@ def _problem(need: Need, num_images: int, multiple: int) -> str | None:
     return f"{text}; run.micro_batch_size={fitting} should fit, and trains alike"
 
 
+def most_images(need: Need) -> int | None:
+    """Return how many images of a step should fit into a forward pass at once; None: not one.
+
+    That is all of the step's on this rank, or the largest divisor that fits into nine tenths of
+    the free memory; all where nobody can tell.
+    """
+    free, number = _free_for(need), need.images_a_step
+    if free is None:
+        return number
+    saved, free = need.saved(number), int(_HEADROOM * free)
+    return number if need.bytes(number, saved) <= free else _fitting(need, number, saved, 1, free)
+
+
 def _fitting(need: Need, num_images: int, saved: int, multiple: int, free: int) -> int | None:
     """Return the largest `run.micro_batch_size` below `num_images` that fits."""
     few = 2 * multiple

@@ -1,0 +1,1 @@
+"""The parts of `scripts/recommend.py`: look, measure, choose, write."""

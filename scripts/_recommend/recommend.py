@@ -1,0 +1,118 @@
+"""The story of a recommendation: look, time, choose, write, say."""
+
+import shlex
+import sys
+import textwrap
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from pretrain.training.launch import start_logging
+from scripts._recommend import choosing, telling
+from scripts._recommend.choosing import Plan, Recipe
+from scripts._recommend.facts import Labelled, Timing
+from scripts._recommend.labels import look_at_labels
+from scripts._recommend.looking import look
+from scripts._recommend.machine import look_at_machine
+from scripts._recommend.sizes import Size
+from scripts._recommend.timing import time_training
+from scripts._recommend.writing import load_choices, write
+
+_LABEL, _WIDTH = 10, 110  # characters
+
+
+def recommend(spec: str, hours: float, labelled: str | None, out: Path) -> None:
+    """Write a recipe for images, and say what was seen and chosen.
+
+    Args:
+        spec: The images, as `data.shards` takes them.
+        hours: For the run.
+        labelled: Labelled images, or None.
+        out: The file.
+
+    Raises:
+        RunStopped: The images cannot be read.
+        UserError: They cannot be used, or the hours or the memory do not suffice.
+    """
+    start_logging(is_main_process=True)
+    _note(f"looking at {spec}")
+    images = look(spec)
+    labels = None if labelled is None else look_at_labels(labelled)
+    machine = look_at_machine()
+    _say("images", telling.images_line(images))
+    _say("machine", telling.machine_line(machine))
+    plan = choosing.plan(images, machine)
+    size, measured = choosing.choose_size(plan, hours, partial(_time, plan))
+    for line in telling.timing_lines(measured, plan.batch):
+        _say("timed", line)
+    timing = measured[size.name]
+    assert timing is not None
+    recipe = choosing.choose(plan, size, timing, hours, labels)
+    write(out, _header(recipe, spec, hours, labelled, out, measured), recipe.choices)
+    _tell(recipe, labels, out)
+
+
+def _time(plan: Plan, size: Size) -> Timing | None:
+    """Time an encoder's training; None where it does not fit into memory."""
+    _note(f"timing {size.name} ({size.parameters / 1e6:.1f} M parameters)")
+    config = load_choices(choosing.trial(plan, size))
+    optim = replace(config.optim, batch_size=plan.batch // plan.machine.num_ranks)
+    return time_training(replace(config, optim=optim), plan.images.decode_seconds)
+
+
+def _header(
+    recipe: Recipe,
+    spec: str,
+    hours: float,
+    labelled: str | None,
+    out: Path,
+    measured: dict[str, Timing | None],
+) -> list[str]:
+    """Return the lines of the file's head, in the form of configs/."""
+    plan, machine = recipe.plan, recipe.plan.machine
+    made = ["python scripts/recommend.py", shlex.quote(spec), f"--hours {hours:g}"]
+    made += [] if labelled is None else ["--labels", shlex.quote(labelled)]
+    several = ""
+    if machine.num_gpus > 1:
+        number = machine.num_gpus
+        several = f" One GPU was timed; that {number} are {number} times as fast is a guess."
+    return [
+        f"A recipe for {spec}, made by {' '.join(made)}",
+        f"command: {telling.run_command(str(out), machine)}",
+        f"images:  {telling.images_line(plan.images)}",
+        f"machine: {telling.machine_line(machine)}",
+        *(f"timed:   {line}" for line in telling.timing_lines(measured, plan.batch)),
+        f"cost:    {telling.length_line(recipe)}; {telling.limit_line(recipe)}.{several}",
+        *(f"watch:   {line}" for line in telling.watch()),
+        f"better:  {telling.better(recipe)}",
+        f"instead: {telling.instead(plan.images)}. {telling.licences()}.",
+        "Behind each reason stands where it comes from.",
+    ]
+
+
+def _tell(recipe: Recipe, labels: Labelled | None, out: Path) -> None:
+    size, grid = recipe.size, recipe.plan.grid
+    height, width = grid.size
+    _say(
+        "chosen",
+        f"{size.name}, {size.parameters / 1e6:.1f} M parameters; images of {width} x {height} "
+        f"pixels in {grid.num_patches} patches; three quarters are hidden, and the encoder learns "
+        "to say what was there",
+    )
+    _say("length", f"{telling.length_line(recipe)}; {telling.limit_line(recipe)}")
+    for line in telling.warnings(recipe, labels):
+        _say("mind", line)
+    _say("better", telling.better(recipe))
+    _say("instead", f"{telling.instead(recipe.plan.images)} (how: {out})")
+    for line in telling.watch():
+        _say("watch", line)
+    _say("next", telling.run_command(str(out), recipe.plan.machine))
+
+
+def _say(label: str, text: str) -> None:
+    wrapped = textwrap.wrap(text, _WIDTH - _LABEL, break_on_hyphens=False, break_long_words=False)
+    print(f"{label:{_LABEL}}" + f"\n{'':{_LABEL}}".join(wrapped), flush=True)
+
+
+def _note(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)

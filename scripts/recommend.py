@@ -1,0 +1,72 @@
+"""Write a recipe for your images and this machine, with the reasons.
+
+    python scripts/recommend.py IMAGES [--hours 8] [--labels LABELLED] [--out recipe.yaml]
+
+IMAGES is what data.shards takes. Some hundred of them are looked at, and two to four encoders are
+trained here for some seconds each, which takes about a minute in all. Then a YAML file for
+pretrain/run.py is written: each value with its reason, and with where the reason comes from:
+measured in this project, cited from a paper, or extrapolated.
+
+LABELLED are images with labels, if you have some: the run then shows whether it learns.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a file: search the checkout, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from data.processes import begin
+
+    begin()
+
+from data.processes import importing
+from data.settings import OneLineParser, UserError, require, require_utf8, run_entry_point
+from data.storage.locations import expand_home, user_path
+
+
+def main(arguments: list[str]) -> None:
+    """Run `python scripts/recommend.py ARGUMENTS`."""
+    require_utf8(arguments)
+    options = _parse(arguments)
+    with importing():  # here, so that no help and no mistake in an option waits for torch
+        from scripts._recommend.recommend import recommend
+
+    recommend(options.images, options.hours, options.labels, options.out)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__)
+    option = parser.add_argument
+    option("images", metavar="IMAGES", type=expand_home, help="shards, as data.shards takes them")
+    option("--hours", type=_hours, default=8.0, help="how long the run may take (8)")
+    option("--labels", type=expand_home, metavar="LABELLED", help="labelled shards, for a probe")
+    option("--out", type=user_path, default=Path("recipe.yaml"), help="the file (recipe.yaml)")
+    option("--force", action="store_true", help="replace the file")
+    options = parser.parse_args(arguments)
+    out: Path = options.out
+    require(
+        out.suffix in (".yaml", ".yml"),
+        f"--out={out} is read by its ending; call it such as {out.name or 'recipe'}.yaml",
+    )
+    require(out.parent.is_dir(), f"--out={out}: there is no folder {out.parent}; make it first")
+    require(
+        options.force or not out.exists(),
+        f"--out={out} is there already; give another name, or --force to replace it",
+    )
+    return options
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours < math.inf:
+        raise UserError(f"--hours={text} is no time above 0; give hours, such as 8 or 0.5")
+    return hours
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
