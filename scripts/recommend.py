@@ -22,7 +22,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()
 
 from data.processes import importing
-from data.settings import OneLineParser, UserError, require, require_utf8, run_entry_point
+from data.settings import OneLineParser, require, require_utf8, run_entry_point
 from data.storage.locations import expand_home, user_path
 
 
@@ -40,12 +40,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__)
     option = parser.add_argument
     option("images", metavar="IMAGES", type=expand_home, help="shards, as data.shards takes them")
-    option("--hours", type=_hours, default=8.0, help="how long the run may take (8)")
+    option("--hours", type=float, default=8.0, help="how long the run may take (8)")
     option("--labels", type=expand_home, metavar="LABELLED", help="labelled shards, for a probe")
     option("--out", type=user_path, default=Path("recipe.yaml"), help="the file (recipe.yaml)")
     option("--force", action="store_true", help="replace the file")
     options = parser.parse_args(arguments)
     out: Path = options.out
+    require(
+        0 < options.hours < math.inf,
+        f"--hours={options.hours:g} is no time above 0; give hours, such as 8 or 0.5",
+    )
     require(
         out.suffix in (".yaml", ".yml"),
         f"--out={out} is read by its ending; call it such as {out.name or 'recipe'}.yaml",
@@ -56,16 +60,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         f"--out={out} is there already; give another name, or --force to replace it",
     )
     return options
-
-
-def _hours(text: str) -> float:
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = math.nan
-    if not 0 < hours < math.inf:
-        raise UserError(f"--hours={text} is no time above 0; give hours, such as 8 or 0.5")
-    return hours
 
 
 if __name__ == "__main__":

@@ -143,6 +143,8 @@ def prepare(command: str, folder: Path, workers: int) -> list[str]:
         save_encoder(make_encoder(config, (size, size)), folder / f"runs/{found[1]}/encoder")
     if "fewshot.py" in command:
         return ["fewshot.shots=[1]", "fewshot.num_seeds=1", f"data.workers={workers}"]
+    if "recommend.py" in command:
+        return ["--hours", "0.02", "--force"]
     if "ablate.py" in command:
         return ["--table"]  # its own tests run its rows
     if "describe.py" in command:
@@ -156,7 +158,8 @@ def prepare(command: str, folder: Path, workers: int) -> list[str]:
     begun = re.search(r"run\.dir=(\S+)", command)
     if begun and (folder / begun[1]).exists():
         shutil.rmtree(folder / begun[1])  # another page's run
-    micro = ["run.micro_batch_size=2"] if "micro_batch_size" in command else []
+    has_micro = "micro_batch_size" in command or "recipe.yaml" in command
+    micro = ["run.micro_batch_size=2"] if has_micro else []
     shape = SHAPE if found is None else []
     return [*shape, *SHORT, f"data.workers={workers}", *micro, *words, *neighbours]
 

@@ -5,7 +5,7 @@ Nothing is read or timed here.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.settings import require
@@ -149,18 +149,16 @@ def choose_size(
         The size; and what was measured, by the sizes' names.
     """
     measured: dict[str, Timing | None] = {}
-    place = _first(plan)
     best: int | None = None
-    while 0 <= place < len(SIZES) and SIZES[place].name not in measured:
+    place, top = _first(plan), _num_allowed(plan)
+    while 0 <= place < top and SIZES[place].name not in measured:
         size = SIZES[place]
         timing = measured[size.name] = measure(size)
         if timing is not None and (place == 0 or is_enough(plan, size, timing, hours)):
-            best = place if best is None else max(best, place)
-            place = max(place + 1, _guess(plan, size, timing, hours))
-            if place < len(SIZES) and plan.images.num_images < SIZES[place].min_images:
-                break
+            best = place
+            place = min(max(place + 1, _guess(plan, size, timing, hours)), top - 1)
         else:
-            place -= 1
+            top, place = place, place - 1
     require(
         best is not None,
         f"not even an encoder of {SIZES[0].parameters / 1e6:.1f} million parameters fits into the "
@@ -173,8 +171,12 @@ def choose_size(
 def _first(plan: Plan) -> int:
     """Return the place of the first size to time: the smallest on a CPU, ViT-S on a GPU."""
     wanted = 0 if plan.machine.device != "cuda" else 3
-    allowed = [n for n, size in enumerate(SIZES) if plan.images.num_images >= size.min_images]
-    return min(wanted, allowed[-1])
+    return min(wanted, _num_allowed(plan) - 1)
+
+
+def _num_allowed(plan: Plan) -> int:
+    """Return how many sizes there are images enough for."""
+    return sum(plan.images.num_images >= size.min_images for size in SIZES)
 
 
 def _guess(plan: Plan, size: Size, timing: Timing, hours: float) -> int:
@@ -182,8 +184,8 @@ def _guess(plan: Plan, size: Size, timing: Timing, hours: float) -> int:
     place = 0
     for number, other in enumerate(SIZES):
         factor = other.parameters / size.parameters
-        slower = Timing(timing.step_seconds * factor, 0.0, timing.start_seconds, 0, 0)
-        if plan.images.num_images >= other.min_images and is_enough(plan, other, slower, hours):
+        slower = replace(timing, step_seconds=timing.step_seconds * factor)
+        if is_enough(plan, other, slower, hours):
             place = number
     return place
 

@@ -18,6 +18,7 @@ from scripts._recommend.sizes import Size
 from scripts._recommend.timing import time_training
 from scripts._recommend.writing import load_choices, write
 
+_MOST_SECONDS, _TIMED_SHARE = 6.0, 0.03  # of timing an encoder; of the run's time
 _LABEL, _WIDTH = 10, 110  # characters
 
 
@@ -42,7 +43,7 @@ def recommend(spec: str, hours: float, labelled: str | None, out: Path) -> None:
     _say("images", telling.images_line(images))
     _say("machine", telling.machine_line(machine))
     plan = choosing.plan(images, machine)
-    size, measured = choosing.choose_size(plan, hours, partial(_time, plan))
+    size, measured = choosing.choose_size(plan, hours, partial(_time, plan, hours))
     for line in telling.timing_lines(measured, plan.batch):
         _say("timed", line)
     timing = measured[size.name]
@@ -52,12 +53,13 @@ def recommend(spec: str, hours: float, labelled: str | None, out: Path) -> None:
     _tell(recipe, labels, out)
 
 
-def _time(plan: Plan, size: Size) -> Timing | None:
+def _time(plan: Plan, hours: float, size: Size) -> Timing | None:
     """Time an encoder's training; None where it does not fit into memory."""
     _note(f"timing {size.name} ({size.parameters / 1e6:.1f} M parameters)")
     config = load_choices(choosing.trial(plan, size))
     optim = replace(config.optim, batch_size=plan.batch // plan.machine.num_ranks)
-    return time_training(replace(config, optim=optim), plan.images.decode_seconds)
+    seconds = min(_MOST_SECONDS, 3600 * hours * _TIMED_SHARE)
+    return time_training(replace(config, optim=optim), plan.images.decode_seconds, seconds)
 
 
 def _header(

@@ -32,7 +32,6 @@ from pretrain.training.memory import Need, most_images
 from pretrain.training.trainer import Trainer
 from scripts._recommend.facts import Timing
 
-_SECONDS = 6.0  # of steps that are timed
 _LEAST_STEPS = 3
 _LAST = 100_000  # step
 
@@ -41,18 +40,19 @@ class DoesNotFit(Exception):  # noqa: N818 - a finding about the machine
     """The model and one image take more memory than is free."""
 
 
-def time_training(config: PretrainConfig, decode_seconds: float) -> Timing | None:
+def time_training(config: PretrainConfig, decode_seconds: float, seconds: float) -> Timing | None:
     """Time a configuration's training; None where it does not fit into memory.
 
     Args:
         config: With `optim.batch_size` as the share of one process.
         decode_seconds: Of reading one image.
+        seconds: Of steps that are timed; three steps at least.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = replace(config.run, dir=folder)
         try:
             with Apart("the timed training", _begin) as process:
-                timing = process.call(_time, replace(config, run=run), decode_seconds)
+                timing = process.call(_time, replace(config, run=run), decode_seconds, seconds)
         except (DoesNotFit, RunStopped):
             return None
         except RuntimeError as error:
@@ -69,13 +69,13 @@ def _begin() -> None:
     multiprocessing.set_start_method("fork", force=True)  # of loaders: a server's child is asked
 
 
-def _time(_: None, config: PretrainConfig, decode_seconds: float) -> Timing:
+def _time(_: None, config: PretrainConfig, decode_seconds: float, seconds: float) -> Timing:
     logging.disable(logging.WARNING)
     with memory_errors("a smaller encoder"):
-        return _measure(config, decode_seconds)
+        return _measure(config, decode_seconds, seconds)
 
 
-def _measure(config: PretrainConfig, decode_seconds: float) -> Timing:
+def _measure(config: PretrainConfig, decode_seconds: float, seconds: float) -> Timing:
     accelerator = start(config.run)
     data, size = config.data, config.optim.batch_size
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
@@ -97,7 +97,7 @@ def _measure(config: PretrainConfig, decode_seconds: float) -> Timing:
         start_seconds += num_learnt * decode_seconds / max(1, data.workers)
         trainer = Trainer(accelerator, config.run, config.optim, model, stream)
         skipped = 1 + 2 * data.workers * micro // size  # steps whose images were read ahead
-        step_seconds, wait_ratio = _take_steps(trainer, first, steps, skipped)
+        step_seconds, wait_ratio = _take_steps(trainer, first, steps, skipped, seconds)
     peak = held_memory().peak if has_memory_counter() else 0
     return Timing(step_seconds, wait_ratio, start_seconds, peak, micro)
 
@@ -128,7 +128,11 @@ def _learn(target: Any, batch: Batch, num_images: int) -> float:
 
 
 def _take_steps(
-    trainer: Trainer, first: list[Batch], steps: Iterator[list[Batch]], skipped: int
+    trainer: Trainer,
+    first: list[Batch],
+    steps: Iterator[list[Batch]],
+    skipped: int,
+    seconds: float,
 ) -> tuple[float, float]:
     """Return the seconds of a step, and the share of it that the images were waited for."""
     trainer._step(0, first)
@@ -142,7 +146,7 @@ def _take_steps(
         number += 1
         if step == skipped:
             begin, waited, number = marked, 0.0, 0
-        elif number >= _LEAST_STEPS and marked - begin > _SECONDS:
+        elif number >= _LEAST_STEPS and marked - begin > seconds:
             break
     return (marked - begin) / number, waited / (marked - begin)
 
