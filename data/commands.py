@@ -11,10 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from data.processes import INTERRUPTED, ask_to_leave_with_parent
+from data.processes import INTERRUPTED, REQUESTS, ask_to_leave_with_parent
 from data.settings import RunStopped
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _ASKED_TO_LEAVE = 75  # a run's status then, `run.requeue_status`
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -73,7 +72,7 @@ def run_command(command: Sequence[str], output: IO[bytes] | None = None) -> int:
                 else:
                     child.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in _SIGNALS}
+    before = {number: signal.signal(number, hand_on) for number in REQUESTS}
     try:
         child = subprocess.Popen(
             command,

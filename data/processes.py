@@ -15,13 +15,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
-from multiprocessing.process import current_process, parent_process
+from multiprocessing.process import BaseProcess, current_process, parent_process
 from pathlib import Path
 from types import FrameType
 
 INTERRUPTED = 130  # the status after Ctrl-C, as shells have it
+REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # to leave
 _LAUNCHERS = {
     "accelerate",
     "accelerate-launch",
@@ -133,7 +134,7 @@ def _leave_after(launcher: int) -> None:
 
 def leave_signals_to_parent() -> None:
     """Ignore what asks a run to leave, in a process of the training process, which handles it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in REQUESTS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -221,12 +222,15 @@ def _say_interrupted() -> None:
 # ---------------------------------------------------------------- the way out
 
 
-def end_children() -> None:
+def end_children(others: Collection[BaseProcess] = ()) -> None:
     """Kill the processes that this one has started by `multiprocessing`, which it will leave now.
 
     Loader processes ignore what torch would end them by, and may wait for a full queue for ever.
+
+    Args:
+        others: Those that stay.
     """
-    children = multiprocessing.active_children()
+    children = [child for child in multiprocessing.active_children() if child not in others]
     if not children:
         return
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise what they died of

@@ -103,6 +103,12 @@ class Samples(Dataset[Batch]):
             self.num_classes,
         )
 
+    def name(self, sample_id: int) -> str:
+        """Return SHARD/KEY of a sample by its place among all that are listed."""
+        shard, place = self.order.locate(sample_id)
+        key = self.reader.key(shard, place)
+        return SamplePlace(0, sample_id, self.manifest.shards.names[shard], key).name
+
     def _ids(self, request: Request) -> np.ndarray:
         """Return the sample ids of a request's slots; padding has the id -1."""
         ids = np.full(request.stop - request.start, _PADDING)

@@ -165,7 +165,7 @@ def run_entry_point(main: Callable[[list[str]], None]) -> None:
     raise_file_limit()
     _write_any_character()
     try:
-        with interruptible():
+        with interruptible(), machine_errors():
             _run(main)
     except UserError as error:
         lines = [f"error: {line}" for line in str(error).splitlines()]
@@ -174,22 +174,32 @@ def run_entry_point(main: Callable[[list[str]], None]) -> None:
         _leave(f"stopped: {error}", error.status, error.is_agreed)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, BrokenPipeError) and has_no_reader():
+    except BrokenPipeError:
+        if has_no_reader():
             sys.exit(_NO_READER)
-        reason = _what_failed(error)
-        if reason is None:
-            raise
-        _leave(f"stopped: {reason}", 1, is_agreed=False)
+        raise
     finally:
         drop_unread_output()
         end_children()
 
 
-def _run(main: Callable[[list[str]], None]) -> None:
+@contextmanager
+def machine_errors() -> Generator[None]:
+    """Turn what the machine does not give, and what a disk says, into `RunStopped`."""
     try:
         with memory_errors("a machine with more memory"):
-            main(sys.argv[1:])
+            yield
+    except (OSError, RuntimeError) as error:
+        is_unread = isinstance(error, BrokenPipeError) and has_no_reader()
+        reason = None if is_unread else _what_failed(error)
+        if reason is None:
+            raise
+        raise RunStopped(reason) from error
+
+
+def _run(main: Callable[[list[str]], None]) -> None:
+    try:
+        main(sys.argv[1:])
     except SystemExit:  # as after --help
         sys.stdout.flush()
         raise

@@ -46,8 +46,12 @@ def read(arguments: list[str]) -> FinetuneConfig:
     return load(FinetuneConfig, arguments)
 
 
-def run(config: FinetuneConfig) -> None:
-    """Fine-tune an encoder, or go on where the run in `run.dir` stopped."""
+def run(config: FinetuneConfig) -> dict[str, float]:
+    """Fine-tune an encoder, or go on where the run in `run.dir` stopped.
+
+    Returns:
+        The last record's figures; of a run that was finished before, what is measured now.
+    """
     with importing():  # here, so that no help and no mistake in a key waits for torch
         from data.images.augment import RandAugment
         from data.reading.overlap import check_apart
@@ -125,17 +129,8 @@ def run(config: FinetuneConfig) -> None:
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         start_at_probe(accelerator, config, model, as_they_are(train, numbering=labels.train))
         evaluators = [Evaluator("val", config.run.eval_every, validation)]
-        trainer = Trainer(
-            accelerator,
-            config.run,
-            config.optim,
-            model,
-            stream,
-            evaluators,
-            has_trace=data.trace,
-            max_bad_ratio=data.max_bad_ratio,
-        )
-        trainer.train()
+        trainer = Trainer.of(accelerator, config, model, stream, evaluators)
+        figures = trainer.train()
         if validation.figures is None:  # it was finished before
             judge_result(validation(trainer.training.best), data.max_bad_ratio)
     if accelerator.is_main_process and validation.figures is not None:
@@ -150,6 +145,7 @@ def run(config: FinetuneConfig) -> None:
         _report(Path(config.run.dir), validation.figures, names, facts)
         say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
     accelerator.end_training()
+    return figures
 
 
 def _report(folder: Path, figures: "Figures", names: list[str], facts: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from pretrain.encoder.facts import image_size, num_channels
 from pretrain.evaluation.config import ProbeConfig
 from pretrain.evaluation.probe import Probe
 from pretrain.ranks import on_main, open_shards
-from pretrain.training.config import OptimConfig, RunConfig
+from pretrain.training.config import Configured
 from pretrain.training.contract import Evaluator
 from pretrain.training.validation import validate
 
@@ -29,22 +29,12 @@ logger = logging.getLogger(__name__)
 Illustrate = Callable[[Any], dict[str, Any]]
 
 
-class Opened(Protocol):
+class Opened(Configured, Protocol):
     """The parts of a pretraining configuration that no objective changes."""
-
-    @property
-    def run(self) -> RunConfig:
-        """Where, how long between saves, on what."""
-        ...
 
     @property
     def data(self) -> DataConfig:
         """The images."""
-        ...
-
-    @property
-    def optim(self) -> OptimConfig:
-        """The steps."""
         ...
 
     @property

@@ -39,12 +39,15 @@ def read(arguments: list[str]) -> PretrainConfig:
     return load(PretrainConfig, arguments or [str(DEMO)])
 
 
-def run(config: PretrainConfig, *, is_demo: bool = False) -> None:
+def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
     """Pretrain an encoder, or go on where the run in `run.dir` stopped.
 
     Args:
         config: All that the run is told.
         is_demo: Whether the demo's shards are made first, where they are missing.
+
+    Returns:
+        The last record's figures; of a run that was finished before, what is measured now.
     """
     with importing():  # here, so that no help and no mistake in a key waits for torch
         from data.demo import make_demo_shards
@@ -90,22 +93,13 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> None:
     # ---- the steps
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         learn_words(accelerator, model.target, stream)
-        trainer = Trainer(
-            accelerator,
-            config.run,
-            config.optim,
-            model,
-            stream,
-            evaluators,
-            has_trace=data.trace,
-            max_bad_ratio=data.max_bad_ratio,
-        )
-        trainer.train()
+        figures = Trainer.of(accelerator, config, model, stream, evaluators).train()
     if accelerator.is_main_process:
         done = count(config.optim.steps, "step")
         print(f"finished: {done}; the encoder is in {config.run.dir}/encoder")
         say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
     accelerator.end_training()
+    return figures
 
 
 if __name__ == "__main__":

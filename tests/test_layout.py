@@ -37,7 +37,7 @@ ROOMS = [
     "pretrain.run",
     "pretrain.__main__",
     "finetune",
-    "pretrain.mpp",
+    "pretrain.mpp pretrain.api",
     "scripts",
 ]
 LEVELS = {room: level for level, line in enumerate(ROOMS) for room in line.split()}

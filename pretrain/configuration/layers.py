@@ -6,9 +6,10 @@ letter, so that `dir: 1e3`, `dir: 2024-05-01` and `run.dir='exp #7'` name just t
 
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from io import StringIO
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, cast
 
 import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
@@ -43,13 +44,27 @@ _Loader.yaml_implicit_resolvers = _RESOLVERS
 _Dumper.yaml_implicit_resolvers = _RESOLVERS
 
 
+def _represent_path(dumper: _Dumper, path: PurePath) -> Node:
+    return _represent_text(dumper, str(path))
+
+
 def _represent_text(dumper: _Dumper, text: str) -> Node:
     # one of these breaks a line where it is not escaped
     style = '"' if set(text) & set("\x85\u2028\u2029") else None
     return dumper.represent_scalar(f"{_TAG}str", text, style)
 
 
+def _represent_other(dumper: _Dumper, value: Any) -> Node:
+    """Take a number of NumPy's, or a tensor of one, for what it is."""
+    if hasattr(value, "item"):
+        return dumper.represent_data(value.item())
+    return dumper.represent_undefined(value)
+
+
 _Dumper.add_representer(str, _represent_text)
+cast(Any, _Dumper).add_representer(None, _represent_other)  # of all others
+_Dumper.add_representer(tuple, _Dumper.represent_list)
+_Dumper.add_multi_representer(PurePath, _represent_path)
 
 
 class Entry(NamedTuple):
@@ -205,6 +220,32 @@ def read_entries(
             entries.append(Entry(name, node, ""))
     if problems:
         raise UserError("\n".join(problems))
+    return entries
+
+
+def entries_of(values: Mapping[str, Any], known: Collection[str]) -> list[Entry]:
+    """Return what Python values set, as `read_entries` does of text.
+
+    Args:
+        values: By dotted names, or by groups of keys: `{"optim": {"steps": 10}}`.
+        known: All keys' names.
+
+    Raises:
+        UserError: A value is of no kind that a configuration holds.
+    """
+    entries: list[Entry] = []
+    for name, value in values.items():
+        try:
+            node = _Dumper(StringIO()).represent_data(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"{name}={value!r} is a {type(value).__name__}, which no configuration holds; give "
+                "text, a number, true or false, None, or a list of them"
+            ) from error
+        if isinstance(node, MappingNode) and name not in known:
+            entries += _walk(node, known, f"{name}.", "")
+        else:
+            entries.append(Entry(name, node, ""))
     return entries
 
 

@@ -1,13 +1,13 @@
 """Configurations: dataclasses <- YAML <- command line, checked before anything runs."""
 
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache, reduce
 from typing import Any, TypeVar
 
 from data.settings import UserError, require_utf8
-from pretrain.configuration.layers import dump, read_entries
+from pretrain.configuration.layers import dump, entries_of, read_entries
 from pretrain.configuration.values import Key, merge, plain
 
 Config = TypeVar("Config")
@@ -59,12 +59,19 @@ _RULES = (
 )
 
 
-def load(config: type[Config], arguments: list[str], *, is_part: bool = False) -> Config:
+def load(
+    config: type[Config],
+    arguments: list[str],
+    values: Mapping[str, Any] | None = None,
+    *,
+    is_part: bool = False,
+) -> Config:
     """Merge the defaults, YAML files, and `key.sub=value` overrides; what comes later wins.
 
     Args:
         config: The configuration's class.
         arguments: As typed.
+        values: What a program sets behind them, by the keys' names.
         is_part: Leave out groups of keys that the class does not have, instead of refusing them.
 
     Raises:
@@ -75,7 +82,7 @@ def load(config: type[Config], arguments: list[str], *, is_part: bool = False) -
     known = {key.name: key for key in keys(config)}
     texts = {name for name, key in known.items() if key.is_text}
     lists = {name for name, key in known.items() if key.is_list_of_text}
-    entries = read_entries(arguments, known, texts, lists)
+    entries = read_entries(arguments, known, texts, lists) + entries_of(values or {}, known)
     if is_part:
         groups = {name.split(".")[0] for name in known}
         entries = [entry for entry in entries if entry.name.split(".")[0] in groups]

@@ -1,15 +1,14 @@
-"""Signals that ask a run to leave: Ctrl-C, Slurm's warning, a cloud's notice, a user's `kill`."""
+"""Signals that ask a run to leave: Ctrl-C, Slurm's warning, a cloud's notice, a closed terminal."""
 
 import os
 import signal
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-from data.processes import INTERRUPTED, has_launcher
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from data.processes import INTERRUPTED, REQUESTS, has_launcher
 
 
 class Interrupt:
@@ -17,8 +16,11 @@ class Interrupt:
 
     A second signal changes nothing: neither a commit nor the way out is cut short by it, and the
     process leaves with the status that it chose. But a second Ctrl-C ends the process at once,
-    unless a launcher started it: that hands on what the terminal has sent to all. One that comes
-    before the first step is not noted: what it would do without this happens.
+    unless a launcher started it: that hands on what the terminal has sent to all. In a notebook,
+    whose process lives on, it raises `KeyboardInterrupt`. One that comes before the first step is
+    not noted: what it would do without this happens.
+
+    Outside of the main thread, where Python lets nobody listen, no signal is noted.
 
     Attributes:
         name: The signal that came, or None.
@@ -33,7 +35,9 @@ class Interrupt:
         self._is_handed_on = has_launcher()
 
     def __enter__(self) -> Self:
-        ours = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # by nohup or `&`
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        ours = [n for n in REQUESTS if signal.getsignal(n) is not signal.SIG_IGN]  # by nohup or `&`
         self._before = {number: signal.signal(number, self._note) for number in ours}
         return self
 
@@ -50,6 +54,8 @@ class Interrupt:
             self._before[signal.SIGINT](number, frame)
         is_second = self.name is not None
         if number == signal.SIGINT and is_second and not self._is_handed_on:
+            if self._before[signal.SIGINT] is signal.default_int_handler:
+                raise KeyboardInterrupt
             os._exit(INTERRUPTED)
         self.name = self.name or signal.Signals(number).name
         if not is_second and os.environ.get("RANK", "0") == "0":

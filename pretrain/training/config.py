@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
+from data.config import ImageConfig
 from data.settings import UserError, require, setting
 from pretrain.machine.launcher import PRECISIONS
 
@@ -175,3 +177,22 @@ class OptimConfig:
             return self.lr * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Configured(Protocol):
+    """What every training run's configuration has."""
+
+    @property
+    def run(self) -> RunConfig:
+        """Where, how long between saves, on what."""
+        ...
+
+    @property
+    def data(self) -> ImageConfig:
+        """The images."""
+        ...
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The steps."""
+        ...

@@ -18,6 +18,7 @@ from data.images.jpeg import is_compiled
 from data.settings import require
 from data.stream import Share
 from data.text import count
+from pretrain.machine.host import OURS
 from pretrain.machine.launcher import PRECISIONS, check_launcher, has_chosen_threads, why_threads
 from pretrain.machine.malloc import keep_heap
 from pretrain.records.trackers import check_installed
@@ -127,10 +128,13 @@ def count_parameters(model: Any) -> str:
 
 
 def start_logging(is_main_process: bool) -> None:
-    """Let the main process say what it does; the others only what goes wrong."""
-    logging.basicConfig(
-        level=logging.INFO if is_main_process else logging.ERROR, format="%(message)s"
-    )
+    """Let the main process say what it does; the others only what goes wrong.
+
+    A program that has set up its own logging gets the same records there.
+    """
+    logging.basicConfig(format="%(message)s")
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.INFO if is_main_process else logging.ERROR)
     logging.getLogger("timm").setLevel(logging.WARNING)  # it tells of every local load
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, Self, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from pretrain.records.logs import RunLogs, cut_logs_back, read_records
 from pretrain.records.traces import SKIPPED
 from pretrain.records.trackers import Trackers
 from pretrain.training.batch_norm import RunningStatistics
-from pretrain.training.config import OptimConfig, RunConfig
+from pretrain.training.config import Configured, OptimConfig, RunConfig
 from pretrain.training.contract import Evaluator, Objective, Output
 from pretrain.training.device import Copies, Late, Totals
 from pretrain.training.launch import count_parameters, describe_start
@@ -105,6 +105,28 @@ class Trainer:
         self._unusable: list[Unusable] = []  # of what was measured and is not judged yet
         self._last_commit = time.monotonic()
         self._speed = Speedometer(optim.batch_size)
+
+    @classmethod
+    def of(
+        cls,
+        accelerator: Accelerator,
+        config: Configured,
+        model: Any,
+        stream: TrainingStream | SequentialStream,
+        evaluators: Sequence[Evaluator],
+    ) -> Self:
+        """Make the trainer of a whole configuration."""
+        data = config.data
+        return cls(
+            accelerator,
+            config.run,
+            config.optim,
+            model,
+            stream,
+            evaluators,
+            has_trace=data.trace,
+            max_bad_ratio=data.max_bad_ratio,
+        )
 
     def _spread(self, model: Any) -> Training:
         """Put the model on the ranks, with its optimizer."""

@@ -19,7 +19,7 @@ from pretrain.machine.gpus import count_gpus, is_one_of_many, launch_command
 from tests.launching import ROOT, Forked, run_forked
 
 MPP = [sys.executable, str(ROOT / "pretrain/mpp.py")]
-NOT_YET = {"recommend", "status", "embed"}
+NOT_YET = {"recommend", "status"}
 
 
 def mpp(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -62,17 +62,7 @@ def pretrain(arguments: list[str]) -> None:
 
     # ---- the steps
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
-        trainer = Trainer(
-            accelerator,
-            config.run,
-            config.optim,
-            model,
-            stream,
-            evaluators,
-            has_trace=data.trace,
-            max_bad_ratio=data.max_bad_ratio,
-        )
-        trainer.train()
+        Trainer.of(accelerator, config, model, stream, evaluators).train()
     if accelerator.is_main_process:
         done = count(config.optim.steps, "step")
         print(f"finished: {done}; the encoder is in {config.run.dir}/encoder")
