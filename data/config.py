@@ -139,7 +139,7 @@ def _is_size(value: object) -> bool:
 
 @dataclass(frozen=True)
 class DataConfig(ImageConfig):
-    """The shards that pretraining reads."""
+    """The images that pretraining reads."""
 
     read: str = setting(
         "random",
@@ -152,14 +152,15 @@ class DataConfig(ImageConfig):
     # a resume compares what the shards hold, not how they are named
     shards: Any = setting(
         None,
-        "training shards: brace pattern, glob, folder, or a list of them",
+        "training images: a folder of images, a .txt of their paths, or shards (brace pattern, "
+        "glob, folder); or a list of those",
         changes_result=False,
         type_name=SHARDS_TYPE,
         is_path=True,
     )
     val_shards: Any = setting(
         None,
-        "validation shards, in the same forms; default: none",
+        "validation images, in the same forms; default: none",
         changes_result=False,
         type_name=SHARDS_TYPE,
         is_path=True,
@@ -179,18 +180,19 @@ class DataConfig(ImageConfig):
 
 @dataclass(frozen=True)
 class LabelledDataConfig(ImageConfig):
-    """The labelled shards that fine-tuning and probes read."""
+    """The labelled images that fine-tuning and probes read."""
 
     train: Any = setting(
         None,
-        "labelled training shards: brace pattern, glob, folder, or a list of them",
+        "labelled training images: a folder with one folder a class, or shards (brace pattern, "
+        "glob, folder); or a list of those",
         changes_result=False,
         type_name=SHARDS_TYPE,
         is_path=True,
     )
     val: Any = setting(
         None,
-        "labelled validation shards, in the same forms",
+        "labelled validation images, in the same forms",
         changes_result=False,
         type_name=SHARDS_TYPE,
         is_path=True,
@@ -220,6 +222,6 @@ class LabelledDataConfig(ImageConfig):
         for key in ("train", "val"):
             require(
                 bool(getattr(self, key)),
-                f"data.{key} is missing; name labelled shards, such as "
-                f"data.{key}='shards/{key}-*.tar'",
+                f"data.{key} is missing; name a folder with one folder a class, or labelled "
+                f"shards, such as data.{key}='shards/{key}-*.tar'",
             )

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from pathlib import Path
 
 _REMEDIES = {
     errno.ENOSPC: "make room",
@@ -58,3 +59,35 @@ def _number(error: Exception) -> int | None:
         return error.errno
     match = re.search(r"\(os error (\d+)\)", str(error))
     return int(match[1]) if match else None
+
+
+# ---------------------------------------------------------------- kinds of disks
+
+_NETWORK = re.compile(
+    r"nfs\d?|cifs|smb\d?|smbfs|lustre|ceph|glusterfs|gpfs|beegfs|orangefs|afs|9p|"
+    r"fuse\.(sshfs|s3fs|gcsfuse|rclone|ceph|glusterfs|juicefs|goofys|blobfuse2?|mount-s3|ceph-fuse)"
+)
+
+
+def network_disk(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """Return the kind of network disk on which a path lies, such as nfs4; None of others.
+
+    Args:
+        path: On this machine.
+        mounts: Linux's list of what is mounted; where there is none, nothing is known.
+    """
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+        place = path.resolve()
+    except OSError:
+        return None
+    kinds: dict[str, str] = {}
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        if len(fields) > 4 and after:
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+            kinds[point] = after.split(" ")[0]
+    above = (str(folder) for folder in (place, *place.parents))
+    kind = next((kinds[folder] for folder in above if folder in kinds), "")
+    return kind if _NETWORK.fullmatch(kind) else None

@@ -19,7 +19,8 @@ from data.labels.classes import Numbering, as_it_is
 from data.labels.parse import NO_LABEL, multi_hot, read_label, read_label_set
 from data.order import Order
 from data.randomness import combine, derive, uniform
-from data.reading.reader import BadSample, ShardReader
+from data.reading.bad import BadSample
+from data.reading.reader import ShardReader
 from data.shards import (
     ARRAY_EXTENSION,
     IMAGE_EXTENSIONS,

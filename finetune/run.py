@@ -77,7 +77,8 @@ def run(config: FinetuneConfig) -> dict[str, float]:
     data = config.data
 
     # ---- the classes
-    train = open_shards(accelerator, data.train, "data.train", data.storage, data.fraction)
+    folder = Path(config.run.dir)
+    train = open_shards(accelerator, data.train, "data.train", data.storage, data.fraction, folder)
     val = open_shards(accelerator, data.val, "data.val", data.storage)
     on_main(accelerator, lambda: check_apart(train, val, ("data.train", "data.val")))
     labels = on_main(accelerator, lambda: read_labels(train, val, config))

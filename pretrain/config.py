@@ -26,8 +26,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         require(
             bool(self.data.shards),
-            "data.shards is missing; name the training shards, such as "
-            "data.shards='shards/train-*.tar'",
+            "data.shards is missing; name a folder of images, as in data.shards=photos, or shards, "
+            "as in data.shards='shards/train-*.tar'",
         )
         require(
             not self.encoder.sees_masked or self.decoder == DecoderConfig(),

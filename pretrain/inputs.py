@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
@@ -59,7 +60,8 @@ def open_stream(
     seed, batch_size = config.run.seed, config.optim.batch_size
     if data.read == "sequential":
         return open_sequential(data, size, seed, batch_size, part, channels)
-    shards = open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction)
+    run = Path(config.run.dir)
+    shards = open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction, run)
     samples = Samples(shards, size, seed=seed, crop_area=data.crop_area, channels=channels)
     return TrainingStream(samples, batch_size, part, data.workers)
 

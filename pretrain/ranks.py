@@ -1,6 +1,7 @@
 """Collectives of a run's ranks: reduce, agree, and let one go first."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar, cast
 
 from accelerate import Accelerator
@@ -64,7 +65,28 @@ def first_problem(work: Callable[[], object]) -> str | None:
 
 
 def open_shards(
-    accelerator: Accelerator, spec: object, key: str, storage: Storage, fraction: float = 1.0
+    accelerator: Accelerator,
+    spec: object,
+    key: str,
+    storage: Storage,
+    fraction: float = 1.0,
+    run: Path | None = None,
 ) -> Manifest:
-    """Open the shards that a configuration key names; the main process makes missing indexes."""
-    return main_process_first(accelerator, lambda: open_manifest(spec, key, storage, fraction))
+    """Open the shards that a configuration key names; the main process makes missing indexes.
+
+    Raises:
+        RunStopped: A rank sees other files than the main process, on all ranks.
+    """
+    manifest = main_process_first(
+        accelerator, lambda: open_manifest(spec, key, storage, fraction, run)
+    )
+    contents: list[str] = gather_object([manifest.content])
+    others = [rank for rank, content in enumerate(contents) if content != contents[0]]
+    if others:
+        raise RunStopped(
+            f"{key}: rank {others[0]} sees other files than rank 0 ({len(others)} of "
+            f"{len(contents)} ranks do); start again when nothing writes there, and all machines "
+            "have the same files with the same times",
+            is_agreed=True,
+        )
+    return manifest

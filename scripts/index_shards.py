@@ -42,6 +42,7 @@ from data.index.making import Remarks, UnreadableShard, in_any_order, run_jobs
 from data.index.manifest import Manifest, Shard
 from data.index.open import told_empty
 from data.index.scan import UnusableShard
+from data.index.tables import is_images
 from data.processes import end_children, end_with_parent
 from data.reading.check import unusable_members
 from data.settings import OneLineParser, RunStopped, UserError, positive, run_entry_point
@@ -77,6 +78,7 @@ def main(arguments: list[str]) -> None:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     catalog = Catalog(options.shards, "SHARDS", _STORAGE)
+    catalog.list_images()
     with _processes(options.processes) as executor:
         problems = _print_all(_index(catalog, executor, options))
         manifest = catalog.manifest()
@@ -151,7 +153,8 @@ def _index(catalog: Catalog, executor: Executor, options: argparse.Namespace) ->
     places = [
         place
         for place, location in enumerate(catalog.locations)
-        if options.again or is_remote(location) or catalog.is_missing(place)
+        if not is_images(location)
+        and (options.again or is_remote(location) or catalog.is_missing(place))
     ]
     jobs = (catalog.job(place, again=options.again) for place in places)
     results, remarks = run_jobs(jobs, executor, options.processes), Remarks()

@@ -14,7 +14,7 @@ from data.index.manifest import Manifest
 from data.index.offsets import ShardIndex
 from data.index.open import load_index
 from data.order import Order
-from data.reading.reader import MAX_MEMBER_BYTES
+from data.reading.bad import MAX_MEMBER_BYTES
 from data.settings import RunStopped, UserError
 from data.storage.cache import Part, folder_name, part_range, parts_of
 from data.storage.locations import Storage, Version, is_remote
@@ -173,6 +173,7 @@ class LookAhead:
                 _logger.warning("shard %s is not read ahead: %s", row.name, error)
             self._has_failed = True
             return None
+        assert isinstance(index, ShardIndex), "what is remote is a tar"
         return _RemoteShard(index, row.location, version, folder_name(row.location, version))
 
 

@@ -13,15 +13,24 @@ _SPLIT = re.compile(
     r"([-_ ]?(set|split|data|images|\d+))?",
     re.IGNORECASE,
 )
-_REMEDY = "rename it, or give --unlabelled"
+_SOURCE = "SOURCE"  # how make_shards.py calls the folder, which can also go without labels
 
 
-def label_folders(listing: Listing, given: Sequence[str] | None) -> dict[str, int]:
+def in_no_class(listing: Listing) -> str | None:
+    """Say which images lie in no folder of a class; None if all lie in one."""
+    beside = [path for path in listing.images if path.partition("/")[0] in ("", "..", path)]
+    return f"in no folder of a class: {name_some(beside, 1)}" if beside else None
+
+
+def label_folders(
+    listing: Listing, given: Sequence[str] | None, key: str = _SOURCE
+) -> dict[str, int]:
     """Give each folder of images a class number.
 
     Args:
         listing: The source, all of whose images lie in folders.
         given: The names of the classes in order; None: those of the folders, sorted.
+        key: What messages call the source.
 
     Raises:
         UserError: A name cannot be a class, the list lacks one, a class would lose all its images,
@@ -29,10 +38,10 @@ def label_folders(listing: Listing, given: Sequence[str] | None) -> dict[str, in
     """
     folders = sorted({path.split("/")[0] for path in listing.images})
     if given is None:
-        _require_no_splits(folders)
-    _require_images(listing, folders)
-    _require_one_class(listing)
-    names = _names_of(folders)
+        _require_no_splits(folders, key)
+    _require_images(listing, folders, key)
+    _require_one_class(listing, key)
+    names = class_names(folders, key)
     if given is None:
         return dict(zip(folders, range(len(folders)), strict=True))
     numbers = {name: number for number, name in enumerate(given)}
@@ -56,18 +65,27 @@ def folders_without_images(listing: Listing) -> list[str]:
     return [f"{what} ({name_some(bare)})"] if bare else []
 
 
-def _require_no_splits(names: Sequence[str]) -> None:
+def _or_unlabelled(key: str) -> str:
+    return ", or give --unlabelled" if key == _SOURCE else ""
+
+
+def _require_no_splits(names: Sequence[str], key: str) -> None:
     """Refuse train/ and val/ as classes; one of many classes may be called "train"."""
     splits = [name for name in names if _SPLIT.fullmatch(name)]
+    remedy = (
+        "give each as a SOURCE of its own with an OUT of its own, or --unlabelled for all images "
+        "together, or, if they are classes, --classes FILE that lists them"
+        if key == _SOURCE
+        else "name the one that is meant, or rename them if they are classes"
+    )
     require(
         len(splits) < min(2, len(names)),
-        f"SOURCE holds {name_some(splits)}, which would be {count(len(splits), 'class')} and are "
-        "likely splits; give each as a SOURCE of its own with an OUT of its own, or --unlabelled "
-        "for all images together, or, if they are classes, --classes FILE that lists them",
+        f"{key} holds {name_some(splits)}, which would be {count(len(splits), 'class')} and are "
+        f"likely splits; {remedy}",
     )
 
 
-def _require_images(listing: Listing, names: Sequence[str]) -> None:
+def _require_images(listing: Listing, names: Sequence[str], key: str) -> None:
     """Refuse to lose a class, as the labels of those behind it would be others."""
     walked = listing.found
     by_class: dict[str, list[str]] = {}
@@ -78,34 +96,35 @@ def _require_images(listing: Listing, names: Sequence[str]) -> None:
         is_stray = own == [name] and is_image_name(name)  # a file beside the classes
         require(
             is_stray,
-            f"SOURCE={listing.folder}: the class {printable(name)} would be lost, as none of "
+            f"{key}={listing.folder}: the class {printable(name)} would be lost, as none of "
             f"its images can be read ({name_some(own)}); mend them, or remove the folder. "
             f"Left out in all: {'; '.join(listing.left_out())}",
         )
 
 
-def _require_one_class(listing: Listing) -> None:
+def _require_one_class(listing: Listing, key: str) -> None:
     """Refuse a folder that is in two classes; a link to what holds it is passed over."""
     for path, first in listing.found.repeated.items():
         require(
             first == "" or path.split("/")[0] == first.split("/")[0],
-            f"SOURCE={listing.folder}: {printable(path)} is the same folder as "
-            f"{printable(first)}, and an image has one class; remove one of them, or give "
-            "--unlabelled",
+            f"{key}={listing.folder}: {printable(path)} is the same folder as "
+            f"{printable(first)}, and an image has one class; remove one of them"
+            f"{_or_unlabelled(key)}",
         )
 
 
-def _names_of(folders: Sequence[str]) -> list[str]:
+def class_names(folders: Sequence[str], key: str = _SOURCE) -> list[str]:
     """Name the classes as a list of them is read: letters with accents have one spelling (NFC)."""
+    remedy = f"rename it{_or_unlabelled(key)}"
     named: dict[str, str] = {}
     for folder in folders:
         name = unicodedata.normalize("NFC", folder)
         twin = named.setdefault(name, folder)
         require(
-            twin == folder, f"SOURCE: two folders are both called {name}, accents apart; {_REMEDY}"
+            twin == folder, f"{key}: two folders are both called {name}, accents apart; {remedy}"
         )
         flaw = _flaw(name)
-        require(flaw is None, f"SOURCE: the class folder '{printable(name)}' {flaw}; {_REMEDY}")
+        require(flaw is None, f"{key}: the class folder '{printable(name)}' {flaw}; {remedy}")
     return list(named)
 
 

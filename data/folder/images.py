@@ -110,7 +110,11 @@ class Listing:
 
 def list_images(folder: Path) -> Listing:
     """List the images below a folder; nothing is opened."""
-    found = walk(folder)
+    return list_names(folder, walk(folder))
+
+
+def list_names(folder: Path, found: Found) -> Listing:
+    """Tell by their endings which of the files that were found are images."""
     kinds = {path: extension_of(path) for path in sorted(found.sizes)}
     pictures = [path for path, kind in kinds.items() if kind in PICTURE_EXTENSIONS]
     undecodable = [path for path in pictures if missing_decoder(kinds[path])]
@@ -135,7 +139,9 @@ def is_image_name(path: str) -> bool:
 
 def extension_of(path: str) -> str:
     """Return a file name's extension in lower case, without the dot."""
-    return Path(path).suffix.lower().removeprefix(".")
+    name = path.rpartition("/")[2]
+    stem, dot, ending = name.rpartition(".")
+    return ending.lower() if dot and stem else ""
 
 
 @cache

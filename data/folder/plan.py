@@ -13,11 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from data.disks import explain
-from data.folder.classes import folders_without_images, label_folders
+from data.folder.classes import folders_without_images, in_no_class, label_folders
 from data.folder.images import Listing, extension_of, list_images
 from data.settings import RunStopped, UserError, require
 from data.shards import ImageFile, split_name
-from data.text import name_some
 
 _BLOCK = 512  # a tar's unit, bytes
 
@@ -110,10 +109,7 @@ def find_images(
 
 
 def _why_unlabelled(listing: Listing, is_unlabelled: bool) -> str | None:
-    beside = [path for path in listing.images if "/" not in path]
-    if is_unlabelled:
-        return "--unlabelled"
-    return f"in no folder of a class: {name_some(beside, 1)}" if beside else None
+    return "--unlabelled" if is_unlabelled else in_no_class(listing)
 
 
 def unique_keys(paths: Sequence[str]) -> list[str]:
@@ -163,7 +159,7 @@ def plan_shards(
     plan: dict[str, list[SourceImage]] = {}
     for split, members in splits.items():
         if options.shuffle:
-            members.sort(key=lambda image: _draw(options.seed, "order", image.path))
+            members.sort(key=lambda image: order_key(image.path, options.seed))
         shards = _cut(members, options.shard_bytes)
         plan |= {f"{split}-{number:06d}.tar": shard for number, shard in enumerate(shards)}
     return plan
@@ -186,6 +182,11 @@ def kept_in_training(images: Sequence[SourceImage], options: PlanOptions) -> set
 def _is_drawn(image: SourceImage, options: PlanOptions) -> bool:
     """Tell whether the draw puts an image into validation."""
     return _draw(options.seed, "split", image.path) < options.val_ratio
+
+
+def order_key(path: str, seed: int = 0) -> float:
+    """Return the number by which images are sorted, so that neighbours in a folder are none."""
+    return _draw(seed, "order", path)
 
 
 def _draw(seed: int, purpose: str, path: str) -> float:

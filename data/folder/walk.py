@@ -24,6 +24,8 @@ class Found:
 
     Attributes:
         sizes: The size of each file.
+        mtimes: When each was changed last, in ns.
+        links: Files that are links to files.
         folders: Each folder that was entered, and links to folders.
         broken: Links to nothing.
         special: Pipes, sockets and devices, which are never opened.
@@ -34,6 +36,8 @@ class Found:
     """
 
     sizes: dict[str, int] = field(default_factory=dict[str, int])
+    mtimes: dict[str, int] = field(default_factory=dict[str, int])
+    links: list[str] = field(default_factory=list[str])
     folders: list[str] = field(default_factory=list[str])
     broken: list[str] = field(default_factory=list[str])
     special: list[str] = field(default_factory=list[str])
@@ -124,7 +128,9 @@ def _note(entry: os.DirEntry[str], name: str, found: Found) -> int:
             found.unreadable[name] = error.strerror or str(error)
         return 0
     if stat.S_ISREG(status.st_mode):
-        found.sizes[name] = status.st_size
+        found.sizes[name], found.mtimes[name] = status.st_size, status.st_mtime_ns
+        if entry.is_symlink():
+            found.links.append(name)
     elif not stat.S_ISDIR(status.st_mode):
         found.special.append(name)
     return status.st_mode

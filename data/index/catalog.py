@@ -4,6 +4,8 @@ Beside the shards of a folder lie one `NAME.tar.index` each and one `manifest.js
 shard. What they say of a local shard holds while its size and modification time are those in the
 row. For a folder that cannot be written, both go to a cache folder.
 
+The table of a folder of images, or of a list, is made at each start, and lies in the cache folder.
+
 Of remote shards, the rows and indexes on the server count if they were uploaded with the shards;
 else those in the cache folder, each of one etag. Neither costs a request a shard: who reads a shard
 refuses one that is not the one indexed.
@@ -12,7 +14,7 @@ refuses one that is not the one indexed.
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from data.disks import explain
+from data.index.files import FileTable
 from data.index.making import Job, Known, index_path, is_index_of
 from data.index.manifest import (
     MANIFEST_NAME,
@@ -33,11 +36,13 @@ from data.index.manifest import (
     split_location,
 )
 from data.index.offsets import ShardIndex
+from data.index.tables import folder_of, is_images, list_files
 from data.listing.shards import list_shards, shard_names
 from data.settings import RunStopped, UserError, require
 from data.shards import INDEX_SUFFIX, atomic_write
 from data.storage.files import read_file
 from data.storage.locations import Missing, Storage, is_remote, public_name, user_cache
+from data.text import printable
 
 _MAX_MANIFEST = 1 << 30  # bytes that are taken from a server
 _logger = logging.getLogger(__name__)
@@ -72,6 +77,9 @@ class Catalog:
         self._damages: dict[int, str] = {}
         self._stale: dict[int, Known] = {}
         self._targets: dict[str, Path] = {}
+        self._key = key
+        self._images = [i for i, location in enumerate(self.locations) if is_images(location)]
+        self._tables: dict[int, Path] = {}
         for folder, places in self._by_folder(key).items():
             look_up = self._look_up_remote if is_remote(folder) else self._look_up_local
             look_up(folder, places)
@@ -91,6 +99,43 @@ class Catalog:
             self._etags[place] = row.etag
         if row.damage is not None:
             self._damages[place] = row.damage
+
+    def list_images(self, begun: Mapping[int, Path] | None = None) -> None:
+        """List the folders and lists of images among the shards.
+
+        Args:
+            begun: By place, the tables on which a run was begun (see `list_files`).
+
+        Raises:
+            RunStopped: A table cannot be written.
+            UserError: One has no image, or what cannot be read; or an image is in two of them.
+        """
+        files: dict[str, int] = {}
+        for place in self._images:
+            location = self.locations[place]
+            former = (begun or {}).get(place)
+            table, path = list_files(location, self._key, cache_folder(location), former)
+            if len(self._images) > 1:
+                self._require_apart(table, place, files)
+            self._put_table(place, table, path)
+
+    def _put_table(self, place: int, table: FileTable, path: Path) -> None:
+        self._num_samples[place] = len(table)
+        self._num_bytes[place] = table.num_bytes
+        self._sha256s[place] = np.frombuffer(bytes.fromhex(table.sha256), np.uint8)
+        self._tables[place] = path
+
+    def _require_apart(self, table: FileTable, place: int, files: dict[str, int]) -> None:
+        """Refuse images that are in two folders or lists, which would be trained on twice."""
+        folder = folder_of(self.locations[place])
+        for path in table.states:
+            file = os.path.normpath(folder / path)
+            other = self.locations[files.setdefault(file, place)]
+            require(
+                other == self.locations[place],
+                f"{self._key}: {printable(file)} is in {printable(other)} and in "
+                f"{printable(self.locations[place])}, and would be read twice; name it once",
+            )
 
     def is_missing(self, place: int) -> bool:
         """Tell whether no row of a shard holds."""
@@ -142,6 +187,7 @@ class Catalog:
             damages={i: self._damages[p] for i, p in enumerate(places) if p in self._damages},
             index_folders=tuple(map(str, self._folders)),
             index_folder_ids=self._folder_ids[there],
+            tables={i: self._tables[p] for i, p in enumerate(places) if p in self._tables},
         )
         return make_manifest(shards, self._storage)
 
@@ -167,7 +213,10 @@ class Catalog:
     def _by_folder(self, key: str) -> dict[str, dict[str, int]]:
         """Group the shards' places by folder and file name."""
         folders: dict[str, dict[str, int]] = {}
+        images = set(self._images)
         for place, location in enumerate(self.locations):
+            if place in images:
+                continue
             lies = split_location(location)
             first = folders.setdefault(lies.folder, {}).setdefault(lies.file, place)
             name = public_name(location)

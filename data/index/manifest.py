@@ -1,5 +1,7 @@
 """The manifest of a set of shards, in memory and as rows in a folder's `manifest.jsonl`.
 
+A folder of images, or a list of them, counts as one shard, whose index is the table of its files.
+
 In memory it is a few arrays, not an object a shard: 1e5 shards cost megabytes, fork without copies
 and are pickled at once.
 """
@@ -10,7 +12,7 @@ import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -34,12 +36,13 @@ class Shard:
 
     Attributes:
         name: Its path below the deepest folder common to all shards of the manifest.
-        location: The tar: an absolute path or a URL.
+        location: The tar, or the folder or list of images: an absolute path or a URL.
         index_path: Its index, for `data.index.open.load_index`.
+        is_tar: It is a tar, and not a folder or list of images.
         num_samples: Samples that are used.
         num_indexed: Readable samples when it was indexed; more than are used of a `thinned` one.
-        num_bytes: The tar's size.
-        sha256: Of the whole tar that was indexed, in hex.
+        num_bytes: The tar's size, or that of all images.
+        sha256: Of the whole tar that was indexed, or of the table of files, in hex.
         etag: What the server called that tar; None of local ones, and where it is not known.
         damage: What is wrong with the tar, or None.
     """
@@ -47,6 +50,7 @@ class Shard:
     name: str
     location: str
     index_path: Path
+    is_tar: bool
     num_samples: int
     num_indexed: int
     num_bytes: int
@@ -93,6 +97,7 @@ class Shards(Sequence[Shard]):
         damages: By place, for the damaged ones alone.
         index_folders: The distinct folders of indexes.
         index_folder_ids: int32, the place of each shard's folder there.
+        tables: The indexes of folders and lists of images, by place.
     """
 
     names: Strings
@@ -105,6 +110,7 @@ class Shards(Sequence[Shard]):
     damages: dict[int, str]
     index_folders: tuple[str, ...]
     index_folder_ids: npt.NDArray[np.int32]
+    tables: dict[int, Path] = field(default_factory=dict[int, Path])
 
     def __len__(self) -> int:
         return len(self.num_samples)
@@ -118,11 +124,12 @@ class Shards(Sequence[Shard]):
             return [self[i] for i in range(*place.indices(len(self)))]
         place = range(len(self))[place]
         location = self.locations[place]
-        folder = self.index_folders[self.index_folder_ids[place]]
+        table = self.tables.get(place)
         return Shard(
             name=self.names[place],
             location=location,
-            index_path=Path(folder, split_location(location).file + INDEX_SUFFIX),
+            index_path=self._index_path(place, location) if table is None else table,
+            is_tar=table is None,
             num_samples=int(self.num_samples[place]),
             num_indexed=int(self.num_indexed[place]),
             num_bytes=int(self.num_bytes[place]),
@@ -130,6 +137,10 @@ class Shards(Sequence[Shard]):
             etag=self.etags[place] or None,
             damage=self.damages.get(place),
         )
+
+    def _index_path(self, place: int, location: str) -> Path:
+        folder = self.index_folders[self.index_folder_ids[place]]
+        return Path(folder, split_location(location).file + INDEX_SUFFIX)
 
     @property
     def damaged(self) -> list[Shard]:

@@ -6,18 +6,15 @@ which tar it is of, and a checksum of itself.
 """
 
 import json
-import mmap
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save as to_safetensors
 
+from data.index.arrays import DAMAGES, choose, crc32_of, map_arrays, save_arrays, string_at
 from data.settings import UserError
-from data.shards import atomic_write
 
 _ARRAYS = (
     "member_ends",
@@ -28,7 +25,6 @@ _ARRAYS = (
     "key_ends",
     "keys",
 )
-_DTYPES = {"I64": np.int64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8}
 
 
 class Member(NamedTuple):
@@ -70,8 +66,7 @@ class ShardIndex:
 
     def key(self, sample: int) -> str:
         """Return the key of sample 0 <= `sample` < S, as `data.text.escaped` writes it."""
-        start = int(self.key_ends[sample - 1]) if sample else 0
-        name = self.keys[start : int(self.key_ends[sample])].tobytes()
+        name = string_at(self.key_ends, self.keys, sample)
         return name.decode("utf-8", "backslashreplace")
 
     def members(self, sample: int) -> dict[str, Member]:
@@ -88,10 +83,7 @@ class ShardIndex:
         """Return an index of `num_kept` samples alone, chosen by a hash, in the order they lie."""
         if num_kept == len(self):
             return self
-        from data.randomness import combine  # here: it brings torch, which no other index needs
-
-        words = combine(np.full(len(self), seed), np.arange(len(self)))
-        kept = np.sort(np.argsort(words, kind="stable")[:num_kept])
+        kept = choose(len(self), num_kept, seed)
         fields: dict[str, Any] = {}
         for ends, values in (
             ("member_ends", ("offsets", "sizes", "crc32s", "extension_ids")),
@@ -130,14 +122,11 @@ class ShardIndex:
             "sha256": self.sha256 or "",
             "crc32": str(self._crc32()),
         }
-        with atomic_write(path) as file:
-            file.write(to_safetensors(arrays, metadata))
+        save_arrays(path, arrays, metadata)
 
     def _crc32(self) -> int:
-        crc = zlib.crc32(json.dumps([self.extensions, self.sha256]).encode())
-        for name in _ARRAYS:
-            crc = zlib.crc32(getattr(self, name), crc)
-        return crc
+        arrays = [getattr(self, name) for name in _ARRAYS]
+        return crc32_of([self.extensions, self.sha256], arrays)
 
     @classmethod
     def load(cls, path: Path) -> "ShardIndex":
@@ -146,34 +135,14 @@ class ShardIndex:
         Raises:
             UserError: If the file is not such an index, is cut short, or has changed.
         """
-        with path.open("rb") as file:
-            try:
-                fields, crc32 = _mapped_arrays(file)
-                index = cls(**fields)
-                if crc32 not in (None, index._crc32()):
-                    raise ValueError("checksum")
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-                message = f"{path} is not an index; delete it and it will be made again"
-                raise UserError(message) from error
+        try:
+            fields, metadata = map_arrays(path, _ARRAYS)
+            fields["extensions"] = tuple(json.loads(metadata["extensions"]))
+            index = cls(**fields, sha256=metadata.get("sha256") or None)
+            known = metadata.get("crc32")  # older versions wrote none
+            if known is not None and int(known) != index._crc32():
+                raise ValueError("checksum")
+        except DAMAGES as error:
+            message = f"{path} is not an index; delete it and it will be made again"
+            raise UserError(message) from error
         return index
-
-
-def _mapped_arrays(file: BinaryIO) -> tuple[dict[str, Any], int | None]:
-    """Read a safetensors file without copying: safetensors' own numpy reader copies each array.
-
-    Returns:
-        The fields of `ShardIndex`, and their checksum; older versions wrote none.
-    """
-    length = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(min(length, 1 << 24)))
-    pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    metadata = header["__metadata__"]
-    fields: dict[str, Any] = {
-        "extensions": tuple(json.loads(metadata["extensions"])),
-        "sha256": metadata.get("sha256") or None,
-    }
-    for name in _ARRAYS:
-        entry = header[name]
-        start, count = 8 + length + entry["data_offsets"][0], entry["shape"][0]
-        fields[name] = np.frombuffer(pages, _DTYPES[entry["dtype"]], count, start)
-    return fields, int(metadata["crc32"]) if "crc32" in metadata else None

@@ -8,13 +8,16 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from tqdm import tqdm
 
 from data.index.catalog import Catalog, fetch_index
+from data.index.files import FileTable
 from data.index.making import Job, Remarks, is_index_of, run_jobs
 from data.index.manifest import Manifest, Shard, thinned
 from data.index.offsets import ShardIndex
+from data.index.record import recorded_tables
 from data.settings import RunStopped, UserError, require
 from data.storage.files import keep_connections
 from data.storage.locations import Storage, is_remote
@@ -26,11 +29,16 @@ _logger = logging.getLogger(__name__)
 
 
 def open_manifest(
-    spec: object, key: str, storage: Storage = _DEFAULT, fraction: float = 1.0
+    spec: object,
+    key: str,
+    storage: Storage = _DEFAULT,
+    fraction: float = 1.0,
+    run: Path | None = None,
 ) -> Manifest:
     """Open the manifest of the shards that a configuration names, indexing what is new or changed.
 
-    Where nothing is, it costs one `stat` a local shard, and of remote ones a request a folder.
+    Where nothing is, it costs one `stat` a local shard, and of remote ones a request a folder. Of a
+    folder of images, or a list of them, it costs one `stat` a file at each start.
     Damaged shards are used up to the damage, with a warning. Several processes may call it at once,
     but then each of them indexes.
 
@@ -39,12 +47,14 @@ def open_manifest(
         key: The configuration's key, for error texts.
         storage: How remote shards are read.
         fraction: Of the samples, to be used alone.
+        run: The folder of a run, which goes on with the images with which it began.
 
     Raises:
         RunStopped: If a shard cannot be read, or its index not be written.
         UserError: For what `list_shards` and `scan` refuse, or if there is no sample.
     """
     catalog = Catalog(spec, key, storage)
+    catalog.list_images({} if run is None else recorded_tables(run))
     missing = catalog.missing()
     if missing:
         _raise_first(_make(catalog, missing), key)
@@ -69,14 +79,20 @@ def told_empty(names: Sequence[str]) -> str:
     return f"{number} {holds} no samples: {name_some(names)}; copy again what should"
 
 
-def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex:
+def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex | FileTable:
     """Open a shard's index; one that lies on the server is fetched first, once.
+
+    Returns:
+        Of a folder or list of images, the table of its files.
 
     Raises:
         RunStopped: If it is not there.
         UserError: If it is damaged, or of another tar than the manifest says.
     """
     path = shard.index_path
+    seed = int(shard.sha256[:15], 16)
+    if not shard.is_tar:
+        return _load_table(shard).thinned(shard.num_samples, seed)
     if is_remote(shard.location) and not path.exists():
         fetch_index(shard.location, path, storage)
     try:
@@ -89,7 +105,21 @@ def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex:
         f"{path} is the index of another tar than shard {shard.name}; delete it and it will be "
         "made again",
     )
-    return index.thinned(shard.num_samples, int(shard.sha256[:15], 16))
+    return index.thinned(shard.num_samples, seed)
+
+
+def _load_table(shard: Shard) -> FileTable:
+    try:
+        table = FileTable.load(shard.index_path)
+    except FileNotFoundError as error:
+        message = f"{shard.index_path}, the table of {shard.name}, is gone; start again to list it"
+        raise RunStopped(message) from error
+    require(
+        table.sha256 == shard.sha256,
+        f"{shard.index_path} is the table of other files than {shard.name}; delete it and it will "
+        "be made again",
+    )
+    return table
 
 
 def _raise_first(errors: Sequence[UserError | RunStopped], key: str) -> None:

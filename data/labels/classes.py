@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.disks import explain
-from data.index.manifest import Manifest, split_location
+from data.index.files import FileTable
+from data.index.manifest import Manifest, Shard, split_location
 from data.settings import UserError, require
 from data.storage.files import read_file
 from data.storage.locations import Missing, is_remote, public_name
@@ -145,6 +146,8 @@ class Beside(NamedTuple):
 def lists_beside(manifest: Manifest) -> Beside:
     """Read the list of classes in each folder of shards, on this machine or a server.
 
+    Of a folder of images, they are the folders in it.
+
     Raises:
         RunStopped: A server cannot be asked.
         UserError: A list is none.
@@ -153,12 +156,21 @@ def lists_beside(manifest: Manifest) -> Beside:
     lists: list[ClassList | None] = []
     folders = np.empty(len(manifest.shards), np.int32)
     for shard, location in enumerate(manifest.shards.locations):
-        folder = split_location(location).folder
+        is_tar = shard not in manifest.shards.tables
+        folder = split_location(location).folder if is_tar else location
         if folder not in places:
             places[folder] = len(places)
-            lists.append(_list_beside(location, manifest))
+            lists.append(
+                _list_beside(location, manifest) if is_tar else _folders_of(manifest.shards[shard])
+            )
         folders[shard] = places[folder]
     return Beside(lists, folders)
+
+
+def _folders_of(shard: Shard) -> ClassList | None:
+    """Return the classes of a folder or list of images, or None."""
+    classes = FileTable.load(shard.index_path).classes
+    return ClassList(f"the folders of {shard.location}", list(classes)) if classes else None
 
 
 def _list_beside(location: str, manifest: Manifest) -> ClassList | None:

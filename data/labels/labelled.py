@@ -7,10 +7,13 @@ from typing import NamedTuple, NoReturn, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from data.index.files import FileTable
 from data.index.manifest import Manifest, unthinned
+from data.index.tables import refuse_unlabelled
 from data.labels.classes import Classes, Numbering, UnknownClass, as_it_is, match_classes
 from data.labels.parse import read_label, read_label_set
-from data.reading.reader import BadSample, ShardReader
+from data.reading.bad import BadSample
+from data.reading.reader import ShardReader
 from data.settings import UserError, require
 from data.shards import LABEL_EXTENSION
 from data.text import count, name_some, printable
@@ -62,6 +65,8 @@ def label_splits(
         UserError: A sample has no label; `val` has a class that `train` lacks; names and numbers
             do not fit; or the numbers are no class numbers.
     """
+    for key, manifest in ((f"{group}.train", train), (f"{group}.val", val)):
+        _require_folders_of_classes(manifest, key)
     classes = match_classes(train, val, path, group)
     read = read_label_sets if is_multi_label else read_labels
     train_key = f"{group}.train"
@@ -86,6 +91,13 @@ def label_splits(
         of_fraction = "" if fraction == 1 else f"data.fraction={fraction}"
         _refuse_unknown(unknown, all_values(), names, group, of_fraction)
     return Labels(names, classes.train, classes.val), values
+
+
+def _require_folders_of_classes(manifest: Manifest, key: str) -> None:
+    """Raise `UserError` for a folder of images that has no labels."""
+    for place, table in manifest.shards.tables.items():
+        if not FileTable.load(table).classes:
+            refuse_unlabelled(manifest.shards.locations[place], key)
 
 
 def _number_names(

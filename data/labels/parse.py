@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.reading.reader import BadSample
+from data.reading.bad import BadSample
 from data.shards import LABEL_EXTENSION
 
 NO_LABEL = -1

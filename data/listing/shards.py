@@ -17,20 +17,21 @@ from urllib.parse import unquote
 import braceexpand
 
 from data.disks import explain
-from data.listing.foreign import MAKE_SHARDS, kind_by_name
-from data.listing.splits import choose_split
+from data.listing.foreign import MAKE_SHARDS, NAME_FOLDER, kind_by_name
+from data.listing.splits import are_splits, choose_split
 from data.settings import UserError, require
-from data.shards import INDEX_SUFFIX
+from data.shards import INDEX_SUFFIX, has_image
 from data.storage.locations import (
     Storage,
     check_location,
     expand_home,
+    is_list,
     is_remote,
     protocol_of,
     public_name,
 )
 from data.storage.remote import list_remote
-from data.text import escaped, name_some
+from data.text import count, escaped, name_some
 
 _OWN_FILES = frozenset({"manifest.jsonl", "plan.json", "classes.txt"})
 _OPTIONAL = frozenset({"data.val_shards"})  # keys that can be none
@@ -50,7 +51,8 @@ def list_shards(spec: object, key: str) -> list[str]:
             folders are sorted; http has neither. Of a folder that holds several splits by the
             names of its files (train-*, val-*, test-*), a training key means the training split
             and a validation key the validation split. A glob means files that end in .tar, if it
-            matches any.
+            matches any. A folder without *.tar that holds images below it, and a text file of
+            their paths, stand for themselves; of subfolders train/, val/, test/ a key means one.
         key: The configuration's key, for error texts and for the split.
 
     Raises:
@@ -88,7 +90,7 @@ def _identity(location: str, key: str) -> object:
 
 def _patterns(spec: object, key: str) -> list[str]:
     """Check the specification's type and make it a list."""
-    remedy = "give a pattern such as shards/train-{000000..000009}.tar, a folder, or a list"
+    remedy = "give a folder of images, a pattern such as shards/train-{000..009}.tar, or a list"
     items = cast(Sequence[object], spec) if isinstance(spec, list | tuple) else [spec]
     for item in items:
         is_name = isinstance(item, str | Path) and str(item) != ""
@@ -124,15 +126,21 @@ def _refuse_streams(item: str, key: str) -> None:
 def _refuse_foreign(locations: Iterable[str], key: str) -> None:
     """Refuse what is no tar by its ending."""
     paths = (name.partition("?")[0] if is_remote(name) else name for name in locations)
-    foreign = [name for path in paths if kind_by_name(name := path.rpartition("/")[2])]
+    names = [path.rpartition("/")[2] for path in paths if not is_list(path)]
+    foreign = [name for name in names if kind_by_name(name)]
     if foreign:
-        kind = kind_by_name(foreign[0])
+        kind, is_local = kind_by_name(foreign[0]), not any(map(is_remote, locations))
+        remedy = NAME_FOLDER if is_local and _is_image(foreign[0]) else MAKE_SHARDS
         raise UserError(
-            f"{key} names {name_some(foreign)}, which is {kind} and no tar file; {MAKE_SHARDS}"
+            f"{key} names {name_some(foreign)}, which is {kind} and no tar file; {remedy}"
             if len(foreign) == 1
             else f"{key} names {name_some(foreign)}, which are no tar files (the first is {kind}); "
-            + MAKE_SHARDS
+            + remedy
         )
+
+
+def _is_image(name: str) -> bool:
+    return has_image([name.rpartition(".")[2].lower()])
 
 
 # ---------------------------------------------------------------- patterns
@@ -260,8 +268,47 @@ def _folder(folder: str, key: str, name: str) -> list[str]:
         message = f"{key}={name}: the folder cannot be read: {explain(error)}"
         raise UserError(f"{message}; correct the path or its permissions") from error
     tars = [f"{folder.rstrip('/')}/{file}" for file in files if _is_tar(file)]
-    require(len(tars) > 0, f"{key}={name}: the folder holds no *.tar file{_what_is_in(folder)}")
+    if not tars and _holds_images(folder):
+        return _split_folders(folder, key, name)
+    require(
+        len(tars) > 0,
+        f"{key}={name}: the folder holds no image and no *.tar file{_what_is_in(folder)}",
+    )
+    images = [file for file in files if _is_image(file)]
+    if images:
+        _logger.warning(
+            "%s=%s: its %s read as shards, and its images are not: %s",
+            key,
+            name,
+            f"{count(len(tars), 'tar file')} {'is' if len(tars) == 1 else 'are'}",
+            name_some(images),
+        )
     return choose_split(tars, key, name)
+
+
+def _holds_images(folder: str) -> bool:
+    """Tell whether images lie below a folder; where much else does, so that it takes long, yes."""
+    looked = 0
+    for _, folders, files in os.walk(folder, followlinks=True):
+        if any(map(_is_image, files)):
+            return True
+        looked += len(folders) + len(files) + 1
+        if looked > _MAX_LOOK:
+            return True
+    return False
+
+
+def _split_folders(folder: str, key: str, name: str) -> list[str]:
+    """Return a folder of images, or that of its subfolders train/, val/, test/ that a key means."""
+    with os.scandir(folder) as scan:
+        entries = sorted(entry.name for entry in scan if not entry.name.startswith("."))
+    inside = [entry for entry in entries if os.path.isdir(f"{folder}/{entry}")]  # noqa: PTH112
+    beside = any(map(_is_image, entries))
+    if beside or not are_splits(inside):
+        return [folder]
+    folders = [f"{folder.rstrip('/')}/{entry}" for entry in inside]
+    chosen = choose_split(folders, key, name, "folder")
+    return [folder] if chosen == folders and len(chosen) > 1 else chosen
 
 
 def _is_tar(name: str) -> bool:
@@ -275,7 +322,7 @@ def _what_is_in(folder: str) -> str:
         seen = sorted(name for name in files if not name.startswith("."))
         tars = [name for name in seen if _is_tar(name)]
         if tars:
-            return f", but {Path(where).relative_to(folder)} in it does; name that"
+            return f", but {Path(where).relative_to(folder)} in it holds some; name that"
         foreign = [name for name in seen if kind_by_name(name) and not _is_own(name)]
         if foreign:
             some = name_some(foreign)
@@ -286,7 +333,7 @@ def _what_is_in(folder: str) -> str:
         looked += len(files) + 1
         if looked > _MAX_LOOK:
             break
-    return "; name a folder of shards"
+    return "; name a folder of images or of shards"
 
 
 # ---------------------------------------------------------------- names

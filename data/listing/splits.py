@@ -1,4 +1,4 @@
-"""Training, validation and test: which shards of one folder a key means, by the files' names."""
+"""Training, validation and test: which part of one folder a key means, by the names in it."""
 
 import logging
 import re
@@ -15,22 +15,31 @@ _SPLITS = {
     "test": "test",
     "testing": "test",
 }
+_FOLDER = re.compile(rf"({'|'.join(_SPLITS)})([-_ ]?(set|split|data|images|\d+))?")
 _WORDS = {"train": "training", "val": "validation", "test": "test", None: "other"}
 _logger = logging.getLogger(__name__)
 
 
-def choose_split(files: list[str], key: str, folder: str) -> list[str]:
+def are_splits(names: list[str]) -> bool:
+    """Tell whether folders are splits, by their whole names: one of many classes may be "train"."""
+    stated = {_split_of(name) for name in names if _FOLDER.fullmatch(name.lower())}
+    return len(stated) > 1 or len(stated) == len(names) == 1
+
+
+def choose_split(files: list[str], key: str, folder: str, noun: str = "shard") -> list[str]:
     """Choose the split that a key means of a folder that holds several, and say so.
 
     Args:
-        files: The folder's shards.
+        files: The folder's shards, or folders of images.
         key: The configuration's key.
         folder: As it was named, for messages.
+        noun: What messages call one of them.
 
     Raises:
         UserError: If the names state several splits, and none of them is the key's.
     """
     role = _role(key)
+    is_shards = noun == "shard"
     splits: dict[str | None, list[str]] = {}
     for file in files:
         splits.setdefault(_split_of(_file(file)), []).append(file)
@@ -39,16 +48,17 @@ def choose_split(files: list[str], key: str, folder: str) -> list[str]:
         return files
     chosen = splits.get(role) or (splits.get(None) if role == "train" else None)
     there = " and ".join(
-        f"{count(len(names), f'{_WORDS[split]} shard')} ({name_some([*map(_file, names)], 1)})"
+        f"{count(len(names), f'{_WORDS[split]} {noun}')} ({name_some([*map(_file, names)], 1)})"
         for split, names in splits.items()
         if names is not chosen
     )
     if chosen is None:
         raise UserError(
-            f"{key}={folder}: by the names of its files the folder holds {there} and no "
-            f"{_WORDS[role]} shard; name the shards that are meant, as in {folder}/NAME-*.tar"
+            f"{key}={folder}: by the names of its {'files' if is_shards else 'folders'} the folder "
+            f"holds {there} and no {_WORDS[role]} {noun}; name the {noun}s that are meant, as in "
+            f"{folder}/NAME{'-*.tar' if is_shards else ''}"
         )
-    number = count(len(chosen), f"{_WORDS[role]} shard")
+    number = count(len(chosen), f"{_WORDS[role]} {noun}")
     verb = "is" if len(chosen) == 1 else "are"
     _logger.info("%s=%s: its %s %s read; left out: %s", key, folder, number, verb, there)
     return chosen

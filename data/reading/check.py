@@ -1,13 +1,15 @@
-"""Reading all of a shard's members, to name each one that cannot be used."""
+"""Reading all members of a shard, or files of a folder, to name each that cannot be used."""
 
 import zlib
 from collections.abc import Iterator
 
+from data.index.files import FileTable
 from data.index.manifest import Shard
-from data.index.offsets import Member
+from data.index.offsets import Member, ShardIndex
 from data.index.open import load_index
-from data.reading.reader import MAX_MEMBER_BYTES
-from data.shards import choose_image
+from data.reading.bad import MAX_MEMBER_BYTES, BadSample
+from data.reading.files import OpenFolder
+from data.shards import IMAGE_EXTENSIONS, choose_image
 from data.storage.files import open_file
 from data.storage.locations import RangeFile, Storage, Version
 from data.text import printable
@@ -26,18 +28,34 @@ def unusable_members(
         decodes: Decode each sample's image too, and name those that cannot be.
         channels: What it is decoded to; `data.channels` of the runs to come.
     """
+    index = load_index(shard, storage)
+    if isinstance(index, FileTable):
+        found = _unusable_files(shard, index, channels if decodes else None)
+        return [f"{printable(name)}: {finding}" for name, finding in found]
     file = open_file(shard.location, storage, Version(shard.num_bytes, shard.etag))
     try:
-        findings = _unusable(shard, storage, _Ahead(file), channels if decodes else None)
+        findings = _unusable(index, _Ahead(file), channels if decodes else None)
         return [f"{printable(name)}: {finding}" for name, finding in findings]
     finally:
         file.close()
 
 
-def _unusable(
-    shard: Shard, storage: Storage, file: "_Ahead", channels: int | None
+def _unusable_files(
+    shard: Shard, table: FileTable, channels: int | None
 ) -> Iterator[tuple[str, str]]:
-    index = load_index(shard, storage)
+    folder = OpenFolder(shard, table)
+    for sample in range(len(table)):
+        try:
+            [content] = folder.read(sample, IMAGE_EXTENSIONS).values()
+        except BadSample as error:
+            yield table.key(sample), str(error)
+            continue
+        finding = None if channels is None else _decode_error(content, channels)
+        if finding is not None:
+            yield table.key(sample), finding
+
+
+def _unusable(index: ShardIndex, file: "_Ahead", channels: int | None) -> Iterator[tuple[str, str]]:
     for sample in range(len(index)):
         members = index.members(sample)
         image = None if channels is None else choose_image(members, channels)

@@ -1,40 +1,34 @@
 """Shards and images that training and validation have in common, by their bytes.
 
 Shards are compared by the sha256 of their content, images by size and checksum, which the index
-holds; of images that agree in both, some are read and compared byte for byte.
+holds; of images that agree in both, some are read and compared byte for byte. The table of a folder
+holds no checksum: of its images, those are read whose size the other side has, or some of them.
 """
 
 import filecmp
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
+from data.index.files import FileTable
 from data.index.manifest import Manifest, Shard, Shards
-from data.index.open import load_index
-from data.reading.reader import BadSample, ShardReader
+from data.index.tables import folder_of
+from data.reading.bad import BadSample
+from data.reading.codes import all_sizes, images_of, sizes_of
+from data.reading.reader import ShardReader
 from data.settings import UserError
 from data.shards import IMAGE_EXTENSIONS
+from data.storage.locations import is_list
 from data.text import count, name_some, printable
 
 _NUM_READ = 32  # images that are read from both, of those that agree by their checksums
+# images of a folder that are read for their checksums, of those of a size that both sides have
+_MOST_OF_VAL, _MOST_OF_TRAIN = 256, 4096
 _logger = logging.getLogger(__name__)
-
-
-class _Images(NamedTuple):
-    """The images of one shard.
-
-    Attributes:
-        codes: uint64, size and checksum of each.
-        samples: int64, the place of its sample in the shard.
-    """
-
-    codes: npt.NDArray[np.uint64]
-    samples: npt.NDArray[np.int64]
 
 
 def check_apart(train: Manifest, val: Manifest, keys: tuple[str, str]) -> None:
@@ -46,8 +40,15 @@ def check_apart(train: Manifest, val: Manifest, keys: tuple[str, str]) -> None:
         keys: The configuration's keys of both.
 
     Raises:
-        UserError: Names the shards that are in both, by their content.
+        UserError: Names the shards that are in both, by their content, or files that are.
     """
+    if files := shared_paths(train, val):
+        verb, them = ("is", "it") if len(files) == 1 else ("are", "them")
+        raise UserError(
+            f"{count(len(files), 'file')} ({name_some(files)}) {verb} in {keys[0]} and in "
+            f"{keys[1]}, so validation would be on images that are trained on; leave {them} out of "
+            "one of the two, as by moving some images into a folder of their own"
+        )
     if places := shared_shards(train.shards, val.shards):
         names = name_some([val.shards[place].name for place in places])
         is_one = len(places) == 1
@@ -80,6 +81,28 @@ def shared_shards(train: Shards, val: Shards) -> list[int]:
     ]
 
 
+def shared_paths(train: Manifest, val: Manifest) -> list[str]:
+    """Return the files that both name, of folders and lists of images."""
+    own, others = _roots(val), _roots(train)
+    if not any(first in second or second in first for first in own for second in others):
+        return []
+    known = set(_paths(train))
+    return sorted(path for path in _paths(val) if path in known)
+
+
+def _roots(manifest: Manifest) -> list[str]:
+    """Return the folder of each table with a slash at its end; of a list, the disk's."""
+    locations = [manifest.shards.locations[place] for place in manifest.shards.tables]
+    return ["/" if is_list(location) else f"{location}/" for location in locations]
+
+
+def _paths(manifest: Manifest) -> Iterator[str]:
+    for place, path in manifest.shards.tables.items():
+        folder = str(folder_of(manifest.shards.locations[place]))
+        table = FileTable.load(path)
+        yield from (os.path.normpath(f"{folder}/{path}") for path in table.states)
+
+
 def shared_files(locations: Iterable[str], val: Shards) -> list[str]:
     """Name the shards of `val` that these tars are, by place or byte for byte on this machine.
 
@@ -104,11 +127,12 @@ def _is_copy(file: Path, shard: Shard) -> bool:
 
 def _count_equal(train: Manifest, val: Manifest, keys: tuple[str, str]) -> tuple[int, str]:
     """Count the images of `val` that are in `train`, and name a pair."""
-    own = [(shard, images) for shard, images in _images(val)]
+    own = list(images_of(val, lambda: all_sizes(train), _MOST_OF_VAL))
     codes = np.unique(np.concatenate([images.codes for _, images in own] or [np.empty(0, "u8")]))
     found: dict[int, tuple[int, int]] = {}  # a code's first place in `train`
     number, what = len(train.shards), f"comparing {keys[1]}"
-    shards = tqdm(_images(train), what, number, unit="shard", delay=2, disable=None)
+    others = images_of(train, lambda: sizes_of(codes), _MOST_OF_TRAIN)
+    shards = tqdm(others, what, number, unit="shard", delay=2, disable=None)
     for shard, images in shards:
         places = np.minimum(np.searchsorted(codes, images.codes), len(codes) - 1)
         is_equal = codes[places] == images.codes if len(codes) else slice(0)
@@ -120,7 +144,9 @@ def _count_equal(train: Manifest, val: Manifest, keys: tuple[str, str]) -> tuple
         for code, sample in zip(images.codes, images.samples, strict=True)
         if int(code) in found
     }
-    return _confirmed(train, val, list(pairs.items()))
+    ratio, example = _confirmed(train, val, list(pairs.items()))
+    scales = {shard: images.scale for shard, images in own}
+    return round(ratio * sum(scales[shard] for shard, _ in pairs)), example
 
 
 _Places = tuple[int, int]  # of a shard, and of a sample in it
@@ -128,20 +154,20 @@ _Places = tuple[int, int]  # of a shard, and of a sample in it
 
 def _confirmed(
     train: Manifest, val: Manifest, pairs: list[tuple[_Places, _Places]]
-) -> tuple[int, str]:
-    """Read some of the images that agree; return how many of all are equal, and name a pair."""
+) -> tuple[float, str]:
+    """Read some of the images that agree; return which part of them is equal, and name a pair."""
     readers = ShardReader(val), ShardReader(train)
     read = pairs[:: max(1, len(pairs) // _NUM_READ)][:_NUM_READ]
     equal = [places for places in read if _is_equal(readers, places)]
     if not equal:
-        return 0, ""
+        return 0.0, ""
     names = [
         printable(f"{reader.manifest.shards[shard].name}/{reader.key(shard, sample)}")
         for reader, (shard, sample) in zip(readers, equal[0], strict=True)
     ]
     for reader in readers:
         reader.close()
-    return round(len(pairs) * len(equal) / len(read)), " is ".join(names)
+    return len(equal) / len(read), " is ".join(names)
 
 
 def _is_equal(readers: tuple[ShardReader, ShardReader], places: tuple[_Places, _Places]) -> bool:
@@ -153,22 +179,3 @@ def _is_equal(readers: tuple[ShardReader, ShardReader], places: tuple[_Places, _
     except BadSample:
         return False
     return not first.isdisjoint(second)
-
-
-def _images(manifest: Manifest) -> Iterator[tuple[int, _Images]]:
-    """Yield the images of each shard whose index lies on this machine."""
-    num_far = 0
-    for place, shard in enumerate(manifest.shards):
-        if not shard.index_path.exists():  # beside the shard, on its server
-            num_far += 1
-            continue
-        index = load_index(shard, manifest.storage)
-        is_image = np.array([name in IMAGE_EXTENSIONS for name in index.extensions], np.bool_)
-        taken = is_image[index.extension_ids] & (index.sizes > 0) if len(index) else slice(0)
-        lengths = np.diff(index.member_ends, prepend=0)
-        samples = np.repeat(np.arange(len(index)), lengths)
-        codes = index.sizes.astype(np.uint64) << np.uint64(32) ^ index.crc32s.astype(np.uint64)
-        yield place, _Images(codes[taken], samples[taken])
-    if num_far:
-        what = count(num_far, "shard")
-        _logger.info("images of %s are not compared: the index is on the server", what)

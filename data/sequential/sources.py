@@ -19,12 +19,14 @@ from typing import IO, NamedTuple, Self, cast
 
 import braceexpand
 
+from data.index.tables import is_images
 from data.listing.foreign import kind_by_content
 from data.listing.shards import list_shards, shard_names
 from data.settings import RunStopped, UserError, require
 from data.shards import compression_of
 from data.storage.files import open_file
 from data.storage.locations import RangeFile, Storage, is_remote
+from data.text import name_some
 
 STDIN = "-"
 PIPE = "pipe:"
@@ -85,11 +87,22 @@ def list_sources(spec: object, key: str, *, allow_pipe: bool) -> list[TarSource]
     sources = [TarSource(name, name) for command in commands for name in _expand(command, key)]
     if others or not commands:
         locations = list_shards(others, key)
+        _refuse_images(locations, key)
         names = shard_names(locations)
         sources += [TarSource(n, str(at)) for n, at in zip(names, locations, strict=True)]
     for source, count in Counter(sources).items():
         require(count == 1, f"{key} names the same shard twice: {source.name}; name it once")
     return sources
+
+
+def _refuse_images(locations: list[str], key: str) -> None:
+    """Refuse folders and lists of images, which have no order of their own to be read in."""
+    images = [location for location in locations if is_images(location)]
+    require(
+        not images,
+        f"data.read=sequential reads tar files, and {key} names images ({name_some(images)}); "
+        "leave data.read out to read them, or name shards",
+    )
 
 
 def _expand(command: str, key: str) -> list[str]:

@@ -19,6 +19,7 @@ from data.settings import RunStopped, UserError, require
 _logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("http", "https", "s3", "gs", "hf")
+_LIST_ENDINGS = (".txt", ".lst", ".list")
 _URL = re.compile(r"([A-Za-z0-9+.:_-]*?)://(.*)", re.DOTALL)
 # A host with a port, a bucket, or an S3 access point; nothing before an "@".
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.~%-]+)(:\d+)?|arn:[\w:.-]+")
@@ -149,6 +150,11 @@ def expand_home(path: str, missing: str | None = None) -> str:
 def is_remote(location: str) -> bool:
     """Tell whether a location is a URL."""
     return "://" in location
+
+
+def is_list(location: str) -> bool:
+    """Tell whether a location is a text file of paths of images, by its ending."""
+    return not is_remote(location) and location.lower().endswith(_LIST_ENDINGS)
 
 
 def protocol_of(location: str) -> str:

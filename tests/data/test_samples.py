@@ -12,7 +12,7 @@ from data.batch import Batch, Request
 from data.index.manifest import Manifest
 from data.index.open import open_manifest
 from data.labels.parse import NO_LABEL, read_label
-from data.reading.reader import BadSample
+from data.reading.bad import BadSample
 from data.samples import Samples
 from data.shards import ImageFile, write_shard
 from data.shared_memory import blank_images

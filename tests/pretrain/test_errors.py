@@ -93,7 +93,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("encoder.args.num_classes=3", "num_classes is set by this project; leave it out"),
         ("encoder.init=nothing", "encoder.init=nothing is no run or folder with an encoder"),
         # shards
-        ("data.shards=null", "data.shards is missing; name the training shards, such as"),
+        ("data.shards=null", "data.shards is missing; name a folder of images, as in "),
         ("data.shards=nothing/*.tar", "nothing/*.tar matches no file; correct the pattern"),
         ("data.shards=nothing.tar", "nothing.tar does not exist; correct the path or the pattern"),
         ("data.val_shards=nothing.tar", "the pattern, or give data.val_shards=none to do without"),

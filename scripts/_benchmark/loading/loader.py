@@ -14,7 +14,8 @@ from data.images.transforms import UnreadableImage, decode
 from data.index.manifest import Manifest
 from data.index.open import open_manifest
 from data.order import Order
-from data.reading.reader import BadSample, ShardReader
+from data.reading.bad import BadSample
+from data.reading.reader import ShardReader
 from data.samples import pick_image
 from data.settings import UserError
 from data.shards import ImageFile, write_shard

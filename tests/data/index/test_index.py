@@ -357,7 +357,7 @@ def test_a_disk_that_fails_stops_the_run(shard: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "written", ["data.index.offsets.atomic_write", "data.index.manifest.atomic_write"]
+    "written", ["data.index.arrays.atomic_write", "data.index.manifest.atomic_write"]
 )
 def test_a_full_disk_stops_the_run(
     shard: Path, monkeypatch: pytest.MonkeyPatch, written: str

@@ -10,7 +10,8 @@ import pytest
 from data.index.manifest import Manifest
 from data.index.offsets import Member
 from data.index.open import open_manifest
-from data.reading.reader import BadSample, ShardReader, _runs
+from data.reading.bad import BadSample
+from data.reading.reader import ShardReader, _runs
 from data.shards import ImageFile, write_shard
 
 EVERYTHING = frozenset({"jpg", "cls"})
@@ -112,7 +113,7 @@ def test_a_pickle_carries_no_open_files(manifest: Manifest) -> None:
 def test_a_member_of_absurd_size_is_not_read(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.reading.reader.MAX_MEMBER_BYTES", 599)
+    monkeypatch.setattr("data.reading.bad.MAX_MEMBER_BYTES", 599)
     monkeypatch.setattr("data.storage.files.LocalFile.read", None)
     with pytest.raises(BadSample, match=r"^jpg: 600 bytes, more than the 599 that are read$"):
         ShardReader(manifest).read(0, 1, EVERYTHING)

@@ -1,0 +1,71 @@
+"""Arrays in a safetensors file, mapped and not read: what indexes of shards and folders lie in.
+
+No pickle, no Python object a sample, and processes share the pages. safetensors' own numpy reader
+would copy each array.
+"""
+
+import json
+import mmap
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save as to_safetensors
+
+from data.shards import atomic_write
+
+_DTYPES = {"I64": np.int64, "I32": np.int32, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8}
+# what reading a file that is none, or is cut, raises
+DAMAGES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def save_arrays(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """Write one-dimensional arrays, and what describes them, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(to_safetensors(dict(arrays), dict(metadata)))
+
+
+def map_arrays(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Map arrays that `save_arrays` wrote; return them by name, and what describes them.
+
+    Raises:
+        OSError: The file cannot be read.
+        Exception: One of `DAMAGES`, if it is no such file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, 1 << 24)))
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    arrays: dict[str, Any] = {}
+    for name in names:
+        entry = header[name]
+        start, count = 8 + length + entry["data_offsets"][0], entry["shape"][0]
+        arrays[name] = np.frombuffer(pages, _DTYPES[entry["dtype"]], count, start)
+    return arrays, header["__metadata__"]
+
+
+def crc32_of(facts: object, arrays: Sequence[npt.NDArray[Any]]) -> int:
+    """Return a checksum of arrays, and of what is to be known of them."""
+    crc = zlib.crc32(json.dumps(facts).encode())
+    for values in arrays:
+        crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
+    return crc
+
+
+def string_at(ends: npt.NDArray[np.int64], content: npt.NDArray[np.uint8], place: int) -> bytes:
+    """Return one of many strings that lie one after the other; `ends` says where each ends."""
+    start = int(ends[place - 1]) if place else 0
+    return content[start : int(ends[place])].tobytes()
+
+
+def choose(number: int, num_kept: int, seed: int) -> npt.NDArray[np.int64]:
+    """Choose `num_kept` of `number` places by a hash, in order: those of fewer are among them."""
+    from data.randomness import combine  # here: it brings torch, which no other index needs
+
+    words = combine(np.full(number, seed), np.arange(number))
+    return np.sort(np.argsort(words, kind="stable")[:num_kept])

@@ -1,0 +1,159 @@
+"""The table of a folder of images, or of a list of paths: what the index is to a shard.
+
+A row a file, in the order in which scripts/make_shards.py writes them, with the size and the time
+of its last change: a file that has others is no longer the one that was listed.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from data.index.arrays import DAMAGES, choose, crc32_of, map_arrays, save_arrays, string_at
+from data.settings import UserError
+from data.shards import LABEL_EXTENSION
+
+TABLE_SUFFIX = ".files"
+NO_CLASS = -1
+_ARRAYS = ("path_ends", "paths", "sizes", "mtimes", "labels")
+
+
+class File(NamedTuple):
+    """A file as it was listed.
+
+    Attributes:
+        path: Below the table's folder, or absolute.
+        num_bytes: Its size.
+        mtime_ns: When it was changed last.
+        label: Its class number, or `NO_CLASS`.
+    """
+
+    path: str
+    num_bytes: int
+    mtime_ns: int
+    label: int
+
+
+@dataclass(frozen=True, eq=False)
+class FileTable:
+    """The files of a folder or list, with N files.
+
+    Attributes:
+        path_ends: (N,) int64, where each path ends in `paths`.
+        paths: uint8, the paths as the system has them, one after the other.
+        sizes: (N,) int64, bytes.
+        mtimes: (N,) int64, ns.
+        labels: (N,) int32, class numbers, or `NO_CLASS`.
+        classes: The classes' names; empty where there are none.
+        sha256: Of all that, in hex: what a run is trained on.
+    """
+
+    path_ends: npt.NDArray[np.int64]
+    paths: npt.NDArray[np.uint8]
+    sizes: npt.NDArray[np.int64]
+    mtimes: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int32]
+    classes: tuple[str, ...]
+    sha256: str
+
+    @classmethod
+    def of(cls, files: Sequence[File], classes: Sequence[str]) -> "FileTable":
+        """Make a table of files in their order."""
+        encoded = [os.fsencode(file.path) for file in files]
+        paths = np.frombuffer(b"".join(encoded), np.uint8)
+        number = len(files)
+        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, number))
+        sizes = np.fromiter((file.num_bytes for file in files), np.int64, number)
+        mtimes = np.fromiter((file.mtime_ns for file in files), np.int64, number)
+        labels = np.fromiter((file.label for file in files), np.int32, number)
+        digest = sha256(json.dumps(list(classes)).encode())
+        for values in (ends, paths, sizes, mtimes, labels):
+            digest.update(values.data)
+        return cls(ends, paths, sizes, mtimes, labels, tuple(classes), digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.path_ends)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all files."""
+        return int(self.sizes.sum())
+
+    def path(self, sample: int) -> str:
+        """Return the path of file 0 <= `sample` < N, below the folder."""
+        return os.fsdecode(string_at(self.path_ends, self.paths, sample))
+
+    def key(self, sample: int) -> str:
+        """Return the key of a sample, its path, as `data.text.escaped` writes it."""
+        name = string_at(self.path_ends, self.paths, sample)
+        return name.decode("utf-8", "backslashreplace")
+
+    def file(self, sample: int) -> File:
+        """Return file 0 <= `sample` < N."""
+        facts = (int(values[sample]) for values in (self.sizes, self.mtimes, self.labels))
+        return File(self.path(sample), *facts)
+
+    def extensions(self, sample: int) -> list[str]:
+        """Return the extensions of a sample's members: the image's, and `cls` where it has one."""
+        extension = self.path(sample).rpartition(".")[2].lower()
+        return [extension] if self.labels[sample] == NO_CLASS else [extension, LABEL_EXTENSION]
+
+    @cached_property
+    def states(self) -> dict[str, tuple[int, int]]:
+        """The size and the time of each file, by its path."""
+        facts = zip(self.sizes.tolist(), self.mtimes.tolist(), strict=True)
+        return dict(zip(map(self.path, range(len(self))), facts, strict=True))
+
+    def thinned(self, num_kept: int, seed: int) -> "FileTable":
+        """Return a table of `num_kept` files alone, chosen by a hash, in their order."""
+        if num_kept == len(self):
+            return self
+        kept = choose(len(self), num_kept, seed)
+        lengths = np.diff(self.path_ends, prepend=0)
+        return replace(
+            self,
+            path_ends=np.cumsum(lengths[kept]),
+            paths=self.paths[np.repeat(np.isin(np.arange(len(self)), kept), lengths)],
+            sizes=self.sizes[kept],
+            mtimes=self.mtimes[kept],
+            labels=self.labels[kept],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the table, whole or not at all."""
+        metadata = {
+            "format": "1",
+            "classes": json.dumps(self.classes),
+            "sha256": self.sha256,
+            "crc32": str(self._crc32()),
+        }
+        save_arrays(path, {name: getattr(self, name) for name in _ARRAYS}, metadata)
+
+    def _crc32(self) -> int:
+        arrays = [getattr(self, name) for name in _ARRAYS]
+        return crc32_of([self.classes, self.sha256], arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "FileTable":
+        """Map a table that `save` wrote.
+
+        Raises:
+            UserError: If the file is not such a table, is cut short, or has changed.
+        """
+        try:
+            fields, metadata = map_arrays(path, _ARRAYS)
+            classes = tuple(json.loads(metadata["classes"]))
+            table = cls(**fields, classes=classes, sha256=metadata["sha256"])
+            if metadata["format"] != "1" or int(metadata["crc32"]) != table._crc32():
+                raise ValueError("checksum")
+        except DAMAGES as error:
+            message = f"{path} is not a table of files; delete it and it will be made again"
+            raise UserError(message) from error
+        return table
