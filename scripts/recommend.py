@@ -1,13 +1,14 @@
 """Write a recipe for your images and this machine, with the reasons.
 
-    python scripts/recommend.py IMAGES [--hours 8] [--labels LABELLED] [--out recipe.yaml]
+    python scripts/recommend.py IMAGES [--hours 8] [--labels LABELLED] [--init WEIGHTS]
 
 IMAGES is what data.shards takes. Some hundred of them are looked at, and two to four encoders are
 trained here for some seconds each, which takes about a minute in all. Then a YAML file for
 pretrain/run.py is written: each value with its reason, and with where the reason comes from:
 measured in this project, cited from a paper, or extrapolated.
 
-LABELLED are images with labels, if you have some: the run then shows whether it learns.
+LABELLED are images with labels, if you have some: the run then shows whether it learns. With --init
+the recipe continues from weights that exist, such as vit_small_patch14_dinov2.lvd142m.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> None:
     with importing():  # here, so that no help and no mistake in an option waits for torch
         from scripts._recommend.recommend import recommend
 
-    recommend(options.images, options.hours, options.labels, options.out)
+    recommend(options.images, options.hours, options.labels, options.init, options.out)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -42,6 +43,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option("images", metavar="IMAGES", type=expand_home, help="shards, as data.shards takes them")
     option("--hours", type=float, default=8.0, help="how long the run may take (8)")
     option("--labels", type=expand_home, metavar="LABELLED", help="labelled shards, for a probe")
+    option("--init", type=expand_home, metavar="WEIGHTS", help="what encoder.init takes")
     option("--out", type=user_path, default=Path("recipe.yaml"), help="the file (recipe.yaml)")
     option("--force", action="store_true", help="replace the file")
     options = parser.parse_args(arguments)

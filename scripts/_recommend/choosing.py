@@ -13,9 +13,11 @@ from data.text import count
 from scripts._recommend.facts import Images, Labelled, Machine, Timing
 from scripts._recommend.sizes import SIZES, Grid, Size, choose_grid
 
+RUN = "runs/recommended"
 MOST_EPOCHS = 1_600  # of MAE, the most that it reports
 PATCHES_A_PARAMETER = 16  # seen at least: 4 epochs of configs/pretrain/cifar10.yaml
 _RATE, _RATE_WIDTH, _RATE_BATCH = 2e-3, 128, 128  # configs/pretrain/cifar10.yaml
+_CONTINUED = 0.25  # of the rate from scratch
 _CPU_BATCH, _LEAST_BATCH = 128, 8
 _GPU_BATCHES = ((1_000_000, 4096), (100_000, 1024), (10_000, 512), (1_000, 256), (0, 64))
 _WORDS = 512
@@ -58,6 +60,7 @@ class Plan:
         batch: Images a step, over all processes.
         workers: Loader processes a rank.
         num_words: The objective's.
+        sizes: The encoders to choose from, the smallest first.
     """
 
     images: Images
@@ -66,6 +69,7 @@ class Plan:
     batch: int
     workers: int
     num_words: int
+    sizes: tuple[Size, ...]
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,18 @@ class Recipe:
     wait_ratio: float
 
 
-def plan(images: Images, machine: Machine) -> Plan:
+def plan(images: Images, machine: Machine, start: Size | None = None) -> Plan:
     """Decide what needs no measurement.
+
+    Args:
+        images: What is known of them.
+        machine: What there is.
+        start: The encoder whose weights are continued from; None begins at random.
 
     Raises:
         UserError: The images are too small.
     """
-    grid = choose_grid(images, machine)
+    grid = choose_grid(images, machine, start and start.patch)
     require(
         grid.num_patches >= _LEAST_PATCHES,
         f"the images of {images.spec} are {images.width} x {images.height} pixels, too small to be "
@@ -111,7 +120,9 @@ def plan(images: Images, machine: Machine) -> Plan:
     )
     usable = max(1.0, images.num_images * (1 - images.bad_ratio))
     num_words = max(2, min(_WORDS, int(usable * grid.num_patches) // 4))
-    return Plan(images, machine, grid, _batch(images, machine), _workers(machine), num_words)
+    sizes = SIZES if start is None else (start,)
+    batch, workers = _batch(images, machine), _workers(machine)
+    return Plan(images, machine, grid, batch, workers, num_words, sizes)
 
 
 def _batch(images: Images, machine: Machine) -> int:
@@ -151,8 +162,8 @@ def choose_size(
     measured: dict[str, Timing | None] = {}
     best: int | None = None
     place, top = _first(plan), _num_allowed(plan)
-    while 0 <= place < top and SIZES[place].name not in measured:
-        size = SIZES[place]
+    while 0 <= place < top and plan.sizes[place].name not in measured:
+        size = plan.sizes[place]
         timing = measured[size.name] = measure(size)
         if timing is not None and (place == 0 or is_enough(plan, size, timing, hours)):
             best = place
@@ -161,11 +172,11 @@ def choose_size(
             top, place = place, place - 1
     require(
         best is not None,
-        f"not even an encoder of {SIZES[0].parameters / 1e6:.1f} million parameters fits into the "
+        f"not even {plan.sizes[0].told} fits into the "
         "free memory; end other programs, or take a machine with more",
     )
     assert best is not None
-    return SIZES[best], measured
+    return plan.sizes[best], measured
 
 
 def _first(plan: Plan) -> int:
@@ -176,13 +187,13 @@ def _first(plan: Plan) -> int:
 
 def _num_allowed(plan: Plan) -> int:
     """Return how many sizes there are images enough for."""
-    return sum(plan.images.num_images >= size.min_images for size in SIZES)
+    return sum(plan.images.num_images >= size.min_images for size in plan.sizes)
 
 
 def _guess(plan: Plan, size: Size, timing: Timing, hours: float) -> int:
     """Return the place of the largest size that should see enough, by its number of operations."""
     place = 0
-    for number, other in enumerate(SIZES):
+    for number, other in enumerate(plan.sizes):
         factor = other.parameters / size.parameters
         slower = replace(timing, step_seconds=timing.step_seconds * factor)
         if is_enough(plan, other, slower, hours):
@@ -297,17 +308,17 @@ def _measures(plan: Plan, labels: Labelled | None, steps: int, timing: Timing) -
 
 def _run_choices(plan: Plan, steps: int, micro_batch: int, measures: int) -> list[Choice]:
     own = plan.batch // plan.machine.num_ranks
-    every = max(1, -(-steps // measures))
+    every = _every(steps, measures)
     why = "all of a step's images at once: they fit"
     if micro_batch < own:
         why = f"the {own} images of a step do not fit at once; the result is the same"
     return [
-        Choice("run.dir", "runs/recommended", "the same command again resumes there"),
+        Choice("run.dir", RUN, "the same command again resumes there"),
         Choice("run.precision", *_precision(plan.machine), MACHINE),
         Choice("run.micro_batch_size", micro_batch, why, MACHINE),
         Choice("run.log_every", max(1, min(50, steps // 20))),
         Choice("run.checkpoint_every", max(50, min(1000, steps // 5))),
-        Choice("run.eval_every", 0 if measures == 1 else every, _often(measures)),
+        *([Choice("run.eval_every", every, _often(measures))] if plan.images.num_val else []),
     ]
 
 
@@ -318,6 +329,11 @@ def _precision(machine: Machine) -> tuple[str, str]:
     if machine.device == "cuda":
         return "fp16", f"{machine.name} has no bf16"
     return "fp32", f"{machine.name} has no instructions for bf16"
+
+
+def _every(steps: int, measures: int) -> int:
+    """Return the steps between two measurements; 0: only at the end."""
+    return 0 if measures == 1 else max(1, -(-steps // measures))
 
 
 def _often(measures: int) -> str:
@@ -347,31 +363,42 @@ def _data_choices(plan: Plan, timing: Timing) -> list[Choice]:
             f"{made}; {num}",
             DATA,
         ),
-        *_channel_choices(images),
+        *_channel_choices(images, has_own=plan.sizes[0].has_weights),
         crop,
         Choice("data.workers", plan.workers, wait, MACHINE),
     ]
 
 
-def _channel_choices(images: Images) -> list[Choice]:
+def _channel_choices(images: Images, *, has_own: bool) -> list[Choice]:
     why = ""
     if images.is_grey:
         why = "all images looked at are grey; 3 if they are to be mixed with colour"
     elif images.channels != 3:
         why = f"the files hold {images.channels} channels"
+    channels = Choice("data.channels", images.channels, why, DATA if why else "")
+    if has_own:  # mean and deviation are those that the weights were trained with
+        return [channels]
     return [
-        Choice("data.channels", images.channels, why, DATA if why else ""),
+        channels,
         Choice("data.mean", list(images.mean), "of the images looked at, in 0..1", DATA),
         Choice("data.std", list(images.std)),
     ]
 
 
 def _encoder_choices(plan: Plan, size: Size) -> list[Choice]:
+    masked = Choice(
+        "encoder.sees_masked",
+        False,
+        "masked patches do not enter the encoder: more learnt, in half of the time",
+        f"{MEASURED}: docs/log/2026-11-22-mask-free-encoding.md; {CITED}: arXiv:2111.06377",
+    )
+    if size.has_weights:
+        return [Choice("encoder.init", size.timm, "continued from these weights"), masked]
     patches = f"the largest timed that sees {PATCHES_A_PARAMETER} patches a parameter or more"
     small = "" if size is SIZES[0] else f"; {size.min_images:,} images or more"
-    why = f"{size.name}, {size.parameters / 1e6:.1f} M parameters: {patches}{small}"
+    why = f"{size.told}: {patches}{small}"
     if size is SIZES[0]:
-        why = f"{size.name}, {size.parameters / 1e6:.1f} M parameters: the next size would see "
+        why = f"{size.told}: the next size would see "
         why += f"fewer than {PATCHES_A_PARAMETER} patches a parameter, or needs more images"
     return [
         Choice("encoder.name", size.timm, why, f"{MACHINE}; the rule is {GUESS}"),
@@ -386,12 +413,7 @@ def _encoder_choices(plan: Plan, size: Size) -> list[Choice]:
             f"{MEASURED}: docs/log/2026-11-22-what-makes-it-learn-more.md",
         ),
         Choice("encoder.args", {"weight_init": "jax"}),
-        Choice(
-            "encoder.sees_masked",
-            False,
-            "masked patches do not enter the encoder: more learnt, in half of the time",
-            f"{MEASURED}: docs/log/2026-11-22-mask-free-encoding.md; {CITED}: arXiv:2111.06377",
-        ),
+        masked,
     ]
 
 
@@ -418,7 +440,7 @@ def _objective_choices(plan: Plan) -> list[Choice]:
 def _optim_choices(
     plan: Plan, size: Size, steps: int, epochs: float, limit: str, hours: float
 ) -> list[Choice]:
-    length = f"{count(float(epochs), 'epoch')}: what {hours:g} hours allow"
+    length = f"{count(float(epochs), 'epoch', 'epochs')}: what {hours:g} hours allow"
     source = MACHINE
     if limit == "epochs":
         length = f"{MOST_EPOCHS:,} epochs, the longest that MAE reports; the hours allow more"
@@ -428,7 +450,9 @@ def _optim_choices(
         "1 / width (arXiv:2203.03466) and the root of the batch. At ViT-B and 4,096 it gives "
         "1.9e-3, and MAE has 2.4e-3"
     )
-    is_tried = size.width == _RATE_WIDTH and plan.batch == _RATE_BATCH
+    if size.has_weights:
+        rule = f"{rule}; a quarter of that, as the weights know something already"
+    is_tried = not size.has_weights and size.width == _RATE_WIDTH and plan.batch == _RATE_BATCH
     return [
         Choice("optim.steps", steps, length, source),
         Choice("optim.batch_size", plan.batch, *_batch_reason(plan)),
@@ -455,6 +479,7 @@ def _batch_reason(plan: Plan) -> tuple[str, str]:
 def rate(size: Size, batch: int) -> float:
     """Return the peak learning rate of an encoder and a batch, in two digits."""
     value = _RATE * _RATE_WIDTH / size.width * math.sqrt(batch / _RATE_BATCH)
+    value *= _CONTINUED if size.has_weights else 1
     return float(f"{value:.1e}")
 
 
@@ -464,7 +489,7 @@ def _probe_choices(labels: Labelled | None, steps: int, measures: int) -> list[C
     neighbours = min(20, labels.num_train)
     shots = [shot for shot in (1, 5, 10) if shot <= labels.smallest]
     why = f"{count(labels.num_classes, 'class')}: is it learning? few-shot and k-NN, frozen"
-    every = 0 if measures == 1 else max(1, -(-steps // measures))
+    every = _every(steps, measures)
     return [
         Choice("probe.train", labels.train, why, "your labels"),
         Choice("probe.val", labels.val),

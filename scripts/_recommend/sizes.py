@@ -12,11 +12,12 @@ class Size:
 
     Attributes:
         name: As it is called here.
-        timm: timm's name, whose sizes are replaced.
+        timm: timm's name, whose sizes are replaced; of weights, what `encoder.init` names.
         width: D.
         depth: Blocks.
         heads: Attention heads.
         min_images: Fewest images for which it is recommended.
+        patch: Pixels a side of a patch, where weights decide it.
     """
 
     name: str
@@ -25,6 +26,17 @@ class Size:
     depth: int
     heads: int
     min_images: int
+    patch: int | None = None
+
+    @property
+    def told(self) -> str:
+        """How it is called, with its parameters."""
+        return f"{self.name} ({self.parameters / 1e6:.1f} M parameters)"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it starts from weights that exist."""
+        return self.patch is not None
 
     @property
     def parameters(self) -> int:
@@ -76,12 +88,18 @@ class Grid:
         return self.rows * self.columns
 
 
-def choose_grid(images: Images, machine: Machine) -> Grid:
-    """Choose the size of images and patches: about as many patches as the machine is fit for."""
+def choose_grid(images: Images, machine: Machine, patch: int | None = None) -> Grid:
+    """Choose the size of images and patches: about as many patches as the machine is fit for.
+
+    Args:
+        images: What is known of them.
+        machine: What there is.
+        patch: Pixels a side, where it is decided.
+    """
     height, width = _shape(images)
     target = _PATCHES[machine.device]
     low, high = _PATCH_SIDES
-    patch = min(high, max(low, round(math.sqrt(height * width / target))))
+    patch = patch or min(high, max(low, round(math.sqrt(height * width / target))))
     rows, columns = max(1, round(height / patch)), max(1, round(width / patch))
     is_smaller = rows * columns > _TOO_MANY * target
     if is_smaller:

@@ -1,12 +1,12 @@
 """What is said on the terminal and in a recipe's head, in words that a newcomer knows."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from data.text import count
-from scripts._recommend.choosing import MOST_EPOCHS, Recipe
+from scripts._recommend.choosing import MOST_EPOCHS, RUN, Recipe
 from scripts._recommend.facts import Images, Labelled, Machine, Timing
-from scripts._recommend.sizes import SIZES
+from scripts._recommend.sizes import Size
 
 FEW = 5_000  # images below which released weights come first
 _LICENCES = (
@@ -16,6 +16,7 @@ _LICENCES = (
 )
 _DARK = 64  # of 255: no value of the sample is brighter
 _MANY_NEAR, _MANY_BAD = 0.2, 0.05
+_UNEVEN = 10  # times as many labelled images of one class as of another
 _WAITS = 0.2  # of the time, from which the loader is what is slow
 
 
@@ -56,17 +57,17 @@ def machine_line(machine: Machine) -> str:
     return f"{cores}{memory}, {'no GPU' if machine.device == 'cpu' else machine.name}"
 
 
-def timing_lines(measured: Mapping[str, Timing | None], batch: int) -> Iterator[str]:
+def timing_lines(
+    sizes: Sequence[Size], measured: Mapping[str, Timing | None], batch: int
+) -> Iterator[str]:
     """Say what each encoder that was timed costs."""
-    for size in SIZES:
-        if size.name in measured:
-            timing = measured[size.name]
-            name = f"{size.name} ({size.parameters / 1e6:.1f} M parameters)"
-            if timing is None:
-                yield f"{name}: does not fit into memory"
-                continue
-            memory = f", {gib(timing.peak_bytes)} of memory" if timing.peak_bytes else ""
-            yield f"{name}: {batch / timing.step_seconds:,.0f} images/s{memory}"
+    for size in (size for size in sizes if size.name in measured):
+        timing = measured[size.name]
+        if timing is None:
+            yield f"{size.told}: does not fit into memory"
+            continue
+        memory = f", {gib(timing.peak_bytes)} of memory" if timing.peak_bytes else ""
+        yield f"{size.told}: {batch / timing.step_seconds:,.0f} images/s{memory}"
 
 
 def length_line(recipe: Recipe) -> str:
@@ -104,6 +105,11 @@ def warnings(recipe: Recipe, labels: Labelled | None) -> Iterator[str]:
         yield "nearly equal images count for fewer: take every 10th of a film, for instance"
     if images.widths_apart > 3:
         yield "the shapes differ much; squares are cut out of all"
+    if labels is not None and labels.largest > _UNEVEN * labels.smallest:
+        yield (
+            f"a class has {labels.smallest:,} labelled images and another {labels.largest:,}: read "
+            "the figures of each class, not the accuracy alone"
+        )
     if recipe.wait_ratio > _WAITS:
         yield (
             f"training waits for images in {recipe.wait_ratio:.0%} of the time: smaller files "
@@ -120,12 +126,38 @@ def better(recipe: Recipe) -> str:
     """Say what would be better with more images, time, or a GPU."""
     plan, size = recipe.plan, recipe.size
     parts = ["more images" if recipe.limit == "epochs" else "more hours"]
-    place = SIZES.index(size)
-    if place + 1 < len(SIZES) and plan.images.num_images < SIZES[place + 1].min_images:
-        parts.append(f"{SIZES[place + 1].min_images:,} images or more, for {SIZES[place + 1].name}")
+    above = next((other for other in plan.sizes if other.parameters > size.parameters), size)
+    if plan.images.num_images < above.min_images:
+        parts.append(f"{above.min_images:,} images or more, for {above.name}")
     if plan.machine.device == "cpu":
         parts.append("a GPU: ViT-S and larger, images of 224 pixels")
     return "; ".join(dict.fromkeys(parts))
+
+
+def then(labels: Labelled | None) -> str:
+    """Return the command that follows on the run: what its encoder is worth."""
+    if labels is None or labels.train is None or labels.val is None:
+        return ""
+    keys = {"data.train": labels.train, "data.val": labels.val}
+    shown = {
+        key: spec if isinstance(spec, str) else f"[{','.join(spec)}]" for key, spec in keys.items()
+    }
+    words = [shlex.quote(f"{key}={spec}") for key, spec in shown.items()]
+    return f"python finetune/probe.py encoder.init={RUN} {' '.join(words)}"
+
+
+def labels_line(labels: Labelled) -> str:
+    """Say what was seen of the labels."""
+    sizes = f"{labels.smallest:,} to {count(labels.largest, 'image')} each"
+    number = labels.num_train + labels.num_val
+    return f"{count(number, 'labelled image')} of {count(labels.num_classes, 'class')}, {sizes}"
+
+
+def how_to_continue(images: Images) -> Iterator[str]:
+    """Yield the command for a recipe that continues from released weights, of colour images."""
+    if images.channels == 3:
+        weights = "--init vit_small_patch14_dinov2.lvd142m"
+        yield f"python scripts/recommend.py {shlex.quote(images.spec)} {weights}"
 
 
 def instead(images: Images) -> str:

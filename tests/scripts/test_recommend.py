@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_left_for_a_smaller_one() -> None:
     size, _ = choose_size(chosen, 8, measure)
     assert size.name == "ViT-Ti"
     assert asked == ["ViT-S", "ViT-Ti"]
-    with pytest.raises(UserError, match=r"not even an encoder of 0\.8 million .* end other"):
+    with pytest.raises(UserError, match=r"not even tiny, 4 blocks \(0\.8 M .* end other"):
         choose_size(chosen, 8, lambda _: None)
 
 
@@ -161,6 +161,22 @@ def test_images_too_small_to_be_masked_are_refused() -> None:
 def test_words_are_fewer_than_patches() -> None:
     assert plan(replace(PHOTOS, num_images=3), LAPTOP).num_words == 48
     assert recommended(replace(PHOTOS, num_images=3), LAPTOP)[1].target.num_words == 48
+
+
+def test_weights_decide_the_encoder_and_the_patch() -> None:
+    weights = Size("dino", "dino", 384, 12, 6, 0, 14)
+    chosen = plan(PHOTOS, LAPTOP, weights)
+    size, measured = choose_size(chosen, 8, lambda _: Timing(0.1, 0, 1, GIB, 32))
+    assert list(measured) == ["dino"]
+    config = load_choices(choose(chosen, size, Timing(0.1, 0, 1, GIB, 32), 8).choices)
+    assert (config.encoder.init, config.encoder.name, config.encoder.patch_size) == (
+        "dino",
+        None,
+        None,
+    )
+    assert config.data.image_size == 112  # 8 x 8 patches of 14
+    assert config.data.mean is None
+    assert config.optim.lr == pytest.approx(2e-3 / 3 / 2 / 4, rel=0.03)
 
 
 def test_a_batch_divides_among_gpus() -> None:
@@ -334,7 +350,8 @@ def test_the_recipe_trains(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 30
     assert lines[0].startswith("images    36 images, 20 x 24 pixels (median), colour")
-    assert lines[-1].startswith(f"next      python pretrain/run.py {out}")
+    assert f"next      python pretrain/run.py {out}" in lines
+    assert "labels    36 labelled images of 3 classes, 9 to 9 images each" in lines
     assert out.read_text().startswith(f"# A recipe for {shards}, made by")
     short = ["optim.steps=2", "optim.warmup_steps=1", f"run.dir={tmp_path}/run"]
     pretrain.run.main([str(out), *short, "data.workers=0", "data.max_bad_ratio=1"])
