@@ -175,6 +175,20 @@ def test_a_batch_that_cannot_fit_is_refused_with_one_that_does(
 
 
 @pytest.mark.slow
+def test_the_most_images_of_a_pass_are_a_divisor_that_fits(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = need_of([*tiny, "optim.batch_size=12"])
+    assert memory.most_images(need) == 12
+    weights = 4 * sum(parameter.numel() for parameter in need.model.parameters())
+    give(monkeypatch, int(need.bytes(4, need.saved(4)) / 0.9) + 100 - weights)
+    assert memory.most_images(need) == 4
+    give(monkeypatch, 1)
+    assert memory.most_images(need) is None
+    monkeypatch.setattr(memory, "free_bytes", lambda _: None)
+    assert memory.most_images(need) == 12
+
+
 def test_what_cannot_fit_at_all_names_a_smaller_encoder(
     tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
