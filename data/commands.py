@@ -47,6 +47,14 @@ def how_to_type(name: str) -> str:
     return f"python {file.relative_to(here) if file.is_relative_to(here) else file}"
 
 
+def name_next(*commands: tuple[str, str]) -> str:
+    """Return lines that name the commands to go on with: names of `COMMANDS` and what follows."""
+    lines = [f"{how_to_type(name)} {arguments}" for name, arguments in commands]
+    return "\n".join(
+        f"{'      ' if number else 'next: '}{line}" for number, line in enumerate(lines)
+    )
+
+
 class CommandFailed(RunStopped):
     """A command that ended badly: its status or signal, and the last line that it printed."""
 

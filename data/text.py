@@ -22,6 +22,23 @@ def _rounded(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
+def percent(fraction: float) -> str:
+    """Write a fraction as a percentage: "8.5 %"."""
+    return f"{fraction:.1%}".replace("%", " %")
+
+
+def duration(seconds: float) -> str:
+    """Write a length of time in the two units that matter: "2 h 05 min", "1 min 30 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02d} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
 def name_some(names: Sequence[object], at_most: int = 3) -> str:
     """Name the first of many things, and how many more there are: "a, b, c and 5 more"."""
     shown = ", ".join(printable(str(name)) for name in names[:at_most])

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
@@ -23,6 +24,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()
 
+from data.commands import name_next
 from data.processes import importing
 from data.settings import memory_errors, require, run_entry_point
 from data.text import count
@@ -158,6 +160,8 @@ def _report(folder: Path, figures: "Figures", names: list[str], facts: dict[str,
     name = {"accuracy": "top-1 accuracy", "map": "mean average precision"}[main_figure]
     print(f"{name} {figures.scalars[main_figure]:.2%} after {count(facts['steps'], 'step')}")
     print(f"the result is in {folder}/result.json, the classifier in {folder}/encoder")
+    run = quote(str(folder))
+    print(name_next(("predict", f"{run} IMAGES"), ("report", run), ("export", f"{run} BACKBONE")))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ The same command again resumes.
 
 import sys
 from pathlib import Path
+from shlex import quote
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -17,6 +18,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()
 
+from data.commands import name_next
 from data.processes import importing
 from data.settings import memory_errors, run_entry_point
 from data.text import count
@@ -98,6 +100,9 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
         done = count(config.optim.steps, "step")
         print(f"finished: {done}; the encoder is in {config.run.dir}/encoder")
         say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
+        folder = quote(config.run.dir)
+        labelled = f"encoder.init={folder} data.train=LABELLED data.val=LABELLED"
+        print(name_next(("report", folder), ("probe", labelled), ("export", f"{folder} BACKBONE")))
     accelerator.end_training()
     return figures
 

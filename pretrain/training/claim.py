@@ -1,7 +1,6 @@
 """A run's folder belongs to one run, and to one process group at a time."""
 
 import os
-import socket
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,20 +9,17 @@ from typing import Any
 from accelerate import Accelerator
 
 from data.config import SHARDS_TYPE
-from data.disks import explain
+from data.disks import explain, one_line
 from data.listing.shards import absolute
-from data.settings import UserError, require
+from data.settings import RunStopped, UserError, require
 from data.shards import atomic_write
-from data.storage.locations import take_lock
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import keys, plain_value, to_yaml
 from pretrain.configuration.values import Key, as_held, shown
 from pretrain.ranks import on_main
 from pretrain.records.checkpoint import has_intact, newest_by_name
+from pretrain.records.lock import FINISHED, NAME, lock_run, unlock_run
 from pretrain.training.config import RunConfig
-
-_LOCK = ".lock"
-
 
 _MARK = "# Written by a run: what it was told. It is a CONFIG.yaml, too.\n"
 _OWN = (
@@ -49,6 +45,7 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
     """
     descriptor: int | None = None
     before: bytes | None = None
+    outcome = "ended by an error"
     folder = Path(config.run.dir)
     path = folder / "config.yaml"
 
@@ -70,14 +67,19 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
     try:
         on_main(accelerator, take)
         yield
-    except UserError:  # refused, as with other shards: the run that is there stays as it is
+        outcome = FINISHED
+    except UserError as error:  # refused, as with other shards: the run there stays as it is
+        outcome = one_line(error)
         if before is not None:
             with suppress(OSError), atomic_write(path) as file:
                 file.write(before)
         raise
+    except (RunStopped, KeyboardInterrupt) as error:
+        outcome = f"stopped: {one_line(error)}"
+        raise
     finally:
         if descriptor is not None:
-            os.close(descriptor)
+            unlock_run(descriptor, outcome)
 
 
 def _absolute(key: Key, value: Any) -> Any:
@@ -91,7 +93,7 @@ def _check_own(folder: Path) -> None:
     """Refuse to write over files that no run has written."""
     config = folder / "config.yaml"
     is_marked = config.is_file() and config.read_bytes().startswith(_MARK.encode())
-    if is_marked or (folder / _LOCK).exists() or any(folder.glob("checkpoints/step-*")):
+    if is_marked or (folder / NAME).exists() or any(folder.glob("checkpoints/step-*")):
         return
     for name in _OWN:
         require(
@@ -102,18 +104,13 @@ def _check_own(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> int:
-    """Take the folder's lock; it is given back when the descriptor is closed."""
     try:
-        descriptor = take_lock(folder / _LOCK)
+        return lock_run(folder)
     except BlockingIOError as error:
         raise UserError(
             f"run.dir={folder} is in use by {error.args[0] or 'another process'}; "
             "wait for it, stop it, or name another folder"
         ) from error
-    with suppress(OSError):  # only a message, for whoever comes second
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return descriptor
 
 
 def _check_unchanged(config: Any, path: Path) -> None:

@@ -2,47 +2,69 @@
 
 import sys
 import time
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
+from data.text import duration
 from pretrain.records.logs import logger
+from pretrain.records.words import baseline_of, line
+
+_SOON = 20.0  # seconds after which a run without a record yet says how long it will take
 
 
 class Progress:
-    """A bar on a terminal, log lines elsewhere; nothing on other ranks."""
+    """A log line a record, and on a terminal a bar below them; nothing on other ranks.
+
+    A terminal that has gone, as a closed connection does, ends the bar and not the run.
+    """
 
     def __init__(self, first: int, total: int, is_shown: bool) -> None:
         self._has_bar = is_shown and sys.stderr.isatty()
         self._is_shown = is_shown
-        self._total = total
+        self._first, self._done, self._total = first, first, total
+        self._begin = time.monotonic()
+        self._has_told = self._has_named_baseline = False
+        self._stack = ExitStack()
         self._bar: tqdm[Any] = tqdm(
             total=total, initial=first, unit="step", disable=not self._has_bar, dynamic_ncols=True
         )
 
     def advance(self) -> None:
         """Count one step."""
-        self._bar.update()
+        self._done += 1
+        with suppress(OSError):
+            self._bar.update()
+        if not self._has_told and not self._has_bar and self._seconds > _SOON:
+            self._has_told = True
+            if self._is_shown:
+                logger.info("step %d/%d: about %s", self._done, self._total, self._time(self._done))
 
     def show(self, record: dict[str, Any]) -> None:
-        """Show a logged record's main figures."""
-        named = {
-            "loss": record.get("train/loss"),
-            "accuracy": record.get("train/accuracy"),
-            "val loss": record.get("val/loss"),
-            "val accuracy": record.get("val/accuracy"),
-            "k-NN": record.get("probe/knn"),
-            "images/s": record.get("speed/images_per_second"),
-        }
-        shown = {name: f"{value:.4g}" for name, value in named.items() if value is not None}
-        if self._has_bar:
-            self._bar.set_postfix(shown)
-        elif self._is_shown:
-            text = "  ".join(f"{name} {value}" for name, value in shown.items())
-            logger.info("step %d/%d  %s", record["step"], self._total, text)
+        """Show a logged record's main figures; what the baseline is, once."""
+        if not self._is_shown:
+            return
+        logger.info("%s", line(record, self._total, self._time(record["step"])))
+        baseline = baseline_of(record)
+        if baseline is not None and not self._has_named_baseline:
+            logger.info("baseline: the loss of %s", baseline[0])
+        self._has_told = self._has_named_baseline = True
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._begin
+
+    def _time(self, done: float) -> str:
+        """Say how long the rest takes, at the pace since the start with all measurements."""
+        rest = self._seconds / max(1, done - self._first) * (self._total - done)
+        return f"{duration(rest)} left" if rest else f"{duration(self._seconds)} in all"
 
     def __enter__(self) -> Self:
+        if self._has_bar:  # lines go above the bar
+            self._stack.enter_context(logging_redirect_tqdm())
         return self
 
     def __exit__(
@@ -51,7 +73,9 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
+        self._stack.close()
 
 
 class Speedometer:

@@ -4,6 +4,8 @@ import math
 import statistics
 from typing import NamedTuple
 
+from data.text import duration, percent
+
 Record = dict[str, float]
 
 _SPLITS = {"train": "training", "val": "validation"}
@@ -20,20 +22,6 @@ _TOO_LONG_A_WAIT = 0.1  # fraction of the time; above it more workers pay
 def last_with(records: list[Record], key: str) -> Record:
     """Return the last record that holds a key; an empty one if none does."""
     return next((record for record in reversed(records) if key in record), {})
-
-
-def percent(fraction: float) -> str:
-    """Write a fraction as a percentage."""
-    return f"{fraction:.1%}".replace("%", " %")
-
-
-def duration(seconds: float) -> str:
-    """Write a length of time in the two units that matter."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 class Measured(NamedTuple):

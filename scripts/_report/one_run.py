@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from data.text import percent
 from scripts._report import findings
 from scripts._report.charts import plots_of, smoothing
 from scripts._report.distances import by_distance
@@ -91,4 +92,4 @@ def _value(key: str, figures: findings.Record) -> str:
     if key not in figures:
         return ""
     is_fraction = key.startswith(("accuracy", "map"))
-    return findings.percent(figures[key]) if is_fraction else f"{figures[key]:#.4g}"
+    return percent(figures[key]) if is_fraction else f"{figures[key]:#.4g}"

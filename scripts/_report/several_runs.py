@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.settings import require
+from data.text import duration
 from scripts._report import findings
 from scripts._report.drawing import chart
 from scripts._report.figures import Section, file_name
@@ -127,7 +128,7 @@ def _costs(runs: list[Run]) -> list[list[str]]:
     seconds = (findings.training_seconds(run.records, run.batch_size) for run in runs)
     return [
         ["Epochs", *(f"{run.records[-1]['epoch']:.1f}" for run in runs)],
-        ["Training time", *map(findings.duration, seconds)],
+        ["Training time", *map(duration, seconds)],
         ["Images a second (median)", *(f"{findings.rate(run.records):,.0f}" for run in runs)],
         ["Samples that could not be used", *(f"{len(run.bad_samples):,}" for run in runs)],
     ]

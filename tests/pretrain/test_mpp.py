@@ -19,7 +19,6 @@ from pretrain.machine.gpus import count_gpus, is_one_of_many, launch_command
 from tests.launching import ROOT, Forked, run_forked
 
 MPP = [sys.executable, str(ROOT / "pretrain/mpp.py")]
-NOT_YET = {"recommend", "status"}
 
 
 def mpp(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -48,15 +47,11 @@ def test_it_says_which_version_and_checkout_it_is() -> None:
     assert re.fullmatch(rf"mpp \S+, Python \S+, torch \S+, {ROOT}\n", done.stdout)
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - NOT_YET))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_each_command_is_called_by_its_short_name(name: str) -> None:
     done = mpp(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: mpp {name} [")
-
-
-def test_no_command_that_is_there_is_left_untested() -> None:
-    assert {name for name, file in COMMANDS.items() if not (ROOT / file).is_file()} == NOT_YET
 
 
 def test_a_slip_names_the_nearest_command() -> None:

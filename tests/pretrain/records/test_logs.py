@@ -1,12 +1,17 @@
 """Records of a run: in order, cut back when it resumes, torn lines left out."""
 
+import errno
+import io
 import json
 import logging
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from pretrain.records.logs import JsonLines, RunLogs, cut_back, read_records
+from pretrain.records.words import standing
 from pretrain.training.progress import Progress
 
 
@@ -86,10 +91,60 @@ def test_progress_is_a_line_a_record_without_a_terminal(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO)
-    record = {"step": 20, "train/loss": 1.23456, "val/loss": 2.0, "speed/images_per_second": 99.0}
+    record = {"step": 8, "train/loss": 1.23456, "train/class_entropy": 2.5, "val/loss": 2.0}
+    record |= {"speed/images_per_second": 99.0, "speed/data_wait_ratio": 0.031}
     for is_shown in (True, False):
         with Progress(0, 40, is_shown) as progress:
             progress.show(record)
+            progress.show(record | {"step": 40})
             progress.advance()
-    assert caplog.messages == ["step 20/40  loss 1.235  val loss 2  images/s 99"]
+    lines = [re.sub(r" +", " ", message) for message in caplog.messages]
+    first, baseline, last = lines
+    assert first == (
+        "step 8/40 loss 1.235 (baseline 2.500) 99 images/s waiting for data 3 % 0 s left val loss "
+        "2.000"
+    )
+    assert baseline == "baseline: the loss of a model that knows only how frequent each class is"
+    assert "0 s in all" in last
+    columns = [message.index("images/s") for message in caplog.messages if "step" in message]
+    assert columns[0] == columns[1]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ({"loss": 0.0123, "loss_mean": 0.02, "loss_neighbour": 0.015}, "0.0123 (baseline 0.0150)"),
+        ({"loss": 0.0123, "loss_mean": 0.01, "loss_neighbour": 0.015}, "0.0123 (baseline 0.0100)"),
+        ({"loss": 2.1, "accuracy": 0.5}, "2.100"),
+    ],
+)
+def test_a_loss_stands_beside_the_best_that_needs_no_learning(
+    figures: dict[str, float], text: str
+) -> None:
+    record = {f"val/{name}": value for name, value in figures.items()}
+    assert standing(record, "val")[0] == f"val loss {text}"
+    assert standing(record, "train") == []
+
+
+class _Gone(io.StringIO):
+    """A terminal whose connection was closed."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_terminal_that_has_gone_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"step": 1, "train/loss": 1.0}
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(0, 3, is_shown=True)
+    progress._bar.fp = _Gone()  # pyright: ignore[reportAttributeAccessIssue]
+    progress._bar.mininterval = 0
+    with progress:
+        progress.show(record)
+        progress.advance()
+        progress.advance()
