@@ -193,8 +193,8 @@ def count_near(pictures: list[np.ndarray]) -> int:
 
 def _count_equal(manifest: Manifest) -> int | None:
     """Count images whose size and checksum another image has, too, from the index alone."""
-    if manifest.num_samples > _MOST_CHECKSUMS:
-        return None
+    if manifest.num_samples > _MOST_CHECKSUMS or not all(s.is_tar for s in manifest.shards):
+        return None  # the table of a folder has no checksums
     words: list[np.ndarray] = []
     for shard in manifest.shards:
         index = load_index(shard, manifest.storage)

@@ -258,6 +258,13 @@ def test_duplicates_are_counted(tmp_path: Path) -> None:
     assert (images.num_near, images.num_equal) == (2, 2)
 
 
+def test_a_folder_is_looked_at_though_its_table_has_no_checksums(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png(np.arange(768, dtype=np.uint8).reshape(16, 16, 3)))
+    images = look(str(tmp_path))
+    assert (images.num_images, images.num_near, images.num_equal) == (2, 2, None)
+
+
 def test_pictures_of_one_shape_and_other_brightness_are_no_duplicates() -> None:
     bright = np.tile(np.linspace(100, 250, 17, dtype=np.float32), (16, 1))
     assert count_near([bright, bright - 90]) == 0
