@@ -205,6 +205,10 @@ class LabelledDataConfig(ImageConfig):
         False, "a sample has any number of classes: its cls member holds numbers, apart by spaces"
     )
 
+    balance: bool = setting(
+        False, "weight the classes in the training loss, so that rare ones count as much"
+    )
+
     classes: str | None = setting(
         None,
         "file with a class name a line; default: classes.txt beside the shards, if it is there",

@@ -74,6 +74,35 @@ class MixConfig:
         return self.mixup > 0 or self.cutmix > 0
 
 
+@dataclass(frozen=True)
+class TunedRunConfig(RunConfig):
+    """Where a run lives, and which of its steps it hands on."""
+
+    dir: str = setting("runs/finetune", "folder of the run", changes_result=False, is_path=True)
+    keep_best: bool = setting(
+        False, "hand on the best step by validation, which stays beside the newest checkpoints"
+    )
+    patience: int = setting(
+        0,
+        "end the run after so many validations in a row without a better one; 0: never; needs "
+        "run.keep_best",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.patience >= 0, f"run.patience={self.patience} is below 0; 0 turns it off")
+        require(
+            self.keep_best or not self.patience,
+            f"run.patience={self.patience} without run.keep_best=true would hand on a step that is "
+            "past the best; set both",
+        )
+        require(
+            self.eval_every > 0 or not self.keep_best,
+            "run.keep_best=true chooses among validations, and run.eval_every=0 leaves one, at the "
+            "end; set run.eval_every to the steps of an epoch",
+        )
+
+
 def _paper_optim() -> OptimConfig:
     """Dosovitskiy et al. 2021, Table 4: CIFAR's number of steps."""
     return OptimConfig(
@@ -91,9 +120,7 @@ def _paper_optim() -> OptimConfig:
 class FinetuneConfig:
     """Everything that a fine-tuning run is told."""
 
-    run: RunConfig = setting(
-        lambda: RunConfig(dir="runs/finetune"), "where, how long between saves, on what"
-    )
+    run: TunedRunConfig = setting(TunedRunConfig, "where, how long between saves, on what")
     data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
     encoder: EncoderConfig = setting(
         lambda: EncoderConfig(init=None), "the network, and where it comes from"
@@ -264,4 +291,9 @@ def check_data(data: LabelledDataConfig) -> None:
     require(
         data.augment is None,
         f"data.augment={data.augment}, but a frozen encoder sees images as they are; leave it out",
+    )
+    require(
+        not data.balance,
+        "data.balance=true, but a frozen encoder is measured by all images alike; leave it out, "
+        "or fine-tune",
     )

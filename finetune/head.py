@@ -6,6 +6,7 @@ zeros attached. Supervised pretraining has a hidden layer (tanh) before it; sect
 
 from typing import Any, Self
 
+import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -36,10 +37,13 @@ class Classifier(nn.Module):
         config: What the head is.
         is_multi_label: A sample has any number of classes.
         mix: Mixing in training.
+        weights: Of the classes in the loss in training, float32 (K,); None: all are 1.
 
     Raises:
         UserError: The encoder has no such pooling or blocks.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Classifier(nn.Module):
         *,
         is_multi_label: bool = False,
         mix: MixConfig | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -56,6 +61,8 @@ class Classifier(nn.Module):
         self.pooling = config.pooling
         self.is_multi_label = is_multi_label
         self.label_smoothing = config.label_smoothing
+        buffer = None if weights is None else torch.from_numpy(weights)
+        self.register_buffer("class_weights", buffer, persistent=False)
         self.head = self._make_head(config)
         self.normalise = Normalise(encoder)
         image_data(encoder)["label_names"] = class_names
@@ -178,10 +185,13 @@ class Classifier(nn.Module):
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy of each image, in nats: (B,); of many labels, the mean over the classes."""
+        weights = self.class_weights if self.training else None
         if self.is_multi_label:
-            losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+            losses = F.binary_cross_entropy_with_logits(
+                logits, targets, reduction="none", pos_weight=weights
+            )
             return losses.mean(1)
-        return F.cross_entropy(logits, targets, reduction="none")
+        return F.cross_entropy(logits, targets, weights, reduction="none")
 
     def _sums(self, logits: Tensor, label: Tensor, weight: Tensor) -> Sums:
         dtype = sum_dtype(weight.device)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from data.index.manifest import Manifest
@@ -14,7 +15,7 @@ from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.encoder.facts import image_data
 from pretrain.encoder.saved import find_saved
-from pretrain.records.checkpoint import newest_by_name
+from pretrain.records.checkpoint import handed_on, newest_by_name
 from pretrain.training.state import load_weights
 
 _POOLINGS = {timm: ours for ours, timm in TIMM_POOLINGS.items()}
@@ -35,15 +36,20 @@ def load_classifier(path: str | Path) -> Classifier:
     return model.eval()
 
 
-def read_labels(train: Manifest, val: Manifest, config: FinetuneConfig) -> Labels:
-    """Read the labels of both splits; those of a run that goes on are what they were."""
+def read_labels(
+    train: Manifest, val: Manifest, config: FinetuneConfig
+) -> tuple[Labels, np.ndarray]:
+    """Read the labels of both splits, as `label_splits` does.
+
+    The classes of a run that goes on are what they were.
+    """
     data, saved = config.data, saved_names(config.run.dir)
-    labels, _ = label_splits(
+    labels, values = label_splits(
         train, val, data.classes, fraction=data.fraction, is_multi_label=data.multi_label
     )
     if saved is not None:
         check_names(labels.names, saved, f"run.dir={config.run.dir}")
-    return labels
+    return labels, values
 
 
 def saved_names(run: str | Path) -> list[str] | None:
@@ -54,15 +60,15 @@ def saved_names(run: str | Path) -> list[str] | None:
 
 def _load_run(run: Path, config: Path) -> Classifier:
     configuration = load(FinetuneConfig, [str(config)])
-    checkpoint = newest_by_name(run)
-    if checkpoint is None:
+    newest = newest_by_name(run)
+    if newest is None:
         raise UserError(f"{run} has no checkpoint yet; wait for its first")
     encoder = load_as_saved(run)
     names = list(image_data(encoder)["label_names"])
     model = Classifier(
         encoder, names, configuration.head, is_multi_label=configuration.data.multi_label
     )
-    load_weights(model, checkpoint)
+    load_weights(model, handed_on(newest))
     return model
 
 

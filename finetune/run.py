@@ -5,8 +5,9 @@
 On many GPUs it is `accelerate launch -q finetune/run.py ...`.
 `encoder.like=RUN` in place of `encoder.init` trains the same encoder from scratch, and
 `encoder.init=none encoder.name=NAME` any timm model. The same command again resumes. The last
-validation's figures are written to `result.json`; a finished run that is started with another
-`data.val` is validated on that.
+validation's figures are written to `result.json`, with `run.keep_best=true` those of the best step,
+which `RUN/encoder` then holds. A finished run that is started with another `data.val` is validated
+on that.
 """
 
 import json
@@ -25,6 +26,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()
 
 from data.commands import name_next
+from data.config import LabelledDataConfig
 from data.processes import importing
 from data.settings import memory_errors, require, run_entry_point
 from data.text import count
@@ -52,10 +54,12 @@ def run(config: FinetuneConfig) -> dict[str, float]:
     """Fine-tune an encoder, or go on where the run in `run.dir` stopped.
 
     Returns:
-        The last record's figures; of a run that was finished before, what is measured now.
+        The last record's figures, with the best step's of `val/`; of a run that was finished
+        before, what is measured now.
     """
     with importing():  # here, so that no help and no mistake in a key waits for torch
         from data.images.augment import RandAugment
+        from data.labels.balance import class_weights, positive_weights
         from data.reading.overlap import check_apart
         from data.samples import Samples
         from data.stream import TrainingStream
@@ -67,6 +71,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         from pretrain.encoder.extensions import say_what_timm_lacks
         from pretrain.encoder.facts import image_data, image_size, num_channels, resolve
         from pretrain.ranks import on_main, open_shards
+        from pretrain.training.best import Best
         from pretrain.training.claim import claim
         from pretrain.training.contract import Evaluator
         from pretrain.training.launch import share, start
@@ -83,16 +88,33 @@ def run(config: FinetuneConfig) -> dict[str, float]:
     train = open_shards(accelerator, data.train, "data.train", data.storage, data.fraction, folder)
     val = open_shards(accelerator, data.val, "data.val", data.storage)
     on_main(accelerator, lambda: check_apart(train, val, ("data.train", "data.val")))
-    labels = on_main(accelerator, lambda: read_labels(train, val, config))
+    labels, values = on_main(accelerator, lambda: read_labels(train, val, config))
     names = labels.names
+    weights = None
+    if data.balance and data.multi_label:
+        weights = positive_weights(values, len(names), train.num_samples)
+    elif data.balance:
+        weights = class_weights(values, len(names))
 
     # ---- the model
     config = replace(config, encoder=check_start(config.encoder))
     encoder = make_backbone(config.encoder, data.size, data.mean, data.std, data.channels)
     flops = flops_per_image(encoder)
-    model = Classifier(encoder, names, config.head, is_multi_label=data.multi_label, mix=config.mix)
+    model = Classifier(
+        encoder,
+        names,
+        config.head,
+        is_multi_label=data.multi_label,
+        mix=config.mix,
+        weights=weights,
+    )
     check_head_init(config, model, train.num_samples)
     config = resolve(config, encoder)
+    require(
+        not config.run.keep_best or config.run.eval_every < config.optim.steps,
+        f"run.keep_best=true chooses among validations, and run.eval_every={config.run.eval_every} "
+        f"leaves one in optim.steps={config.optim.steps}; set it to the steps of an epoch",
+    )
     require(
         config.run.parallel == "ddp" or is_transformer(encoder),
         f"run.parallel=fsdp needs a VisionTransformer, not {config.encoder.name}; use ddp",
@@ -129,19 +151,23 @@ def run(config: FinetuneConfig) -> dict[str, float]:
     validation = Validation(accelerator, val_samples, part, data.workers)
 
     # ---- the steps
+    best = Best(_figure(data), config.run.patience) if config.run.keep_best else None
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         start_at_probe(accelerator, config, model, as_they_are(train, numbering=labels.train))
         evaluators = [Evaluator("val", config.run.eval_every, validation)]
-        trainer = Trainer.of(accelerator, config, model, stream, evaluators)
+        trainer = Trainer.of(accelerator, config, model, stream, evaluators, best=best)
         figures = trainer.train()
-        if validation.figures is None:  # it was finished before
-            judge_result(validation(trainer.training.best), data.max_bad_ratio)
+        if trainer.load_best() or validation.figures is None:
+            measured = validation(trainer.training.best)
+            judge_result(measured, data.max_bad_ratio)
+            figures |= {f"val/{name}": value for name, value in measured.figures.items()}
     if accelerator.is_main_process and validation.figures is not None:
         facts = {
             "encoder.init": config.encoder.init,
             "encoder.like": config.encoder.like,
-            "steps": config.optim.steps,
-            "epochs": config.optim.steps / stream.steps_per_epoch,
+            "steps": trainer.done,
+            "epochs": trainer.done / stream.steps_per_epoch,
+            **({"best_step": best.step} if best is not None else {}),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "flops_per_image": flops,
         }
@@ -151,6 +177,13 @@ def run(config: FinetuneConfig) -> dict[str, float]:
     return figures
 
 
+def _figure(data: LabelledDataConfig) -> str:
+    """Name the figure by which the best step is chosen."""
+    if data.multi_label:
+        return "val/map"
+    return "val/accuracy_balanced" if data.balance else "val/accuracy"
+
+
 def _report(folder: Path, figures: "Figures", names: list[str], facts: dict[str, Any]) -> None:
     """Write `result.json`, and say what counts most of it."""
     scalars = {key: value if isfinite(value) else None for key, value in figures.scalars.items()}
@@ -158,7 +191,11 @@ def _report(folder: Path, figures: "Figures", names: list[str], facts: dict[str,
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     main_figure = "accuracy" if "accuracy" in figures.scalars else "map"
     name = {"accuracy": "top-1 accuracy", "map": "mean average precision"}[main_figure]
-    print(f"{name} {figures.scalars[main_figure]:.2%} after {count(facts['steps'], 'step')}")
+    steps = count(facts["steps"], "step")
+    when = f"after {steps}"
+    if "best_step" in facts:
+        when = f"at step {facts['best_step']}, the best by validation of {steps}"
+    print(f"{name} {figures.scalars[main_figure]:.2%} {when}")
     print(f"the result is in {folder}/result.json, the classifier in {folder}/encoder")
     run = quote(str(folder))
     print(name_next(("predict", f"{run} IMAGES"), ("report", run), ("export", f"{run} BACKBONE")))

@@ -2,7 +2,8 @@
 
 A commit writes a temporary folder, syncs it, lists every file's sha256 in `manifest.json`, renames
 the folder, swaps the link `RUN/encoder` and only then deletes the oldest. A kill at any moment
-leaves the newest complete checkpoint as it was.
+leaves the newest complete checkpoint as it was. A run may hand on another step than its newest, the
+best by validation: `state.json` of the newest names it, and its checkpoint stays.
 """
 
 import errno
@@ -11,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,16 @@ def read_state(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- committing
 
 
+def folder_of(run: Path, step: int) -> Path:
+    """Return where a run's checkpoint of a step is, if it has one."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
 @contextmanager
 def writing(run: Path, step: int) -> Generator[Path]:
     """Make the temporary folder in which a checkpoint is written; a failure takes it away again."""
-    folder = run / "checkpoints" / f"{_UNFINISHED}step-{step:08d}"
+    final = folder_of(run, step)
+    folder = final.with_name(f"{_UNFINISHED}{final.name}")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True)
@@ -55,7 +62,7 @@ def writing(run: Path, step: int) -> Generator[Path]:
 
 
 def commit(temporary: Path, keep: int) -> Path:
-    """Make a written folder the newest checkpoint, point `RUN/encoder` at it, prune the oldest.
+    """Make a written folder the newest checkpoint, publish what it hands on, prune the oldest.
 
     Args:
         temporary: What `writing` gave, filled.
@@ -74,18 +81,38 @@ def commit(temporary: Path, keep: int) -> Path:
     temporary.rename(final)
     _sync(final.parent)
     publish(final)
-    for old in _checkpoints(final.parent)[keep:] if keep else []:
-        shutil.rmtree(old)
+    _prune(_checkpoints(final.parent), keep)
     return final
 
 
-def publish(checkpoint: Path) -> None:
-    """Point the link `RUN/encoder` at a checkpoint's encoder, in one atomic rename.
+def _prune(checkpoints: list[Path], keep: int) -> None:
+    """Delete all but the newest, and the best that each of those names."""
+    kept = checkpoints[: keep or None]
+    needed = {*kept, *map(handed_on, kept)}
+    for old in checkpoints:
+        if old not in needed:
+            shutil.rmtree(old)
+
+
+def handed_on(checkpoint: Path) -> Path:
+    """Return the checkpoint that a run hands on, given its newest: the best, if it keeps one.
+
+    It is the newest itself where the best is gone.
+    """
+    with suppress(UserError, OSError):
+        step = (read_state(checkpoint).get("best") or {"step": 0})["step"]
+        best = folder_of(checkpoint.parent.parent, step)
+        return best if best.is_dir() else checkpoint
+    return checkpoint
+
+
+def publish(newest: Path) -> None:
+    """Point the link `RUN/encoder` at the encoder that is handed on, in one atomic rename.
 
     A disk that knows no links gets a copy, with a file that says so. It is not there for a moment
     while it is replaced; a resume makes it again.
     """
-    run = checkpoint.parent.parent
+    checkpoint, run = handed_on(newest), newest.parent.parent
     link, encoder = run / ".encoder-link", run / "encoder"
     link.unlink(missing_ok=True)
     try:
@@ -151,12 +178,17 @@ def newest_intact(run: Path) -> Path | None:
     return None
 
 
+def is_intact(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint is there, its files as its manifest says."""
+    return _damage(checkpoint) is None
+
+
 def has_intact(run: Path) -> bool:
     """Tell whether a checkpoint is intact. Damaged ones are named if none is.
 
     Otherwise `recover_newest`, which a resume calls next, would name them a second time.
     """
-    whole = any(_damage(checkpoint) is None for checkpoint in _checkpoints(run / "checkpoints"))
+    whole = any(is_intact(checkpoint) for checkpoint in _checkpoints(run / "checkpoints"))
     return whole or newest_intact(run) is not None
 
 

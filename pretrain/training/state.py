@@ -131,7 +131,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     averaged = checkpoint / "ema.safetensors"
     path = averaged if averaged.is_file() else checkpoint / "model.safetensors"
     try:
-        model.load_state_dict(load_file(path))
+        _restore_weights(model, load_file(path))
     except RuntimeError as error:
         reason = one_line(error)[:200]
         raise UserError(

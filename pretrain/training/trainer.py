@@ -38,6 +38,7 @@ from pretrain.records.logs import RunLogs, cut_logs_back, read_records
 from pretrain.records.traces import SKIPPED
 from pretrain.records.trackers import Trackers
 from pretrain.training.batch_norm import RunningStatistics
+from pretrain.training.best import Best
 from pretrain.training.config import Configured, OptimConfig, RunConfig
 from pretrain.training.contract import Evaluator, Objective, Output
 from pretrain.training.device import Copies, Late, Totals
@@ -69,6 +70,7 @@ class Trainer:
         model: An `Objective` whose parameters are trained.
         stream: The training samples of this rank.
         evaluators: What is measured in between, and at the end.
+        best: How the step that is handed on is chosen; None: it is the last.
         has_trace: Write the keys of each step's samples.
         max_bad_ratio: Stop when more of the samples than this cannot be used.
     """
@@ -82,6 +84,7 @@ class Trainer:
         stream: TrainingStream | SequentialStream,
         evaluators: Sequence[Evaluator] = (),
         *,
+        best: Best | None = None,
         has_trace: bool = False,
         max_bad_ratio: float = 1.0,
     ) -> None:
@@ -90,6 +93,8 @@ class Trainer:
         self.optim = optim
         self.stream = stream
         self.evaluators = evaluators
+        self.best = best
+        self.done = 0  # steps
         self._copy = Copies(accelerator.device)
         self.folder = Path(run.dir)
         self.training = self._spread(model)
@@ -114,6 +119,8 @@ class Trainer:
         model: Any,
         stream: TrainingStream | SequentialStream,
         evaluators: Sequence[Evaluator],
+        *,
+        best: Best | None = None,
     ) -> Self:
         """Make the trainer of a whole configuration."""
         data = config.data
@@ -124,6 +131,7 @@ class Trainer:
             model,
             stream,
             evaluators,
+            best=best,
             has_trace=data.trace,
             max_bad_ratio=data.max_bad_ratio,
         )
@@ -162,10 +170,12 @@ class Trainer:
             UserError: A tracker cannot be started.
         """
         first, last = self._resume(), self.optim.steps
-        if first == last:
+        self.done = first
+        if first == last or self._is_given_up:
             return self._measure_finished()
         self._say_start()
         record: dict[str, float] = {}
+        done = first
         is_shown = self.accelerator.process_index == 0
         self._trackers.start(first)
         with (
@@ -180,22 +190,37 @@ class Trainer:
                     self._warm_up(batches[0])
                 self._speed.data_arrived()
                 totals, norm, is_asked_to_leave = self._step(step, batches)
-                done = step + 1
+                self.done = done = step + 1
                 self._write_trace(done, batches)
                 self._speed.step_done()
                 self._settle(done - 1)
                 is_measured = any(self._is_due(done, e.every) for e in self.evaluators)
+                is_best = False
                 if is_measured or self._is_due(done, self.run.log_every):
                     record = self._log(done, totals, norm)
                     progress.show(record)
+                    is_best = self.best is not None and self.best.note(done, record)
                 is_leaving = is_asked_to_leave.read() > 0
-                if is_leaving or self._is_commit_due(done):
-                    self._commit(done, is_last=is_leaving or done == last)
+                is_end = done == last or self._is_given_up
+                if is_leaving or is_best or is_end or self._is_commit_due(done):
+                    self._commit(done, is_last=is_leaving or is_end)
                 self._judge_measured(done, record)
-                if is_leaving and done < last:
-                    self._leave(done)
                 progress.advance()
+                if is_end:
+                    break
+                if is_leaving:
+                    self._leave(done)
+        if self.best is not None and done < last:
+            logger.info("ended at step %d of %d: %s", done, last, self.best.why_given_up())
         return record
+
+    @property
+    def _is_given_up(self) -> bool:
+        return self.best is not None and self.best.is_given_up
+
+    def load_best(self) -> bool:
+        """Load the best step's weights into an ended run; tell whether they are other ones."""
+        return self.best is not None and self.best.load(self.training, self.folder, self.done)
 
     def _say_start(self) -> None:
         """Say in one line what is about to happen, and on what."""
@@ -380,6 +405,7 @@ class Trainer:
 
     def _measure_finished(self) -> dict[str, float]:
         """Measure a run that was finished before by what it is asked for now, and say it."""
+        self.load_best()
         record: dict[str, float] = {}
         for evaluator in self.evaluators:
             measured = evaluator.measure(self.training.best)
@@ -392,7 +418,9 @@ class Trainer:
         what = (
             f"measured now, and not in metrics.jsonl:{lines}" if lines else "nothing is left to do"
         )
-        logger.info("%s was finished before, at step %d; %s", self.folder, self.optim.steps, what)
+        if self.best is not None and self.done < self.optim.steps:
+            what = f"{self.best.why_given_up()}; {what}"
+        logger.info("%s was finished before, at step %d; %s", self.folder, self.done, what)
         return record
 
     def _write_trace(self, done: int, batches: list[Batch]) -> None:
@@ -431,6 +459,8 @@ class Trainer:
                 text = f"{what}; then the same command goes on from it"
                 raise RunStopped(text, is_agreed=True)
             logger.warning("%s; trying again at the next one", what)
+            if self.best is not None:
+                self.best.not_committed(done)
         else:
             self._trackers.commit()
         self._last_commit = time.monotonic()
@@ -440,6 +470,8 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = {"step": done, "num_bad": self._ledger.num_bad, **self.stream.constants(done)}
+        if self.best is not None:
+            state["best"] = self.best.state()
         with checkpoint.writing(self.folder, done) as temporary:
             self.training.save(temporary, state, tensors)
             checkpoint.commit(temporary, self.run.keep_checkpoints)
@@ -466,6 +498,8 @@ class Trainer:
             changes = stream.changes(self.folder)
             checkpoint.check_constants(newest, state, constants, former, changes)
             self.training.load(newest, state)
+            if self.best is not None:
+                self.best.resume(self.accelerator, newest, state)
         if self.accelerator.is_main_process:
             if newest is None:
                 self._say_that_it_begins_again()

@@ -41,9 +41,10 @@ _SYSTEM_CALLS = (
 )
 
 
-def _commit(run: Path, step: int, training: Training) -> None:
+def _commit(run: Path, step: int, training: Training, best: int | None = None) -> None:
+    state = {"step": step, "best": best and {"step": best}}
     with checkpoint.writing(run, step) as temporary:
-        training.save(temporary, {"step": step}, training.collect())
+        training.save(temporary, state, training.collect())
         checkpoint.commit(temporary, keep=1)
 
 
@@ -76,13 +77,23 @@ def _state_of(run: Path, expected: dict[int, Training]) -> int:
     return step
 
 
-def _crash_everywhere(folder: Path, answer: Path, stride: int) -> None:
+def _best_of(run: Path, step: int, best: int | None) -> None:
+    """Check what a run with a newest checkpoint hands on, before and after a resume says it."""
+    newest = checkpoint.folder_of(run, step)
+    expected = step if best is None or step == 1 else best
+    assert checkpoint.handed_on(newest) == checkpoint.folder_of(run, expected)
+    assert checkpoint.is_intact(checkpoint.handed_on(newest))
+    checkpoint.publish(newest)
+    assert (run / "encoder").resolve().parent == checkpoint.folder_of(run, expected).resolve()
+
+
+def _crash_everywhere(folder: Path, answer: Path, stride: int, best: int | None) -> None:
     """Die before each `stride`-th call of a commit that writes; write down what was then found."""
     torch.set_num_threads(1)
     old, new = make(), make()
     train(old, 0, 1)
     train(new, 0, 2)
-    _commit(folder / "first", 1, old)
+    _commit(folder / "first", 1, old, best and 1)
     found: list[int] = []
     while True:
         run = folder / "run"
@@ -91,21 +102,31 @@ def _crash_everywhere(folder: Path, answer: Path, stride: int) -> None:
         child = os.fork()
         if child == 0:
             sys.setprofile(_kill_at(len(found) * stride + 1))
-            _commit(run, 2, new)
+            _commit(run, 2, new, best)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         found.append(_state_of(run, {1: old, 2: new}))
+        _best_of(run, found[-1], best)
         if os.WIFEXITED(status):
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
     answer.write_text(json.dumps(found))
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.faults)])
-def test_crash_in_commit(tmp_path: Path, stride: int) -> None:
-    """Whatever call of a commit is the last, the newest whole checkpoint loads."""
+@pytest.mark.parametrize(
+    ("stride", "best"),
+    [
+        *((5, best) for best in (1, 2)),
+        *(pytest.param(1, best, marks=pytest.mark.faults) for best in (None, 1, 2)),
+    ],
+)
+def test_crash_in_commit(tmp_path: Path, stride: int, best: int | None) -> None:
+    """Whatever call of a commit is the last, the newest whole checkpoint loads.
+
+    So does the best one that it names, be it older or the same.
+    """
     answer = tmp_path / "found.json"
-    process = SERVER.Process(target=_crash_everywhere, args=(tmp_path, answer, stride))
+    process = SERVER.Process(target=_crash_everywhere, args=(tmp_path, answer, stride, best))
     process.start()
     process.join()
     assert process.exitcode == 0
