@@ -1,17 +1,27 @@
-"""Make webdataset shards, their index and their manifest from a folder of images.
+"""Make webdataset shards, their index and their manifest from images, however they are kept.
 
     python scripts/make_shards.py SOURCE OUT [--val-ratio 0.05]
 
-SOURCE is a folder per class (SOURCE/<class>/**/*.jpg). If an image lies directly in SOURCE, or with
---unlabelled, all images below it are taken without labels. The bytes of the images are kept as they
-are. OUT gets train-000000.tar and so on, val-000000.tar with --val-ratio, and classes.txt (line
-number, from 0, = label). Started again after a stop, it keeps the shards that are complete.
+SOURCE is one of:
+  photos/               a folder of images, or a folder per class (SOURCE/<class>/**/*.jpg)
+  photos.zip, .tar,     an archive of such a folder; photos.zip/train is a folder within one; it is
+  .tar.gz, .xz, .zst    never unpacked to disk
+  dataset/, x.parquet   Hugging Face parquet or Arrow files, and folders of them; the split
+                        validation goes to val-*.tar (needs pip install -e '.[parquet]')
+  list.csv, .tsv,       a table with a column of paths, and perhaps one of labels; paths are below
+  .jsonl                the table's folder, or --root
+  photos.txt            a list with the path of an image a line, below the list's folder
 
-Each real folder is read once, links to folders too. What is left out is counted and named. A folder
-or an image that cannot be read, a class that would lose all its images, and folders such as train
-and val in place of classes are refused before anything is written. With --classes FILE, a class
-name a line, classes have the numbers of that list: give the classes.txt of the training shards for
-a SOURCE of test images.
+The bytes of the images are kept as they are. OUT gets train-000000.tar and so on, val-000000.tar
+with --val-ratio, and with labels classes.txt (line number, from 0, = label). In a folder or an
+archive, an image that lies in no folder of a class means that there are no labels; so does
+--unlabelled. Started again after a stop, it keeps the shards that are complete.
+
+What is left out is counted and named. What cannot be read (a closed or missing file, an encrypted
+or damaged member), a class that would lose all its images, and folders such as train and val in
+place of classes are refused before anything is written; --skip-unreadable leaves out what cannot
+be read. With --classes FILE, a class name a line, classes have the numbers of that list: give the
+classes.txt of the training shards for a SOURCE of test images.
 
 Status 0: done. 1: stopped, such as by a full disk. 2: a mistake in what was typed or in SOURCE.
 130: Ctrl-C. After 1 and 130 the same command goes on.
@@ -21,10 +31,7 @@ import argparse
 import json
 import logging
 import os
-import re
-import shlex
 import sys
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -38,11 +45,10 @@ from tqdm import tqdm
 
 from data.disks import explain
 from data.folder.plan import (
-    ImageFolder,
     PlanOptions,
     SourceImage,
-    find_images,
-    load_image,
+    SourceImages,
+    load_samples,
     plan_hash,
     plan_shards,
 )
@@ -51,12 +57,13 @@ from data.index.open import open_manifest
 from data.labels.classes import CLASSES_NAME, read_classes
 from data.settings import OneLineParser, RunStopped, require, run_entry_point
 from data.shards import INDEX_SUFFIX, atomic_write, write_shard
+from data.sources.find import find_source
+from data.sources.options import SourceOptions
 from data.storage.locations import user_path
-from data.text import count, name_some, printable
+from data.text import count, printable
+from scripts._make_shards.report import report
 
 _PLAN_NAME = "plan.json"
-_RECIPE = "configs/pretrain/demo.yaml"
-_GPU_RECIPE = "configs/pretrain/vit_base.yaml"
 _MAX_SHARD_MB = 1e6  # a terabyte
 _Plan = dict[str, list[SourceImage]]
 
@@ -84,7 +91,17 @@ def _make(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     names: Path | None = arguments.classes
     classes = None if names is None else read_classes(names, f"--classes={names}")
-    source = find_images(arguments.source, is_unlabelled=arguments.unlabelled, classes=classes)
+    source = find_source(
+        arguments.source,
+        SourceOptions(
+            is_unlabelled=arguments.unlabelled,
+            classes=classes,
+            skip_unreadable=arguments.skip_unreadable,
+            image_column=arguments.image_column,
+            label_column=arguments.label_column,
+            root=arguments.root,
+        ),
+    )
     options = PlanOptions(
         shard_bytes=int(arguments.shard_mb * 1e6),
         val_ratio=arguments.val_ratio,
@@ -93,16 +110,16 @@ def _make(arguments: argparse.Namespace) -> None:
     )
     plan = plan_shards(source.images, options)
     _prepare(out, plan_hash(source, options), plan, overwrite=arguments.overwrite)
-    _write_missing(arguments.source, out, plan)
+    _write_missing(arguments.source, source, out, plan)
     _write_classes(out, source)
     open_manifest([str(out.absolute() / name) for name in plan], "OUT")
-    _report(arguments, source, plan)
+    report(arguments.source, out, source, plan, has_split=arguments.val_ratio > 0)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__)
     option = parser.add_argument
-    option("source", type=_folder, metavar="SOURCE", help="folder of images")
+    option("source", type=_folder, metavar="SOURCE", help="folder, archive, dataset or table")
     option("out", type=_folder, metavar="OUT", help="folder for the shards")
     option(
         "--shard-mb", type=float, default=256, help="largest size of a shard, in 1e6 bytes (256)"
@@ -120,8 +137,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="in an order drawn from --seed",
     )
     option("--seed", type=int, default=0, help="for the order and the split (0)")
-    option("--unlabelled", action="store_true", help="take no labels from folders")
+    option("--unlabelled", action="store_true", help="take no labels")
     option("--classes", type=user_path, metavar="FILE", help="class names in order, a name a line")
+    option(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out what cannot be read, and name it; without, it is refused",
+    )
+    text = "column of a table or dataset with the {} (by its name: {})"
+    option("--image-column", metavar="NAME", help=text.format("images", "image, path, file ..."))
+    option("--label-column", metavar="NAME", help=text.format("labels", "label, class ..."))
+    option("--root", type=user_path, metavar="FOLDER", help="of a table's paths (the table's own)")
     option("--overwrite", action="store_true", help="replace the shards of another plan in OUT")
     options = parser.parse_args(arguments)
     shard_mb: float = options.shard_mb
@@ -190,85 +216,23 @@ def _remove(folder: Path, pattern: str) -> None:
         path.unlink()
 
 
-def _write_missing(source: Path, out: Path, plan: _Plan) -> None:
+def _write_missing(place: Path, source: SourceImages, out: Path, plan: _Plan) -> None:
     """Write the shards that are not there yet."""
     missing = [name for name in plan if not (out / name).exists()]
     if kept := len(plan) - len(missing):
         print(f"keeping {count(kept, 'complete shard')} of an earlier start")
     todo = [image for name in missing for image in plan[name]]
-    images = iter(tqdm(todo, "writing", unit="image", disable=None))
+    samples = load_samples(place, source, todo)
+    samples = iter(tqdm(samples, "writing", total=len(todo), unit="image", disable=None))
     for name in missing:
-        shard = islice(images, len(plan[name]))
-        write_shard(out / name, (load_image(source, image) for image in shard))
-    assert next(images, None) is None  # and so the progress bar is closed
+        write_shard(out / name, islice(samples, len(plan[name])))
+    assert next(samples, None) is None  # and so the progress bar is closed
 
 
-def _write_classes(out: Path, source: ImageFolder) -> None:
+def _write_classes(out: Path, source: SourceImages) -> None:
     if source.classes:
         with atomic_write(out / CLASSES_NAME) as file:
             file.write("".join(f"{name}\n" for name in source.classes).encode())
-
-
-# ---------------------------------------------------------------- the report
-
-
-def _report(arguments: argparse.Namespace, source: ImageFolder, plan: _Plan) -> None:
-    """Print what was written, what was left out, and the next command."""
-    out: Path = arguments.out
-    images = {
-        split: [image for name, shard in plan.items() if name.startswith(split) for image in shard]
-        for split in ("train", "val")
-    }
-    for split, own in images.items():
-        num_shards = sum(name.startswith(split) for name in plan)
-        print(f"{split}: {count(len(own), 'image')} in {count(num_shards, 'shard')}")
-    if arguments.val_ratio > 0 and not images["val"]:
-        print("val is empty: the draw took no image; give more images, or a larger --val-ratio")
-    if source.why_unlabelled is None:
-        file = printable(str(out / CLASSES_NAME))
-        print(f"labels: {count(len(source.classes), 'class')}, listed in {file}")
-        _report_classes(source, images["val"], has_split=arguments.val_ratio > 0)
-    else:
-        print(f"labels: none ({source.why_unlabelled})")
-    print(f"left out: {'; '.join(source.left_out) or 'nothing'}")
-    places = " to ".join(printable(str(place)) for place in (arguments.source, out))
-    print(f"written from {places}; next, a small encoder, on any machine:")
-    print(_command(out, has_val=len(images["val"]) > 0))
-    print(f"(on GPUs: accelerate launch -q in place of python, and {_GPU_RECIPE})")
-
-
-def _report_classes(source: ImageFolder, val: Sequence[SourceImage], *, has_split: bool) -> None:
-    """Name the classes without an image, and those that validation lacks."""
-    present, in_val = ({image.label for image in own} for own in (source.images, val))
-    named = list(enumerate(source.classes))
-    absent = [name for label, name in named if label not in present]
-    if absent:
-        print(f"without an image: {count(len(absent), 'class')} of the list ({name_some(absent)})")
-    names = [name for label, name in named if label in present - in_val]
-    if has_split and val and names:
-        print(
-            f"val lacks {count(len(names), 'class')} ({name_some(names)}): the draw took no image "
-            "for validation, or the only one, which then stays in training"
-        )
-
-
-def _command(out: Path, *, has_val: bool) -> str:
-    """Return a command that pretrains on the shards, as a shell takes it."""
-    is_plain = re.fullmatch(r"[\w./][\w./ -]*", str(out), re.ASCII)
-    folder = str(out if is_plain else out.absolute())  # which nobody takes for a list or a URL
-    root = Path(__file__).resolve().parents[1]
-    is_here = Path.cwd() == root
-    files = [name if is_here else str(root / name) for name in ("pretrain/run.py", _RECIPE)]
-    val_shards = f"{folder}/val-*.tar" if has_val else "null"
-    keys = [f"data.shards={folder}/train-*.tar", f"data.val_shards={val_shards}"]
-    return " ".join(["python", *map(_quote, [*files, *keys, "run.dir=runs/mine"])])
-
-
-def _quote(word: str) -> str:
-    r"""Quote a word for a shell; what cannot be shown in the way of bash, $'caf\xe9'."""
-    if printable(word) == word:
-        return shlex.quote(word)
-    return "$'" + printable(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 if __name__ == "__main__":

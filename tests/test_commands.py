@@ -7,6 +7,7 @@ the environment of a machine without a GPU; marked `faults`, through the launche
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import os
 import re
@@ -40,6 +41,7 @@ LAUNCHED = {
     "ACCELERATE_DYNAMO_BACKEND": "NO",
     "ACCELERATE_DYNAMO_MODE": "default",
 }
+HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None  # of the extra parquet
 SOME = ("vit_base.yaml", "words.yaml", "ti.yaml", "supervised.yaml", "modern.yaml", "single.yaml")
 
 pytestmark = pytest.mark.skipif(
@@ -94,7 +96,25 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         array = io.BytesIO()
         np.save(array, np.full((20, 24, 4), number % 256, np.uint8))
         write_file(folder / f"scans/{number}.npy", array.getvalue())
+    keep_in_other_ways(folder)
     return folder
+
+
+def keep_in_other_ways(folder: Path) -> None:
+    """Keep the images as archives, a table and a dataset."""
+    shutil.make_archive(str(folder / "photos"), "zip", folder, "photos")
+    shutil.make_archive(str(folder / "flowers"), "gztar", folder, "by-class")
+    images = sorted((folder / "by-class").rglob("*.png"))
+    rows = [f"{path.relative_to(folder)},{path.parent.name}\n" for path in images]
+    write_file(folder / "list.csv", "".join(["path,label\n", *rows]).encode())
+    if HAS_PYARROW:
+        pyarrow, parquet = map(importlib.import_module, ("pyarrow", "pyarrow.parquet"))
+        cells = [{"bytes": path.read_bytes(), "path": path.name} for path in images]
+        table = pyarrow.table({"image": cells, "label": [path.parent.name for path in images]})
+        for split, part in (("train", table[:32]), ("validation", table[32:]), ("test", table[:2])):
+            path = folder / f"dataset/data/{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parquet.write_table(part, path)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -233,7 +253,8 @@ def test_a_pages_commands_run(
 
 def is_quick(command: str) -> bool:
     """Benchmarks and the drawing of many figures are held by tests of their own."""
-    return "benchmark.py" not in command and "--figures" not in command
+    is_readable = HAS_PYARROW or " dataset/" not in command
+    return is_readable and "benchmark.py" not in command and "--figures" not in command
 
 
 @pytest.mark.parametrize(

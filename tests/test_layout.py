@@ -25,7 +25,7 @@ ROOMS = [
     "data.index",
     "data.reading data.demo",
     "data.labels data.ahead",
-    "data.samples",
+    "data.samples data.sources",
     "data.stream",
     "data.sequential",
     "pretrain.ranks pretrain.configuration pretrain.machine",

@@ -22,6 +22,38 @@ def in_no_class(listing: Listing) -> str | None:
     return f"in no folder of a class: {name_some(beside, 1)}" if beside else None
 
 
+def number_classes(
+    names: Sequence[str],
+    given: Sequence[str] | None,
+    noun: str,
+    source: str,
+    key: str = _SOURCE,
+) -> dict[str, int]:
+    """Give each name of a class, in its order, the number of its class.
+
+    Args:
+        names: As folders or a table spell them; each once.
+        given: The names of the classes in order; None: `names`.
+        noun: What one of them is called in messages.
+        source: What they are of, for messages.
+        key: How messages call it.
+
+    Raises:
+        UserError: A name cannot be a class, or the list lacks one.
+    """
+    normal = class_names(names, key, noun)
+    if given is None:
+        return dict(zip(names, range(len(names)), strict=True))
+    numbers = {name: number for number, name in enumerate(given)}
+    unknown = sorted(set(normal) - set(given))
+    require(
+        not unknown,
+        f"--classes lacks {name_some(unknown)}, {count(len(unknown), noun)} of "
+        f"SOURCE={source}; add each to the list, or move it away",
+    )
+    return {name: numbers[known] for name, known in zip(names, normal, strict=True)}
+
+
 def label_folders(
     listing: Listing, given: Sequence[str] | None, key: str = _SOURCE
 ) -> dict[str, int]:
@@ -41,17 +73,7 @@ def label_folders(
         _require_no_splits(folders, key)
     _require_images(listing, folders, key)
     _require_one_class(listing, key)
-    names = class_names(folders, key)
-    if given is None:
-        return dict(zip(folders, range(len(folders)), strict=True))
-    numbers = {name: number for number, name in enumerate(given)}
-    unknown = sorted(set(names) - set(given))
-    require(
-        not unknown,
-        f"--classes lacks {name_some(unknown)}, {count(len(unknown), 'class folder')} of "
-        f"SOURCE={listing.folder}; add each to the list, or move it away",
-    )
-    return {folder: numbers[name] for folder, name in zip(folders, names, strict=True)}
+    return number_classes(folders, given, "class folder", str(listing.folder), key)
 
 
 def folders_without_images(listing: Listing) -> list[str]:
@@ -89,7 +111,14 @@ def _require_images(listing: Listing, names: Sequence[str], key: str) -> None:
     """Refuse to lose a class, as the labels of those behind it would be others."""
     walked = listing.found
     by_class: dict[str, list[str]] = {}
-    for path in (*listing.empty, *listing.undecodable, *walked.broken, *walked.special):
+    refused = [
+        name
+        for names in walked.refused.values()
+        for name in names
+        if is_image_name(name) and ".." not in name.split("/")
+    ]
+    lost = (*listing.empty, *listing.undecodable, *walked.broken, *walked.special)
+    for path in (*lost, *filter(None, walked.unreadable), *refused):
         by_class.setdefault(path.split("/")[0], []).append(path)
     for name in sorted({*by_class} - {*names}):
         own = by_class[name]
@@ -113,18 +142,21 @@ def _require_one_class(listing: Listing, key: str) -> None:
         )
 
 
-def class_names(folders: Sequence[str], key: str = _SOURCE) -> list[str]:
+def class_names(
+    own: Sequence[str], key: str = _SOURCE, noun: str = "class folder"
+) -> list[str]:
     """Name the classes as a list of them is read: letters with accents have one spelling (NFC)."""
     remedy = f"rename it{_or_unlabelled(key)}"
     named: dict[str, str] = {}
-    for folder in folders:
-        name = unicodedata.normalize("NFC", folder)
-        twin = named.setdefault(name, folder)
+    for spelling in own:
+        name = unicodedata.normalize("NFC", spelling)
+        twin = named.setdefault(name, spelling)
         require(
-            twin == folder, f"{key}: two folders are both called {name}, accents apart; {remedy}"
+            twin == spelling,
+            f"{key}: two {noun}s are both called {name}, accents apart; {remedy}",
         )
         flaw = _flaw(name)
-        require(flaw is None, f"{key}: the class folder '{printable(name)}' {flaw}; {remedy}")
+        require(flaw is None, f"{key}: the {noun} '{printable(name)}' {flaw}; {remedy}")
     return list(named)
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,14 +42,25 @@ class Listing:
 
     def require_readable(self, key: str) -> None:
         """Raise `UserError` if a folder, or an image, may not be read."""
-        closed = [path for path in self.images if not is_readable(self.folder / path)]
-        reasons = self.found.unreadable | dict.fromkeys(closed, "Permission denied")
-        names = [f"{path or self.folder}: {reason}" for path, reason in sorted(reasons.items())]
+        remedy = "allow it (chmod -R u+rX), or move it away"
+        self.without_unreadable().require_none_unreadable(key, remedy)
+
+    def require_none_unreadable(self, key: str, remedy: str) -> None:
+        """Raise `UserError` if something was found that cannot be read."""
+        reasons = sorted(self.found.unreadable.items())
+        names = [f"{path or self.folder}: {reason}" for path, reason in reasons]
         require(
             not names,
             f"{key}={printable(str(self.folder))} holds what cannot be read ({name_some(names)}); "
-            "allow it (chmod -R u+rX), or move it away",
+            f"{remedy}",
         )
+
+    def without_unreadable(self) -> "Listing":
+        """Return the listing with the images that may not be read among what cannot be read."""
+        closed = [path for path in self.images if not is_readable(self.folder / path)]
+        unreadable = self.found.unreadable | dict.fromkeys(closed, "Permission denied")
+        images = [path for path in self.images if path not in unreadable]
+        return replace(self, found=replace(self.found, unreadable=unreadable), images=images)
 
     def require_images(self, key: str) -> None:
         """Raise `UserError` if there is no image, and say what there is."""
@@ -68,12 +79,14 @@ class Listing:
     def lost(self) -> list[str]:
         """Say what would be an image, if it could be read."""
         broken = [path for path in self.found.broken if is_image_name(path)]
-        closed = [f"{path or '.'}: {reason}" for path, reason in self.found.unreadable.items()]
+        top = self.folder.name or "."
+        closed = [f"{path or top}: {reason}" for path, reason in self.found.unreadable.items()]
         texts = [
             _describe(self.empty, "empty file"),
             *self._missing_decoders(),
             _describe(broken, "broken link"),
             _describe(closed, "place that cannot be looked at", "places that cannot be looked at"),
+            *(_describe(names, *nouns) for nouns, names in self.found.refused.items()),
         ]
         return [text for text in texts if text]
 

@@ -1,14 +1,16 @@
-"""A folder of images, and the plan of the shards that it becomes.
+"""The images of a source, and the plan of the shards that they become.
 
-The plan is a pure function of the sorted list of files, their sizes and the options, so that
-writing can stop at any shard and go on later. scripts/make_shards.py carries it out.
+A source is a folder here, or one of data/sources/. The plan is a pure function of the list of its
+images, their sizes and the options, so that writing can stop at any shard and go on later.
+scripts/make_shards.py carries it out.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from data.folder.classes import folders_without_images, in_no_class, label_folde
 from data.folder.images import Listing, extension_of, list_images
 from data.settings import RunStopped, UserError, require
 from data.shards import ImageFile, split_name
+from data.text import printable
 
 _BLOCK = 512  # a tar's unit, bytes
 
@@ -26,33 +29,42 @@ class SourceImage:
     """One image file of the source.
 
     Attributes:
-        path: Below the source, with "/".
+        path: Below the source, with "/"; unique in it.
         key: The sample's key, unique in the source.
         num_bytes: The file's size.
         label: The class number, or None without labels.
+        is_val: Whether it is for validation, where the source itself says so; else None.
     """
 
     path: str
     key: str
     num_bytes: int
     label: int | None
+    is_val: bool | None = None
+
+
+Reader = Callable[[Sequence[SourceImage]], Iterator[bytes]]
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """The images and classes of a source folder.
+class SourceImages:
+    """The images and classes of a source.
 
     Attributes:
-        images: Sorted by path.
+        images: Sorted by path, or in the order of a table's rows.
         classes: Class names in the order of their labels; empty without labels.
         left_out: What was left out and how much of it, in words.
         why_unlabelled: Why there are no labels; None where there are.
+        read: Yields the bytes of images in the order in which they are given.
+        origin: What the source is and what of it was looked at, in words; "" for a folder.
     """
 
     images: tuple[SourceImage, ...]
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
     why_unlabelled: str | None
+    read: Reader
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,8 +85,12 @@ class PlanOptions:
 
 
 def find_images(
-    source: Path, *, is_unlabelled: bool = False, classes: Sequence[str] | None = None
-) -> ImageFolder:
+    source: Path,
+    *,
+    is_unlabelled: bool = False,
+    classes: Sequence[str] | None = None,
+    skip_unreadable: bool = False,
+) -> SourceImages:
     """List the images below a folder (see `Listing`).
 
     Args:
@@ -83,6 +99,7 @@ def find_images(
             image lies directly in `source`: then there are no labels either.
         classes: The names of the classes in the order of their labels. None: those of the
             folders, sorted.
+        skip_unreadable: Leave out what may not be read, in place of refusing it.
 
     Raises:
         UserError: It is no folder, holds no image, or something that cannot be read; or its
@@ -90,8 +107,29 @@ def find_images(
     """
     require(source.is_dir(), f"SOURCE={source} is not a folder; give the folder of the images")
     listing = list_images(source)
-    listing.require_readable("SOURCE")
+    return take_images(
+        listing, is_unlabelled=is_unlabelled, classes=classes, skip_unreadable=skip_unreadable
+    )
+
+
+def take_images(
+    listing: Listing, *, is_unlabelled: bool, classes: Sequence[str] | None, skip_unreadable: bool
+) -> SourceImages:
+    """Take the images of a folder that was listed; see `find_images`."""
+    if skip_unreadable:
+        listing = listing.without_unreadable()
+    else:
+        listing.require_readable("SOURCE")
     listing.require_images("SOURCE")
+    read = partial(read_files, listing.folder)
+    return label_by_folder(listing, read, is_unlabelled, classes)
+
+
+def label_by_folder(
+    listing: Listing, read: Reader, is_unlabelled: bool, classes: Sequence[str] | None
+) -> SourceImages:
+    """Give each image of a listing its class: the first folder of its path; see `find_images`."""
+    source = listing.folder
     why = _why_unlabelled(listing, is_unlabelled)
     require(
         why is None or classes is None,
@@ -105,7 +143,7 @@ def find_images(
     )
     names = tuple(labels if classes is None else classes)
     no_class = [] if why else folders_without_images(listing)
-    return ImageFolder(images, names, (*listing.left_out(), *no_class), why)
+    return SourceImages(images, names, (*listing.left_out(), *no_class), why, read)
 
 
 def _why_unlabelled(listing: Listing, is_unlabelled: bool) -> str | None:
@@ -128,7 +166,7 @@ def unique_keys(paths: Sequence[str]) -> list[str]:
 
 
 def _safe_key(path: str) -> str:
-    key = path.rpartition(".")[0].replace(".", "_").replace("\n", "_")
+    key = path.rpartition(".")[0].replace(".", "_").replace("\n", "_").lstrip("/")
     # webdataset takes names such as __this__ for metadata and skips them.
     return key if split_name(key + ".jpg") is not None else "x" + key
 
@@ -150,11 +188,15 @@ def plan_shards(
     ratio = options.val_ratio
     require(0 <= ratio < 1, f"--val-ratio={ratio} is not in [0, 1); try 0.05")
     require(options.shard_bytes > 0, "--shard-mb is not above 0; try 256")
+    require(
+        ratio == 0 or all(image.is_val is None for image in images),
+        f"--val-ratio={ratio} draws images for validation, and SOURCE has its own; leave it out",
+    )
     kept = kept_in_training(images, options)
     splits: dict[str, list[SourceImage]] = {"train": [], "val": []}
     for image in images:
         is_val = _is_drawn(image, options) and image.path not in kept
-        splits["val" if is_val else "train"].append(image)
+        splits["val" if is_val or image.is_val else "train"].append(image)
     require(len(splits["train"]) > 0, f"--val-ratio={ratio} leaves no image for training; lower it")
     plan: dict[str, list[SourceImage]] = {}
     for split, members in splits.items():
@@ -215,30 +257,50 @@ def _tar_bytes(image: SourceImage) -> int:
     return _BLOCK + -(-image.num_bytes // _BLOCK) * _BLOCK + label_bytes
 
 
-def plan_hash(source: ImageFolder, options: PlanOptions) -> str:
-    """Hash what decides the shards' bytes: files, sizes, labels, classes and options."""
+def plan_hash(source: SourceImages, options: PlanOptions) -> str:
+    """Hash what decides the shards' bytes: files, sizes, labels, classes, splits and options."""
     digest = sha256(json.dumps([asdict(options), source.classes]).encode())
     for image in source.images:
-        digest.update(json.dumps([image.path, image.num_bytes, image.label]).encode())
+        split = [] if image.is_val is None else [image.is_val]
+        digest.update(json.dumps([image.path, image.num_bytes, image.label, *split]).encode())
     if kept := sorted(kept_in_training(source.images, options)):
         digest.update(json.dumps(kept).encode())
     return digest.hexdigest()
 
 
-def load_image(source: Path, image: SourceImage) -> ImageFile:
-    """Read an image's file into a sample.
+def read_files(folder: Path, images: Iterable[SourceImage]) -> Iterator[bytes]:
+    """Yield the bytes of images that are files below a folder; b"" for one that has gone.
 
     Raises:
-        RunStopped: If the disk does not give it.
-        UserError: If the file is not as it was when the plan was made.
+        RunStopped: If the disk does not give one.
     """
-    path = source / image.path
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        data = b""
-    except OSError as error:
-        raise RunStopped(f"{path}: {explain(error)}; then the same command goes on") from error
-    if len(data) != image.num_bytes:
-        raise UserError(f"{path} has changed since it was listed; start again when it is whole")
-    return ImageFile(image.key, extension_of(image.path), data, image.label)
+    for image in images:
+        path = folder / image.path
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        except OSError as error:
+            raise RunStopped(f"{path}: {explain(error)}; then the same command goes on") from error
+        yield data
+
+
+def load_samples(
+    place: Path, source: SourceImages, images: Sequence[SourceImage]
+) -> Iterator[ImageFile]:
+    """Read images into samples, in their order.
+
+    Args:
+        place: Where the source is, for messages.
+        source: What was found there.
+        images: Some of its images.
+
+    Raises:
+        RunStopped: If the disk does not give one.
+        UserError: If one is not as it was when the plan was made.
+    """
+    for image, data in zip(images, source.read(images), strict=True):
+        if len(data) != image.num_bytes:
+            path = printable(str(place / image.path))
+            raise UserError(f"{path} has changed since it was listed; start again when it is whole")
+        yield ImageFile(image.key, extension_of(image.path), data, image.label)

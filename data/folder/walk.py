@@ -33,6 +33,8 @@ class Found:
         droppings: What macOS or Windows left, such as ._a.jpg; such folders are not entered.
         hidden: Other names that begin with a dot; such folders are not entered.
         unreadable: Folders and files that cannot be looked at, and why.
+        refused: What a source other than a folder does not give; the names by what they are, in
+            the singular and in the plural.
     """
 
     sizes: dict[str, int] = field(default_factory=dict[str, int])
@@ -45,6 +47,13 @@ class Found:
     droppings: list[str] = field(default_factory=list[str])
     hidden: list[str] = field(default_factory=list[str])
     unreadable: dict[str, str] = field(default_factory=dict[str, str])
+    refused: dict[tuple[str, str], list[str]] = field(
+        default_factory=dict[tuple[str, str], list[str]]
+    )
+
+    def refuse(self, nouns: tuple[str, str], name: str) -> None:
+        """Note a name under what it is."""
+        self.refused.setdefault(nouns, []).append(name)
 
 
 def walk(top: Path) -> Found:
@@ -100,14 +109,15 @@ def _entries(top: Path, path: str, found: Found) -> Iterator[tuple[str, bool]]:
         return
     for entry in entries:
         name = f"{path}/{entry.name}" if path else entry.name
-        if _is_noted_by_name(entry.name, name, found):
+        if is_noted_by_name(entry.name, name, found):
             continue
         mode = _note(entry, name, found)
         if stat.S_ISDIR(mode):
             yield name, entry.is_symlink()
 
 
-def _is_noted_by_name(own: str, name: str, found: Found) -> bool:
+def is_noted_by_name(own: str, name: str, found: Found) -> bool:
+    """Note what is hidden, or what a system left; tell whether it was that."""
     if own.startswith("._") or own.lower() in _DROPPINGS:
         found.droppings.append(name)
     elif own.startswith("."):

@@ -73,7 +73,7 @@ def parse_classes(content: bytes, source: str) -> list[str]:
     Raises:
         UserError: A line is not text, blank or there twice, or there is none.
     """
-    text = _decode(content, source).replace("\r\n", "\n").replace("\r", "\n").rstrip()
+    text = decode(content, source).replace("\r\n", "\n").replace("\r", "\n").rstrip()
     names = [unicodedata.normalize("NFC", line.strip()) for line in text.split("\n")]
     require(text != "", f"{source} is empty; write a class name a line")
     lines: dict[str, int] = {}
@@ -100,7 +100,12 @@ def _check_name(name: str, where: str) -> None:
     )
 
 
-def _decode(content: bytes, source: str) -> str:
+def decode(content: bytes, source: str) -> str:
+    """Return a file's text: UTF-8, or what its byte order mark says.
+
+    Raises:
+        UserError: It is not; the line is named.
+    """
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding)

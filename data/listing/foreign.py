@@ -4,7 +4,7 @@ import re
 
 from data.shards import PICTURE_EXTENSIONS
 
-MAKE_SHARDS = "make shards of a folder of images with python scripts/make_shards.py FOLDER OUT"
+MAKE_SHARDS = "make shards with python scripts/make_shards.py SOURCE OUT"
 NAME_FOLDER = "name the folder of the images, or a text file (.txt) of their paths"
 
 _IMAGE = "an image"

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import scripts.make_shards
@@ -21,9 +23,11 @@ from data.settings import RunStopped, UserError
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
 from tests.conftest import MountDisk, make_png, no_root_rights
+from tests.launching import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "make_shards.py"
+FORMATS = {"tar.gz": "gztar", "zip": "zip"}  # by the names of shutil
 OPTIONS = ("--shard-mb", 0.01, "--val-ratio", 0.2)  # each image is larger: a shard an image
 
 
@@ -96,8 +100,8 @@ def test_labelled_shards_from_a_folder_a_class(source: Path, made: tuple[Path, s
     num_val = sum(s.num_samples for s in manifest.shards if s.name.startswith("val-"))
     assert 0 < num_val < 30
     for line in (
-        f"train: {60 - num_val} images in {60 - num_val} shards\n",
-        f"val: {num_val} images in {num_val} shards\n",
+        f"train: {60 - num_val} images in {60 - num_val} shards (cat ",
+        f"val: {num_val} images in {num_val} shards (cat ",
         f"labels: 2 classes, listed in {out}/classes.txt",
         "left out: 1 empty file (cat/empty.png); 1 file that is no image (1 .txt: cat/notes.txt)\n",
         f"python {ROOT}/pretrain/run.py {ROOT}/configs/pretrain/demo.yaml "
@@ -132,6 +136,47 @@ def test_a_killed_start_is_continued(source: Path, made: tuple[Path, str], tmp_p
     assert done.returncode == 0, done.stderr
     assert contents(out) == whole
     assert list(out.glob(".*")) == []
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+def test_a_killed_start_from_an_archive_is_continued(
+    source: Path, made: tuple[Path, str], tmp_path: Path, kind: str
+) -> None:
+    """And its shards are the folder's, byte for byte."""
+    archive = shutil.make_archive(str(tmp_path / "a"), FORMATS[kind], source)
+    whole, out = contents(made[0]), tmp_path / "out"
+    with (tmp_path / "said").open("w") as said:
+        process = Forked(command(archive, out, *OPTIONS), stdout=said, stderr=said)
+        while process.returncode is None and not (out / "train-000002.tar").exists():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert set(contents(out)) < set(whole)
+    make(archive, out, *OPTIONS)
+    assert contents(out) == whole
+    assert list(out.glob(".*")) == []
+
+
+def test_equal_images_make_equal_shards_whatever_they_are_kept_in(
+    source: Path, made: tuple[Path, str], tmp_path: Path, capsys: Printed
+) -> None:
+    """A table and a dataset; archives are in the test before."""
+    whole, classes = contents(made[0]), (made[0] / "classes.txt").read_bytes()
+    images = {str(p.relative_to(source)): p for p in sorted(source.rglob("*.jpg"))}
+    rows = "".join(f"{name},{name.split('/')[0]}\n" for name in images)
+    (tmp_path / "list.csv").write_text("path,label\n" + rows)
+    make(tmp_path / "list.csv", tmp_path / "table", *OPTIONS, "--root", source)
+    assert contents(tmp_path / "table") == whole
+    assert (tmp_path / "table/classes.txt").read_bytes() == classes
+    assert "list.csv (csv table, images by path, labels by label) to" in capsys.readouterr().out
+    pa: Any = pytest.importorskip("pyarrow", reason="needs the extra parquet")
+    pq: Any = pytest.importorskip("pyarrow.parquet")
+    cells = [{"bytes": path.read_bytes(), "path": name} for name, path in images.items()]
+    labels = [name.split("/")[0] for name in images]
+    pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "x.parquet")
+    make(tmp_path / "x.parquet", tmp_path / "dataset", *OPTIONS)
+    assert contents(tmp_path / "dataset") == whole
+    assert (tmp_path / "dataset/classes.txt").read_bytes() == classes
 
 
 def test_another_plan_is_refused_or_overwrites(source: Path, out: Path) -> None:
@@ -329,6 +374,28 @@ ODD_NAMES = (
     "${x} %20",
     "a=b",
 )
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys"),
+    [
+        ((8, 9, 3), []),
+        ((8, 9), ["data.channels=1"]),
+        ((8, 9, 5), ["data.channels=5"]),
+        ((8, 9, 7), ["data.channels=7", "target.bits=2"]),
+        ((8, 9, 20), ["data.channels=20", "target.kind=pixels"]),
+    ],
+)
+def test_the_printed_command_says_the_channels_of_arrays(
+    tmp_path: Path, shape: tuple[int, ...], keys: list[str], capsys: Printed
+) -> None:
+    (tmp_path / "scans").mkdir()
+    np.save(tmp_path / "scans/a.npy", np.zeros(shape, np.uint8))
+    make(tmp_path / "scans", tmp_path / "out")
+    words = shlex.split(next_command(capsys.readouterr().out))
+    assert words[5:-1] == keys
+    config = load(PretrainConfig, words[2:])
+    assert (config.data.channels or 3) == (shape[2] if len(shape) == 3 else 1)
 
 
 def next_command(printed: str) -> str:

@@ -10,7 +10,7 @@ from data.folder.plan import (
     PlanOptions,
     SourceImage,
     find_images,
-    load_image,
+    load_samples,
     plan_hash,
     plan_shards,
     unique_keys,
@@ -192,7 +192,7 @@ def test_a_list_of_classes_gives_all_other_names_back(tmp_path: Path) -> None:
 
 def test_one_name_in_two_spellings(tmp_path: Path) -> None:
     put(tmp_path, "caf\u00e9/a.jpg", "cafe\u0301/b.jpg")
-    with pytest.raises(UserError, match="two folders are both called"):
+    with pytest.raises(UserError, match="two class folders are both called"):
         find_images(tmp_path)
 
 
@@ -229,10 +229,10 @@ def test_shards_are_as_large_as_stated(tmp_path: Path) -> None:
     source.mkdir(parents=True)
     for i in range(100):
         (source / f"{i}.jpg").write_bytes(bytes(100 * i + 1))
-    images = find_images(source.parent).images
+    found = find_images(source.parent)
     sizes: list[int] = []
-    for name, shard in plan_shards(images, replace(OPTIONS, val_ratio=0)).items():
-        write_shard(tmp_path / name, (load_image(source.parent, image) for image in shard))
+    for name, shard in plan_shards(found.images, replace(OPTIONS, val_ratio=0)).items():
+        write_shard(tmp_path / name, load_samples(source.parent, found, shard))
         sizes.append((tmp_path / name).stat().st_size)
     assert len(sizes) == 7
     assert max(sizes) <= OPTIONS.shard_bytes + 10_240
@@ -333,8 +333,13 @@ def test_the_plan_hash_covers_the_source(source: Path, change: str) -> None:
 
 
 def test_an_image_that_changed_is_refused(source: Path) -> None:
-    image = find_images(source).images[0]
-    assert load_image(source, image).data == b"cat/a.jpg"
-    (source / image.path).write_bytes(b"short")
-    with pytest.raises(UserError, match=r"cat/a.jpg has changed since it was listed; start again"):
-        load_image(source, image)
+    found = find_images(source)
+    [image] = found.images[:1]
+    assert next(load_samples(source, found, [image])).data == b"cat/a.jpg"
+    for change in (
+        lambda: (source / image.path).write_bytes(b"short"),
+        (source / image.path).unlink,
+    ):
+        change()
+        with pytest.raises(UserError, match=r"cat/a.jpg has changed since it was listed; start"):
+            next(load_samples(source, found, [image]))

@@ -241,7 +241,7 @@ def test_a_glob_leaves_out_what_is_no_tar(tmp_path: Path, caplog: pytest.LogCapt
 # ---------------------------------------------------------------- no shards at all
 
 NAME = "name the folder of the images, or a text file (.txt) of their paths"
-MAKE = "make shards of a folder of images with python scripts/make_shards.py FOLDER OUT"
+MAKE = "make shards with python scripts/make_shards.py SOURCE OUT"
 
 
 @pytest.mark.parametrize(

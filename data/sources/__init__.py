@@ -1,0 +1,1 @@
+"""Sources of images beside a folder: archives, tables of paths, datasets in parquet files."""
