@@ -104,7 +104,7 @@ def keep_in_other_ways(folder: Path) -> None:
     """Keep the images as archives, a table and a dataset."""
     shutil.make_archive(str(folder / "photos"), "zip", folder, "photos")
     shutil.make_archive(str(folder / "flowers"), "gztar", folder, "by-class")
-    images = sorted((folder / "by-class").rglob("*.png"))
+    images = sorted((folder / "by-class").rglob("*.png"), key=lambda path: path.name)
     rows = [f"{path.relative_to(folder)},{path.parent.name}\n" for path in images]
     write_file(folder / "list.csv", "".join(["path,label\n", *rows]).encode())
     if HAS_PYARROW:
