@@ -142,9 +142,7 @@ def _require_one_class(listing: Listing, key: str) -> None:
         )
 
 
-def class_names(
-    own: Sequence[str], key: str = _SOURCE, noun: str = "class folder"
-) -> list[str]:
+def class_names(own: Sequence[str], key: str = _SOURCE, noun: str = "class folder") -> list[str]:
     """Name the classes as a list of them is read: letters with accents have one spelling (NFC)."""
     remedy = f"rename it{_or_unlabelled(key)}"
     named: dict[str, str] = {}
@@ -153,7 +151,7 @@ def class_names(
         twin = named.setdefault(name, spelling)
         require(
             twin == spelling,
-            f"{key}: two {noun}s are both called {name}, accents apart; {remedy}",
+            f"{key}: two {noun.removeprefix('class ')}s are both called {name}, accents apart; {remedy}",
         )
         flaw = _flaw(name)
         require(flaw is None, f"{key}: the {noun} '{printable(name)}' {flaw}; {remedy}")

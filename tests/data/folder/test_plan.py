@@ -192,7 +192,7 @@ def test_a_list_of_classes_gives_all_other_names_back(tmp_path: Path) -> None:
 
 def test_one_name_in_two_spellings(tmp_path: Path) -> None:
     put(tmp_path, "caf\u00e9/a.jpg", "cafe\u0301/b.jpg")
-    with pytest.raises(UserError, match="two class folders are both called"):
+    with pytest.raises(UserError, match="two folders are both called"):
         find_images(tmp_path)
 
 
