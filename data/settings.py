@@ -92,6 +92,7 @@ def setting(
     type_name: str | None = None,
     is_path: bool = False,
     knows_none: bool = False,
+    instead_of: str | None = None,
 ) -> Any:
     """Declare one key of a configuration dataclass.
 
@@ -103,6 +104,7 @@ def setting(
         type_name: What `--help` says of a value that Python's types cannot state.
         is_path: Whether `~` in front of it means the home folder.
         knows_none: Whether `none` is one of its words, and not the same as null.
+        instead_of: The dotted key in whose place it is given; one of the two, where they are set.
     """
     metadata = {
         "meaning": meaning,
@@ -110,6 +112,7 @@ def setting(
         "type_name": type_name,
         "is_path": is_path,
         "knows_none": knows_none,
+        "instead_of": instead_of,
     }
     if callable(default):
         return field(default_factory=default, metadata=metadata)

@@ -72,6 +72,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         from pretrain.encoder.facts import image_data, image_size, num_channels, resolve
         from pretrain.ranks import on_main, open_shards
         from pretrain.training.best import Best
+        from pretrain.training.budget import settle
         from pretrain.training.claim import claim
         from pretrain.training.contract import Evaluator
         from pretrain.training.launch import share, start
@@ -80,7 +81,6 @@ def run(config: FinetuneConfig) -> dict[str, float]:
 
     # ---- the processes
     accelerator = start(config.run)
-    part = share(accelerator, config.run, config.optim)
     data = config.data
 
     # ---- the classes
@@ -95,6 +95,10 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         weights = positive_weights(values, len(names), train.num_samples)
     elif data.balance:
         weights = class_weights(values, len(names))
+
+    # ---- how long a run they make
+    config = settle(accelerator, config, train)
+    part = share(accelerator, config.run, config.optim)
 
     # ---- the model
     config = replace(config, encoder=check_start(config.encoder))
@@ -143,7 +147,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         channels=channels,
         numbering=labels.train,
     )
-    stream = TrainingStream(samples, config.optim.batch_size, part, data.workers)
+    stream = TrainingStream(samples, config.optim.num_images, part, data.workers)
     as_they_are = partial(
         Samples, size=size, seed=seed, labelled=True, num_classes=multi, channels=channels
     )

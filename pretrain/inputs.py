@@ -44,25 +44,32 @@ class Opened(Configured, Protocol):
         ...
 
 
+def open_images(accelerator: Accelerator, config: Opened) -> Manifest | None:
+    """Open the training images; None of a stream, whose images are not known before they come."""
+    data = config.data
+    if data.read == "sequential":
+        return None
+    run = Path(config.run.dir)
+    return open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction, run)
+
+
 def open_stream(
-    accelerator: Accelerator, config: Opened, encoder: VisionTransformer, part: Share
+    images: Manifest | None, config: Opened, encoder: VisionTransformer, part: Share
 ) -> TrainingStream | SequentialStream:
     """Open the training samples of this rank.
 
     Args:
-        accelerator: What `start` gave.
+        images: What `open_images` gave.
         config: The run's.
         encoder: Says the size and channels of images.
         part: This rank's share.
     """
     data = config.data
     size, channels = image_size(encoder), num_channels(encoder)
-    seed, batch_size = config.run.seed, config.optim.batch_size
-    if data.read == "sequential":
+    seed, batch_size = config.run.seed, config.optim.num_images
+    if images is None:
         return open_sequential(data, size, seed, batch_size, part, channels)
-    run = Path(config.run.dir)
-    shards = open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction, run)
-    samples = Samples(shards, size, seed=seed, crop_area=data.crop_area, channels=channels)
+    samples = Samples(images, size, seed=seed, crop_area=data.crop_area, channels=channels)
     return TrainingStream(samples, batch_size, part, data.workers)
 
 

@@ -56,11 +56,12 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
         from pretrain.encoder import make_encoder
         from pretrain.encoder.extensions import say_what_timm_lacks
         from pretrain.encoder.facts import resolve
-        from pretrain.inputs import open_evaluators, open_stream
+        from pretrain.inputs import open_evaluators, open_images, open_stream
         from pretrain.objective.learn import learn_words
         from pretrain.objective.model import MaskedPatchModel
         from pretrain.pictures.illustrate import make_illustrator
         from pretrain.ranks import main_process_first
+        from pretrain.training.budget import settle
         from pretrain.training.claim import claim
         from pretrain.training.launch import share, start
         from pretrain.training.memory import check_fits
@@ -68,6 +69,12 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
 
     # ---- the processes
     accelerator = start(config.run)
+
+    # ---- the images, and how long a run they make
+    if is_demo:
+        main_process_first(accelerator, make_demo_shards)
+    images = open_images(accelerator, config)
+    config = settle(accelerator, config, images)
     part = share(accelerator, config.run, config.optim)
 
     # ---- the model
@@ -78,9 +85,7 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
     check_fits(accelerator, config.run, config.optim, part, model)
 
     # ---- the stream
-    if is_demo:
-        main_process_first(accelerator, make_demo_shards)
-    stream = open_stream(accelerator, config, encoder, part)
+    stream = open_stream(images, config, encoder, part)
 
     # ---- what is measured in between
     evaluators = open_evaluators(
@@ -97,7 +102,7 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
         learn_words(accelerator, model.target, stream)
         figures = Trainer.of(accelerator, config, model, stream, evaluators).train()
     if accelerator.is_main_process:
-        done = count(config.optim.steps, "step")
+        done = count(config.optim.num_steps, "step")
         print(f"finished: {done}; the encoder is in {config.run.dir}/encoder")
         say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
         folder = quote(config.run.dir)

@@ -123,7 +123,7 @@ def _verify(run: Path, shards: list[str] | None) -> "Verdict":
     with importing():  # here, so that no help and no mistake in an option waits for torch
         from pretrain.records.verify import verify
 
-    return verify(run, newest, manifest, config.run.seed, config.optim.batch_size)
+    return verify(run, newest, manifest, config.run.seed, config.optim.num_images)
 
 
 # ---------------------------------------------------------------- saying it

@@ -5,17 +5,18 @@ from collections.abc import Collection, Iterator, Sequence
 
 from pretrain.configuration.layers import Entry
 
-_STEPS = "optim.steps (epochs times images / optim.batch_size)"
 _PRECISION = "run.precision (fp32, bf16, fp16)"
 _TRAIN, _VAL = ("data.shards", "data.train"), ("data.val_shards", "data.val")
 _MICRO = "run.micro_batch_size (optim.batch_size is the whole batch of a step)"
 # other projects' names, without their dots and dashes -> ours
 _USUAL = {
     **dict.fromkeys(("learning_rate", "learningrate", "base_lr", "blr", "max_lr"), "optim.lr"),
-    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "num_train_epochs"), _STEPS),
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "num_train_epochs"), "optim.epochs"),
     **dict.fromkeys(("max_steps", "num_steps", "iterations", "max_iters"), "optim.steps"),
     **dict.fromkeys(("wd", "weightdecay", "decay"), "optim.weight_decay"),
-    **dict.fromkeys(("warmup", "warmup_epochs", "num_warmup_steps"), "optim.warmup_steps"),
+    **dict.fromkeys(("warmup", "warmup_epochs"), "optim.warmup_ratio"),
+    **dict.fromkeys(("num_warmup_steps",), "optim.warmup_steps"),
+    **dict.fromkeys(("max_time", "hours", "time_limit", "time_budget"), "run.minutes"),
     **dict.fromkeys(("optimizer", "opt", "optimiser"), "optim.algorithm"),
     **dict.fromkeys(("beta1", "beta2", "adam_beta1", "adam_beta2", "adam_betas"), "optim.betas"),
     **dict.fromkeys(("clip_grad", "max_grad_norm", "grad_norm", "clip"), "optim.grad_clip"),

@@ -24,6 +24,8 @@ _FLOAT = re.compile(
     r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)"
 )
 _MAX_DEPTH = 6  # of keys that are unknown
+_NOTHING = ("none", "null", "")
+RUN_MARK = "# Written by a run: what it was told. It is a CONFIG.yaml, too.\n"
 
 
 class _Loader(yaml.SafeLoader):
@@ -74,11 +76,23 @@ class Entry(NamedTuple):
         name: Dotted.
         node: Its value.
         place: Where, such as `mine.yaml, line 3`; empty on the command line.
+        is_record: Whether a run has written it, of itself.
     """
 
     name: str
     node: Node
     place: str
+    is_record: bool = False
+
+    @property
+    def layer(self) -> str:
+        """The file in which it stands; empty on the command line."""
+        return self.place.rpartition(", line ")[0]
+
+
+def is_nothing(value: Any) -> bool:
+    """Tell whether a value means nothing: null, none, or no text."""
+    return value is None or (isinstance(value, str) and value.lower() in _NOTHING)
 
 
 def value_of(node: Node) -> Any:
@@ -206,7 +220,9 @@ def read_entries(
     for path in files:
         node = _compose_file(path)
         if node is not None:
-            entries += _walk(node, known, "", path)
+            is_record = Path(expand_home(path)).read_bytes().startswith(RUN_MARK.encode())
+            found = _walk(node, known, "", path)
+            entries += [entry._replace(is_record=is_record) for entry in found]
     for override in overrides:
         name, text = _name_and_text(override)
         try:

@@ -7,8 +7,9 @@ from functools import cache, reduce
 from typing import Any, TypeVar
 
 from data.settings import UserError, require_utf8
+from pretrain.configuration.key import Key
 from pretrain.configuration.layers import dump, entries_of, read_entries
-from pretrain.configuration.values import Key, merge, plain
+from pretrain.configuration.values import merge, plain
 
 Config = TypeVar("Config")
 
@@ -39,6 +40,7 @@ def _keys_of(part: Any, prefix: str) -> Iterator[Key]:
             kind=kind,
             is_path=meta["is_path"],
             knows_none=meta["knows_none"],
+            instead_of=meta["instead_of"],
         )
 
 

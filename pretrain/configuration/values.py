@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from data.config import SHARDS_TYPE
 from data.settings import UserError
 from data.storage.locations import expand_home
+from pretrain.configuration.alternatives import choose
 from pretrain.configuration.hints import in_file, name_unknown
-from pretrain.configuration.layers import Entry, text_of, value_of
+from pretrain.configuration.key import Key
+from pretrain.configuration.layers import Entry, is_nothing, text_of, value_of
 
-_NOTHING = ("none", "null", "")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -23,48 +24,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-class Key(NamedTuple):
-    """One key of a configuration, as `--help` shows it.
-
-    Attributes:
-        name: Dotted.
-        type: In words.
-        default: As YAML gives it.
-        meaning: One line.
-        changes_result: Whether a run that resumes must have the same value.
-        kind: The type that a value must fit; Any where only `type` can say it.
-        is_path: Whether `~` in front means the home folder.
-        knows_none: Whether `none` is a value of its own, other than null.
-    """
-
-    name: str
-    type: str
-    default: Any
-    meaning: str
-    changes_result: bool
-    kind: Any
-    is_path: bool
-    knows_none: bool
-
-    @property
-    def is_list_of_text(self) -> bool:
-        """Whether it takes a list of texts."""
-        return self.type == SHARDS_TYPE or self.kind == tuple[str, ...]
-
-    @property
-    def is_text(self) -> bool:
-        """Whether it takes text as it is written."""
-        return self.is_list_of_text or self.kind in (str, str | None)
-
-
 def fit(key: Key, value: Any) -> Any:
     """Return a value as its key holds it.
 
     Raises:
         ValueError: It does not fit; the message is what would, or empty.
     """
-    is_nothing = value is None or (isinstance(value, str) and value.lower() in _NOTHING)
-    if is_nothing and not (value == "none" and key.knows_none):
+    if is_nothing(value) and not (value == "none" and key.knows_none):
         nothing = _nothing(key, value)
         if nothing is not _REFUSED:
             return nothing
@@ -91,7 +57,9 @@ def merge(entries: Sequence[Entry], known: Mapping[str, Key]) -> tuple[dict[str,
             problems.append(f"{what}, such as {_first_of(entry.name, known)}{in_file(entry.place)}")
     problems += name_unknown(unknown, known)
     values: dict[str, Any] = {}
-    for key, entry in set_:
+    chosen, twice = choose(set_, known)
+    problems += twice
+    for key, entry in chosen:
         try:
             value = _fit_entry(key, entry)
         except UserError as error:
@@ -160,7 +128,10 @@ def _with_references(
         try:
             if other not in known or isinstance(values.get(other), _Reference):
                 raise ValueError(f"{other} is no key with a value")
-            resolved[name] = fit(known[name], values.get(other, known[other].default))
+            own = values.get(other, known[other].default)
+            if own is None:
+                raise ValueError(f"{other} has no value")
+            resolved[name] = fit(known[name], own)
         except ValueError as error:
             hint = str(error) or f"it is no {known[name].type}"
             problems.append(f"{name}={value.text}: {hint}{in_file(value.entry.place)}")

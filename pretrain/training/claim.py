@@ -1,8 +1,9 @@
 """A run's folder belongs to one run, and to one process group at a time."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from data.disks import explain, one_line
 from data.listing.shards import absolute
 from data.settings import RunStopped, UserError, require
 from data.shards import atomic_write
-from pretrain.configuration.layers import read_yaml
+from data.text import count
+from pretrain.configuration.key import Key
+from pretrain.configuration.layers import RUN_MARK, read_yaml
 from pretrain.configuration.load import keys, plain_value, to_yaml
-from pretrain.configuration.values import Key, as_held, shown
+from pretrain.configuration.values import as_held, shown
 from pretrain.ranks import on_main
 from pretrain.records.checkpoint import has_intact, newest_by_name
 from pretrain.records.lock import FINISHED, NAME, lock_run, unlock_run
-from pretrain.training.config import RunConfig
+from pretrain.training.config import OptimConfig, RunConfig
 
-_MARK = "# Written by a run: what it was told. It is a CONFIG.yaml, too.\n"
 _OWN = (
     "config.yaml",
     "metrics.jsonl",
@@ -52,15 +54,15 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
     def take() -> None:
         nonlocal descriptor, before
         _check_own(folder)
-        if path.is_file() and (folder / "checkpoints").is_dir():
-            _check_unchanged(config, path)
+        saved = read_record(folder)
+        if saved is not None:
+            _check_unchanged(config, saved)
         _check_resume(config.run)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = _lock(folder)
             before = path.read_bytes() if path.exists() else None
-            with atomic_write(path) as file:
-                file.write((_MARK + to_yaml(config, _absolute)).encode())
+            write_record(config)
         except OSError as error:
             raise UserError(f"run.dir={folder} cannot be written: {explain(error)}") from error
 
@@ -82,6 +84,23 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
             unlock_run(descriptor, outcome)
 
 
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return what a run with checkpoints was told, as plain values by group; else None.
+
+    Raises:
+        UserError: It is not valid YAML.
+    """
+    path = folder / "config.yaml"
+    has_run = path.is_file() and (folder / "checkpoints").is_dir()
+    return read_yaml(str(path)) if has_run else None
+
+
+def write_record(config: Any) -> None:
+    """Write what a run was told into its folder."""
+    with atomic_write(Path(config.run.dir, "config.yaml")) as file:
+        file.write((RUN_MARK + to_yaml(config, _absolute)).encode())
+
+
 def _absolute(key: Key, value: Any) -> Any:
     """Name shards so that they are found from any folder."""
     if key.type != SHARDS_TYPE or value is None:
@@ -92,7 +111,7 @@ def _absolute(key: Key, value: Any) -> Any:
 def _check_own(folder: Path) -> None:
     """Refuse to write over files that no run has written."""
     config = folder / "config.yaml"
-    is_marked = config.is_file() and config.read_bytes().startswith(_MARK.encode())
+    is_marked = config.is_file() and config.read_bytes().startswith(RUN_MARK.encode())
     if is_marked or (folder / NAME).exists() or any(folder.glob("checkpoints/step-*")):
         return
     for name in _OWN:
@@ -113,27 +132,59 @@ def _lock(folder: Path) -> int:
         ) from error
 
 
-def _check_unchanged(config: Any, path: Path) -> None:
+def _check_unchanged(config: Any, saved: dict[str, Any]) -> None:
     """Refuse to resume a run with keys that would change its result."""
-    saved, different = read_yaml(str(path)), list[str]()
+    length = list(_changes_of_length(config, saved))
+    different = list(length)
     for key in keys(type(config)):
+        if key.name in _LENGTH:
+            continue
         group, name = key.name.split(".")
         now = plain_value(config, key.name)
         before = (saved.get(group) or {}).get(name, now)  # now, of a key that was not known yet
         is_same = now in (before, as_held(key, before)) or _is_same_path(key, now, before)
         if key.changes_result and not is_same:
-            different.append(f"{key.name} is {shown(now)}, not {shown(before)}")
+            different.append(f"{key.name} was {shown(before)}, now {shown(now)}")
     remedy = "give the same keys to resume it, or another run.dir"
-    if any(text.startswith("optim.steps ") for text in different):
+    folder = Path(config.run.dir)
+    if length:
         remedy += (
-            "; optim.steps sets the learning rate of each step, so a run cannot be made longer: "
-            f"encoder.init={path.parent} run.dir=NEW begins another from its weights"
+            "; the length sets the learning rate of each step, so a run cannot be made longer: "
+            f"encoder.init={folder} run.dir=NEW begins another from its weights"
         )
     require(
         not different,
-        f"run.dir={path.parent} holds a run of another configuration: {'; '.join(different)}; "
-        f"{remedy}",
+        f"run.dir={folder} holds a run of another configuration: {'; '.join(different)}; {remedy}",
     )
+
+
+_LENGTH = (
+    *("run.minutes", "optim.epochs", "optim.steps"),
+    *("optim.warmup_ratio", "optim.warmup_steps"),
+)
+
+
+def _changes_of_length(config: Any, saved: dict[str, Any]) -> Iterator[str]:
+    """Say how the steps or the warm-up differ from a run's own, by the key that was asked for.
+
+    However they were asked for, they are the same where they come to the same steps.
+    """
+    run, optim = saved.get("run") or {}, saved.get("optim") or {}
+    now, steps = config.optim, optim.get("steps")
+    if now.steps != steps:
+        minutes, epochs = run.get("minutes"), optim.get("epochs")
+        asked = {"run.minutes": (minutes, config.run.minutes), "optim.epochs": (epochs, now.epochs)}
+        for key, (was, value) in asked.items():
+            if value is not None:
+                known = f"optim.steps was {steps}" if was is None else f"{key} was {shown(was)}"
+                yield f"{known}, now {'' if was is not None else f'{key}='}{shown(value)}"
+                return
+        yield f"optim.steps was {steps}, now {now.steps}"
+        return
+    before = {key: optim.get(key) for key in ("steps", "warmup_steps", "warmup_ratio")}
+    warmup = replace(OptimConfig(), **before).num_warmup_steps
+    if now.num_warmup_steps != warmup:
+        yield f"the warm-up was {count(warmup, 'step')}, now {now.num_warmup_steps:,}"
 
 
 def _is_same_path(key: Key, now: Any, before: Any) -> bool:

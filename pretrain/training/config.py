@@ -12,6 +12,8 @@ _PARALLEL = ("ddp", "fsdp")
 _RESUME = ("auto", "must", "never")
 RECOMPUTATIONS = ("none", "selective", "full")
 _ALGORITHMS = ("adamw", "sgd")
+EPOCHS = 100  # MAE's and timm's shortest usual runs; the paper's 10,000 steps on CIFAR are as many
+WARMUP_RATIO = 0.05  # the paper's, of fine-tuning
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class RunConfig:
         "auto",
         "auto (continue if there is a checkpoint), must (or fail), never (fail if there is one)",
         changes_result=False,
+    )
+    minutes: float | None = setting(
+        None,
+        "wall time of the run, from which optim.steps follows before it begins",
+        instead_of="optim.steps",
     )
     checkpoint_every: int = setting(
         1000, "steps between checkpoints; 0: only by minutes and at the end", changes_result=False
@@ -88,6 +95,10 @@ class RunConfig:
         for key in ("micro_batch_size", "threads"):
             value = getattr(self, key)
             require(value >= 0, f"run.{key}={value} is below 0; 0 chooses for you")
+        require(
+            self.minutes is None or 0 < self.minutes < math.inf,
+            f"run.minutes={self.minutes} is not a number above 0",
+        )
         require(self.log_every > 0, f"run.log_every={self.log_every} must be above 0")
         require(self.dir != "", "run.dir is empty; name a folder, such as runs/mine")
         require(
@@ -124,29 +135,48 @@ class RunConfig:
 class OptimConfig:
     """How long, how fast and by which rule the weights move.
 
-    The defaults are the paper's for pretraining, but for the number of steps: gains diminish after
-    100k of its 1M. Source: Dosovitskiy et al. 2021, sections 4.1 and B.1.2.
+    The defaults are the paper's for pretraining, but for the length, the warm-up and the batch,
+    which follow from the number of images (`pretrain.training.budget`).
+    Source: Dosovitskiy et al. 2021, sections 4.1 and B.1.2.
     """
 
-    steps: int = setting(100_000, "optimizer steps of the run")
-    batch_size: int = setting(4096, "images a step, over all processes and accumulation")
+    steps: int | None = setting(
+        None, "optimizer steps of the run; else optim.epochs or run.minutes says how long it is"
+    )
+    epochs: float | None = setting(
+        None,
+        f"passes over the images; default, where nothing says how long it is: {EPOCHS}",
+        instead_of="optim.steps",
+    )
+    batch_size: int | None = setting(
+        None,
+        "images a step, over all processes and accumulation; default: by the number of images",
+    )
     algorithm: str = setting("adamw", "adamw (weight decay decoupled) or sgd (Nesterov off)")
     lr: float = setting(2e-4, "peak learning rate")
     weight_decay: float = setting(0.1, "not applied to biases, norms, positions and tokens")
     betas: tuple[float, float] = setting((0.9, 0.999), "adamw's decay rates")
     momentum: float = setting(0.9, "sgd's momentum")
-    warmup_steps: int = setting(10_000, "steps of linear warm-up; then a cosine down to 0")
+    warmup_ratio: float | None = setting(
+        None, f"part of the steps that warms up; then a cosine down to 0; default: {WARMUP_RATIO}"
+    )
+    warmup_steps: int | None = setting(
+        None, "steps of linear warm-up", instead_of="optim.warmup_ratio"
+    )
     layer_decay: float = setting(1.0, "factor on the learning rate for each block further down")
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0 does not clip")
     ema: float = setting(0.0, "decay of the averaged weights that encoder/ then holds; 0 is off")
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size"):
+        for key in ("steps", "epochs", "batch_size"):
             value = getattr(self, key)
-            require(value > 0, f"optim.{key}={value} must be above 0")
+            require(value is None or 0 < value < math.inf, f"optim.{key}={value} must be above 0")
         for key in ("lr", "weight_decay", "warmup_steps", "grad_clip"):
             value = getattr(self, key)
-            require(0 <= value < math.inf, f"optim.{key}={value} is not a number from 0")
+            require(
+                value is None or 0 <= value < math.inf,
+                f"optim.{key}={value} is not a number from 0",
+            )
         for key in ("ema", "momentum"):
             value = getattr(self, key)
             require(0 <= value < 1, f"optim.{key}={value} is not in [0, 1)")
@@ -159,23 +189,48 @@ class OptimConfig:
             f"optim.layer_decay={self.layer_decay} is not in (0, 1]; 1 is off",
         )
         require(
-            self.warmup_steps <= self.steps,
+            self.warmup_ratio is None or 0 <= self.warmup_ratio <= 1,
+            f"optim.warmup_ratio={self.warmup_ratio} is not in [0, 1]; 0 has no warm-up",
+        )
+        require(
+            None in (self.steps, self.warmup_steps) or self.num_warmup_steps <= self.num_steps,
             f"optim.warmup_steps={self.warmup_steps} is over optim.steps={self.steps}; "
-            f"try {self.steps // 10}",
+            f"give optim.warmup_ratio={WARMUP_RATIO} in its place",
         )
         if self.algorithm not in _ALGORITHMS:
             raise UserError(
                 f"optim.algorithm={self.algorithm} is not one of {', '.join(_ALGORITHMS)}"
             )
 
-    def lr_at(self, step: int) -> float:
-        """Return the learning rate of step 0 <= `step` < `steps`.
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run, once they are known."""
+        assert self.steps is not None
+        return self.steps
 
-        Linear from lr / warmup_steps to lr, then a cosine that would reach 0 at `steps`.
+    @property
+    def num_images(self) -> int:
+        """Images a step, once they are known."""
+        assert self.batch_size is not None
+        return self.batch_size
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps of linear warm-up, once the run's are known."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        ratio = WARMUP_RATIO if self.warmup_ratio is None else self.warmup_ratio
+        return round(ratio * self.num_steps)
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of step 0 <= `step` < `num_steps`.
+
+        Linear from lr / num_warmup_steps to lr, then a cosine that would reach 0 at the end.
         """
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        warmup = self.num_warmup_steps
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.num_steps - warmup)
         return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -153,7 +153,7 @@ def share(accelerator: Accelerator, run: RunConfig, optim: OptimConfig) -> Share
         UserError: The batch does not divide.
     """
     world = accelerator.num_processes
-    size = optim.batch_size
+    size = optim.num_images
     require(
         size % world == 0,
         f"optim.batch_size={size} is not a multiple of the {world} processes; "

@@ -157,7 +157,7 @@ class Need:
         weights, gradients = _weight_bytes(self.model, self.optim), _gradient_bytes(self.model)
         moments = gradients * _num_moments(self.optim)
         is_added_up = num_images < self.images_a_step
-        in_forward = weights + moments * (self.optim.steps > 1) + gradients * is_added_up
+        in_forward = weights + moments * (self.optim.steps != 1) + gradients * is_added_up
         at_the_end = weights + gradients + moments
         return max(in_forward // self.num_ranks + saved, at_the_end // self.num_ranks)
 
@@ -215,7 +215,7 @@ def check_fits(
     choose_attention(model, accelerator.device, accelerator.mixed_precision)
     recompute_blocks(model.encoder, run.grad_checkpointing)
     num_ranks = accelerator.num_processes if run.parallel == "fsdp" else 1
-    own = optim.batch_size // part.world_size
+    own = optim.num_images // part.world_size
     need = Need(model, run, optim, accelerator.device, num_ranks, own, num_labels)
     problem = _problem(need, part.micro_batch_size, multiple)
     problems: list[str | None] = gather_object([problem])

@@ -109,7 +109,7 @@ class Trainer:
         self._trackers = Trackers(accelerator, self.folder)
         self._unusable: list[Unusable] = []  # of what was measured and is not judged yet
         self._last_commit = time.monotonic()
-        self._speed = Speedometer(optim.batch_size)
+        self._speed = Speedometer(optim.num_images)
 
     @classmethod
     def of(
@@ -169,7 +169,7 @@ class Trainer:
                 be written. What was committed is intact.
             UserError: A tracker cannot be started.
         """
-        first, last = self._resume(), self.optim.steps
+        first, last = self._resume(), self.optim.num_steps
         self.done = first
         if first == last or self._is_given_up:
             return self._measure_finished()
@@ -224,7 +224,7 @@ class Trainer:
 
     def _say_start(self) -> None:
         """Say in one line what is about to happen, and on what."""
-        stream, steps = self.stream, self.optim.steps
+        stream, steps = self.stream, self.optim.num_steps
         images = "images as they come"
         if isinstance(stream, TrainingStream):
             epochs = count(steps / stream.steps_per_epoch, "epoch", "epochs")
@@ -343,7 +343,7 @@ class Trainer:
     # ---- writing down
 
     def _is_due(self, done: int, every: int) -> bool:
-        return done == self.optim.steps or (every > 0 and done % every == 0)
+        return done == self.optim.num_steps or (every > 0 and done % every == 0)
 
     def _log(self, done: int, totals: Totals, norm: Tensor) -> dict[str, float]:
         """Write a step's record; the step's own values over all ranks, in full precision."""
@@ -374,7 +374,7 @@ class Trainer:
         for split in self._unusable:
             name_once(self._logs.ledger, done, split.entries, split.split)
         self._judge(done)
-        if done == self.optim.steps and self._num_bad_steps >= min(2, done):
+        if done == self.optim.num_steps and self._num_bad_steps >= min(2, done):
             # before the last commit: it has diverged; a last step that alone is bad was skipped
             self._require_result(own)
         self._speed.restart()
@@ -383,7 +383,7 @@ class Trainer:
     def _judge(self, done: int) -> None:
         """Stop if too much could not be used up to a step; the ledger is written."""
         seen, epoch, run = map(
-            self.stream.consumed, (done, self.stream.steps_per_epoch, self.optim.steps)
+            self.stream.consumed, (done, self.stream.steps_per_epoch, self.optim.num_steps)
         )
         self._ledger.judge(seen, epoch, run, self._max_bad_ratio)
 
@@ -395,7 +395,7 @@ class Trainer:
         unusable, self._unusable = self._unusable, []
         for split in unusable:
             split.judge(self._max_bad_ratio, self.folder)
-        if done == self.optim.steps:
+        if done == self.optim.num_steps:
             names = {evaluator.name for evaluator in self.evaluators}
             figures = {key: value for key, value in record.items() if key.split("/")[0] in names}
             self._require_result(figures)
@@ -418,7 +418,7 @@ class Trainer:
         what = (
             f"measured now, and not in metrics.jsonl:{lines}" if lines else "nothing is left to do"
         )
-        if self.best is not None and self.done < self.optim.steps:
+        if self.best is not None and self.done < self.optim.num_steps:
             what = f"{self.best.why_given_up()}; {what}"
         logger.info("%s was finished before, at step %d; %s", self.folder, self.done, what)
         return record
@@ -505,7 +505,9 @@ class Trainer:
                 self._say_that_it_begins_again()
             else:
                 checkpoint.publish(newest)
-                logger.info("resuming %s from step %d of %d", self.folder, step, self.optim.steps)
+                logger.info(
+                    "resuming %s from step %d of %d", self.folder, step, self.optim.num_steps
+                )
             cut_logs_back(self.folder, step)
             self.stream.record(self.folder)
         self.accelerator.wait_for_everyone()

@@ -12,17 +12,18 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.commands import CommandFailed, run_logged
-from data.settings import UserError
+from data.settings import UserError, require
 from data.shards import atomic_write
 from data.storage.locations import take_lock
 from pretrain.configuration.layers import read_layers
 from pretrain.records.logs import read_records
+from pretrain.training.config import OptimConfig
 from scripts._ablate.plan import ROOT, Command, Plan, Row, arguments_of
 
 _LOCK = ".ablation.lock"  # in a row's folder
@@ -125,9 +126,13 @@ class Job:
         folder, optim = self.folder.parent / "speed", self.command.load().optim
         kept = self._read(folder)
         if not kept:
-            speed = self._measure_speed(folder, optim.batch_size, min(_SECONDS, 60 * minutes))
-            steps = max(1, round(speed * minutes * 60 / optim.batch_size))
-            warmup_steps = round(steps * optim.warmup_steps / optim.steps)
+            require(
+                optim.batch_size is not None,
+                f"row {self.command.name}: budget.minutes needs optim.batch_size; set it in common",
+            )
+            speed = self._measure_speed(folder, optim.num_images, min(_SECONDS, 60 * minutes))
+            steps = max(1, round(speed * minutes * 60 / optim.num_images))
+            warmup_steps = _warmup_steps(optim, steps)
             kept = {"images_per_second": speed, "steps": steps, "warmup_steps": warmup_steps}
             self._write(folder, kept)
         return {f"optim.{key}": kept[key] for key in ("steps", "warmup_steps")}
@@ -149,6 +154,13 @@ class Job:
         records = read_records(run / "metrics.jsonl")[_LEFT_OUT:]
         shutil.rmtree(run)
         return [batch_size / record["speed/images_per_second"] for record in records]
+
+
+def _warmup_steps(optim: OptimConfig, steps: int) -> int:
+    """Return as large a part of other steps for the warm-up."""
+    if None in (optim.steps, optim.warmup_steps):
+        return replace(optim, steps=steps).num_warmup_steps
+    return round(steps * optim.num_warmup_steps / optim.num_steps)
 
 
 class Task(NamedTuple):

@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
 from pretrain.config import PretrainConfig
+from pretrain.configuration.key import Key
 from pretrain.configuration.load import keys
-from pretrain.configuration.values import Key
 from scripts._docs.markdown import escape
 from scripts._docs.rooms import read_docstring
 

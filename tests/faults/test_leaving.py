@@ -116,7 +116,7 @@ def test_a_log_without_a_checkpoint_is_told(
 def test_more_steps_are_refused_with_what_can_be_done(tmp_path: Path, tiny: list[str]) -> None:
     run = tmp_path / "run"
     pretrain.run.main([*tiny, "optim.steps=4", f"run.dir={run}"])
-    with pytest.raises(UserError, match=r"optim\.steps is 8, not 4") as caught:
+    with pytest.raises(UserError, match=r"optim\.steps was 4, now 8") as caught:
         pretrain.run.main([*tiny, "optim.steps=8", f"run.dir={run}"])
     text = f"cannot be made longer: encoder.init={run} run.dir=NEW begins another from its weights"
     assert text in str(caught.value)

@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("optim.lr=-1", "optim.lr=-1.0 is not a number from 0"),
         ("optim.lr=nan", "optim.lr=nan is not a number from 0"),
         ("optim.steps=0", "optim.steps=0 must be above 0"),
-        ("optim.warmup_steps=41", "optim.warmup_steps=41 is over optim.steps=40; try 4"),
+        ("optim.warmup_steps=41", "optim.warmup_steps=41 is over optim.steps=40; give"),
         ("optim.algorithm=adam", "optim.algorithm=adam is not one of adamw, sgd"),
         ("optim.layer_decay=0", "optim.layer_decay=0.0 is not in (0, 1]; 1 is off"),
         ("optim.ema=1", "optim.ema=1.0 is not in [0, 1)"),
@@ -189,11 +189,11 @@ def test_a_run_in_place_of_its_configuration(finished: Path, tiny: list[str]) ->
 @pytest.mark.parametrize(
     ("more", "texts"),
     [
-        (["optim.lr=1", "run.seed=3"], ["run.seed is 3, not 0; optim.lr is 1.0, not 0.002"]),
-        (["encoder.embed_dim=64"], ["encoder.embed_dim is 64, not 32"]),
-        (["data.image_size=32"], ["data.image_size is [32, 32], not [16, 16]"]),
-        (["encoder.sees_masked=false"], ["encoder.sees_masked is false, not true"]),
-        (["encoder.position=learned_2d"], ["encoder.position is learned_2d, not null"]),
+        (["optim.lr=1", "run.seed=3"], ["run.seed was 0, now 3; optim.lr was 0.002, now 1.0"]),
+        (["encoder.embed_dim=64"], ["encoder.embed_dim was 32, now 64"]),
+        (["data.image_size=32"], ["data.image_size was [16, 16], now [32, 32]"]),
+        (["encoder.sees_masked=false"], ["encoder.sees_masked was true, now false"]),
+        (["encoder.position=learned_2d"], ["encoder.position was null, now learned_2d"]),
         (["run.resume=never"], ["has checkpoints; use another run.dir"]),
     ],
 )

@@ -200,7 +200,7 @@ def test_other_keys_are_refused_by_name(finished: Path, capsys: pytest.CaptureFi
         ablate.main(typed(finished, "--seeds=0"))
     folder = finished.with_suffix("") / "less/seed-0"
     text = f"{folder} failed: status 2: error: run.dir={folder} holds a run of another "
-    text += "configuration: corruption.ratio is 0.3, not 0.25; give the same keys to resume it, or"
+    text += "configuration: corruption.ratio was 0.25, now 0.3; give the same keys to resume it, or"
     assert capsys.readouterr().err.startswith(text)
     metrics = (folder / "metrics.jsonl").read_bytes()
     finished.write_text(own)

@@ -20,7 +20,8 @@ from pretrain.configuration.load import usage
 from pretrain.encoder import make_encoder
 from pretrain.encoder.extensions import say_what_timm_lacks
 from pretrain.encoder.facts import resolve
-from pretrain.inputs import open_evaluators, open_stream
+from pretrain.inputs import open_evaluators, open_images, open_stream
+from pretrain.training.budget import settle
 from pretrain.training.claim import claim
 from pretrain.training.launch import share, start
 from pretrain.training.memory import check_fits
@@ -45,6 +46,10 @@ def pretrain(arguments: list[str]) -> None:
         f"alternative.name={config.alternative.name} needs float64, which {accelerator.device.type}"
         " has not; set ACCELERATE_USE_CPU=true",
     )
+
+    # ---- the images, and how long a run they make
+    images = open_images(accelerator, config)
+    config = settle(accelerator, config, images)
     part = share(accelerator, config.run, config.optim)
 
     # ---- the model
@@ -55,7 +60,7 @@ def pretrain(arguments: list[str]) -> None:
     check_fits(accelerator, config.run, config.optim, part, model)
 
     # ---- the stream
-    stream = open_stream(accelerator, config, encoder, part)
+    stream = open_stream(images, config, encoder, part)
 
     # ---- what is measured in between
     evaluators = open_evaluators(accelerator, config, encoder, part, stream)
@@ -64,7 +69,7 @@ def pretrain(arguments: list[str]) -> None:
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         Trainer.of(accelerator, config, model, stream, evaluators).train()
     if accelerator.is_main_process:
-        done = count(config.optim.steps, "step")
+        done = count(config.optim.num_steps, "step")
         print(f"finished: {done}; the encoder is in {config.run.dir}/encoder")
         say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
     accelerator.end_training()

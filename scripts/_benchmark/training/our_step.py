@@ -40,7 +40,7 @@ def whole_step(config: PretrainConfig) -> Work:
     none = cast(Any, None)  # no stream: it is given its batch
     trainer = Trainer(start(config.run), config.run, optim, model, none)
     encoder = model.encoder
-    shape = (optim.batch_size, encoder.in_chans, *image_size(encoder))
+    shape = (optim.num_images, encoder.in_chans, *image_size(encoder))
     return bare_step(trainer, random_batch(shape))
 
 
