@@ -12,6 +12,7 @@ on that.
 
 import json
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from math import isfinite
@@ -57,6 +58,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         The last record's figures, with the best step's of `val/`; of a run that was finished
         before, what is measured now.
     """
+    begun = time.monotonic()
     with importing():  # here, so that no help and no mistake in a key waits for torch
         from data.images.augment import RandAugment
         from data.labels.balance import class_weights, positive_weights
@@ -77,6 +79,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         from pretrain.training.contract import Evaluator
         from pretrain.training.launch import share, start
         from pretrain.training.memory import check_fits
+        from pretrain.training.rehearsal import fit_minutes
         from pretrain.training.trainer import Trainer
 
     # ---- the processes
@@ -159,6 +162,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         start_at_probe(accelerator, config, model, as_they_are(train, numbering=labels.train))
         evaluators = [Evaluator("val", config.run.eval_every, validation)]
+        config = fit_minutes(accelerator, config, model, stream, evaluators, begun)
         trainer = Trainer.of(accelerator, config, model, stream, evaluators, best=best)
         figures = trainer.train()
         if trainer.load_best() or validation.figures is None:

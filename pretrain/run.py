@@ -9,6 +9,7 @@ The same command again resumes.
 """
 
 import sys
+import time
 from pathlib import Path
 from shlex import quote
 
@@ -51,6 +52,7 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
     Returns:
         The last record's figures; of a run that was finished before, what is measured now.
     """
+    begun = time.monotonic()
     with importing():  # here, so that no help and no mistake in a key waits for torch
         from data.demo import make_demo_shards
         from pretrain.encoder import make_encoder
@@ -65,6 +67,7 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
         from pretrain.training.claim import claim
         from pretrain.training.launch import share, start
         from pretrain.training.memory import check_fits
+        from pretrain.training.rehearsal import fit_minutes
         from pretrain.training.trainer import Trainer
 
     # ---- the processes
@@ -100,6 +103,7 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
     # ---- the steps
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
         learn_words(accelerator, model.target, stream)
+        config = fit_minutes(accelerator, config, model, stream, evaluators, begun)
         figures = Trainer.of(accelerator, config, model, stream, evaluators).train()
     if accelerator.is_main_process:
         done = count(config.optim.num_steps, "step")

@@ -49,7 +49,6 @@ def settle(accelerator: Accelerator, config: Config, images: Images | None) -> C
     if before is not None:
         whole = _as_before(whole, before)
     run, optim = whole.run, whole.optim
-    require(run.minutes is None, "run.minutes does nothing yet; give optim.epochs")
     said = list[str]()
     if optim.batch_size is None:
         number = None if images is None else images.num_samples

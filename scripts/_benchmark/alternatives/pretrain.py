@@ -13,6 +13,8 @@ any other: finetune/*.py measure it. (MAE draws its weights anew, as its authors
 `encoder.like` of such a run begins as ours do.) The same command again resumes.
 """
 
+import time
+
 from data.devices import has_float64
 from data.settings import memory_errors, require
 from data.text import count
@@ -25,6 +27,7 @@ from pretrain.training.budget import settle
 from pretrain.training.claim import claim
 from pretrain.training.launch import share, start
 from pretrain.training.memory import check_fits
+from pretrain.training.rehearsal import fit_minutes
 from pretrain.training.trainer import Trainer
 from scripts._benchmark.alternatives.config import AlternativePretrainConfig, load_alternative
 from scripts._benchmark.alternatives.model import make_alternative
@@ -39,6 +42,7 @@ def pretrain(arguments: list[str]) -> None:
         return
 
     # ---- what is asked for
+    begun = time.monotonic()
     config = load_alternative(arguments)
     accelerator = start(config.run)
     require(
@@ -67,6 +71,7 @@ def pretrain(arguments: list[str]) -> None:
 
     # ---- the steps
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
+        config = fit_minutes(accelerator, config, model, stream, evaluators, begun)
         Trainer.of(accelerator, config, model, stream, evaluators).train()
     if accelerator.is_main_process:
         done = count(config.optim.num_steps, "step")

@@ -16,7 +16,8 @@ from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.records.logs import read_records
 from pretrain.training.budget import settle, usual_batch
-from pretrain.training.config import OptimConfig
+from pretrain.training.config import OptimConfig, RunConfig
+from pretrain.training.rehearsal import Costs
 
 NUM_IMAGES = 36  # of the shards: 5 batches of 8
 _LENGTH = ("optim.steps=", "optim.warmup_steps=")
@@ -224,3 +225,52 @@ def test_fine_tuning_takes_epochs(tmp_path: Path, tiny_finetune: list[str]) -> N
     assert len(losses(tmp_path / "run")) == 2
     with pytest.raises(UserError, match=r"optim.epochs was 0.5, now 1.0"):
         finetune.run.main([*own, "optim.epochs=1"])
+
+
+# ---------------------------------------------------------------- minutes
+
+
+def test_what_fits_into_minutes() -> None:
+    """Validations, the last one too, and checkpoints by steps and by minutes count."""
+    run = RunConfig(checkpoint_every=100, checkpoint_minutes=1.0)
+    costs = Costs(start=5.0, step=0.1, measures=((2.0, 50), (1.0, 0)), checkpoint=1.0)
+    assert costs.total(100, run) == pytest.approx(5 + 10 + 2 * 2 + 1 + 1)
+    assert costs.total(101, run) == pytest.approx(5 + 10.1 + 3 * 2 + 1 + 2)
+    for seconds in (22.0, 60.0, 600.0):
+        steps = costs.steps_within(seconds, run)
+        assert costs.total(steps, run) <= seconds < costs.total(steps + 1, run)
+    assert costs.steps_within(9.0, run) == 1 - 1
+
+
+def test_minutes_change_nothing_but_the_steps(
+    tmp_path: Path, tiny: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The measuring leaves weights, order and generators alone; a resume takes the same steps."""
+    own = [
+        *without_length(tiny),
+        "encoder.args.drop_path_rate=0.1",
+        "run.eval_every=0",
+        "optim.ema=0.5",
+    ]
+    run, other = tmp_path / "minutes", tmp_path / "steps"
+    with caplog.at_level(logging.INFO):
+        pretrain.run.main([*own, "run.minutes=0.06", f"run.dir={run}"])
+    found = re.search(r"run.minutes=0.06: .* s a step.*, so optim.steps=([\d,]+) \(", caplog.text)
+    assert found is not None
+    steps = read_yaml(str(run / "config.yaml"))["optim"]["steps"]
+    assert steps == int(found[1].replace(",", "")) == len(losses(run))
+    assert not (run / ".rehearsal").exists()
+    pretrain.run.main([*own, f"optim.steps={steps}", f"run.dir={other}"])
+    assert losses(run) == losses(other)
+    before = (run / "metrics.jsonl").read_bytes()
+    pretrain.run.main([*own, "run.minutes=0.06", f"run.dir={run}"])
+    assert (run / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match=r"configuration: run\.minutes was 0\.06, now 5\.0"):
+        pretrain.run.main([*own, "run.minutes=5", f"run.dir={run}"])
+
+
+def test_minutes_that_are_too_few(tmp_path: Path, tiny: list[str]) -> None:
+    own = [*without_length(tiny), f"run.dir={tmp_path}/run"]
+    with pytest.raises(UserError, match=r"run\.minutes=0\.0001 is too short for a step: \d+ s"):
+        pretrain.run.main([*own, "run.minutes=1e-4"])
+    pretrain.run.main([*own, "optim.steps=1"])  # nothing stands in its way
