@@ -81,7 +81,7 @@ def test_a_gpus_passes_are_counted_without_one(encoder: list[str], own: list[str
 
 def test_counting_leaves_the_model_and_all_generators_as_they_were(encoder: list[str]) -> None:
     arguments = [*encoder, "encoder.args.drop_path_rate=0.3", "encoder.args.proj_drop_rate=0.3"]
-    config, model = model_of(arguments)
+    config, model = model_of([*arguments, "optim.batch_size=8"])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     numpy_state = np.random.get_state()  # noqa: NPY002 - timm draws from it
     torch_state = torch.get_rng_state()
