@@ -15,6 +15,7 @@ from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.records.logs import read_records
+from pretrain.training import rehearsal
 from pretrain.training.budget import settle, usual_batch
 from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.rehearsal import Costs
@@ -243,7 +244,10 @@ def test_what_fits_into_minutes() -> None:
 
 
 def test_minutes_change_nothing_but_the_steps(
-    tmp_path: Path, tiny: list[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    tiny: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The measuring leaves weights, order and generators alone; a resume takes the same steps."""
     own = [
@@ -253,9 +257,10 @@ def test_minutes_change_nothing_but_the_steps(
         "optim.ema=0.5",
     ]
     run, other = tmp_path / "minutes", tmp_path / "steps"
+    monkeypatch.setattr(rehearsal, "_SAFETY", 0.02)  # else the test takes them all
     with caplog.at_level(logging.INFO):
-        pretrain.run.main([*own, "run.minutes=0.06", f"run.dir={run}"])
-    found = re.search(r"run.minutes=0.06: .* s a step.*, so optim.steps=([\d,]+) \(", caplog.text)
+        pretrain.run.main([*own, "run.minutes=0.5", f"run.dir={run}"])
+    found = re.search(r"run.minutes=0.5: .* s a step.*, so optim.steps=([\d,]+) \(", caplog.text)
     assert found is not None
     steps = read_yaml(str(run / "config.yaml"))["optim"]["steps"]
     assert steps == int(found[1].replace(",", "")) == len(losses(run))
@@ -263,9 +268,9 @@ def test_minutes_change_nothing_but_the_steps(
     pretrain.run.main([*own, f"optim.steps={steps}", f"run.dir={other}"])
     assert losses(run) == losses(other)
     before = (run / "metrics.jsonl").read_bytes()
-    pretrain.run.main([*own, "run.minutes=0.06", f"run.dir={run}"])
+    pretrain.run.main([*own, "run.minutes=0.5", f"run.dir={run}"])
     assert (run / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(UserError, match=r"configuration: run\.minutes was 0\.06, now 5\.0"):
+    with pytest.raises(UserError, match=r"configuration: run\.minutes was 0\.5, now 5\.0"):
         pretrain.run.main([*own, "run.minutes=5", f"run.dir={run}"])
 
 
