@@ -77,7 +77,7 @@ def _time(_: None, config: PretrainConfig, decode_seconds: float, seconds: float
 
 def _measure(config: PretrainConfig, decode_seconds: float, seconds: float) -> Timing:
     accelerator = start(config.run)
-    data, size = config.data, config.optim.batch_size
+    data, size = config.data, config.optim.num_images
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
     model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
     micro = _micro_batch(accelerator, config, model)
@@ -110,7 +110,7 @@ def _micro_batch(accelerator: Accelerator, config: PretrainConfig, model: Any) -
     """
     choose_attention(model, accelerator.device, accelerator.mixed_precision)
     recompute_blocks(model.encoder, config.run.grad_checkpointing)
-    size = config.optim.batch_size
+    size = config.optim.num_images
     need = Need(model, config.run, config.optim, accelerator.device, 1, size, None)
     number = most_images(need)
     if number is None:
