@@ -141,16 +141,16 @@ class OptimConfig:
     """
 
     steps: int | None = setting(
-        None, "optimizer steps of the run; else optim.epochs or run.minutes says how long it is"
+        None, "optimizer steps of the run; or give optim.epochs or run.minutes in their place"
     )
     epochs: float | None = setting(
         None,
-        f"passes over the images; default, where nothing says how long it is: {EPOCHS}",
+        f"passes over the images; default, where no length is given: {EPOCHS}",
         instead_of="optim.steps",
     )
     batch_size: int | None = setting(
         None,
-        "images a step, over all processes and accumulation; default: by the number of images",
+        "images a step, over all processes and accumulation; default: by their number",
     )
     algorithm: str = setting("adamw", "adamw (weight decay decoupled) or sgd (Nesterov off)")
     lr: float = setting(2e-4, "peak learning rate")
