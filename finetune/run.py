@@ -118,7 +118,9 @@ def run(config: FinetuneConfig) -> dict[str, float]:
     check_head_init(config, model, train.num_samples)
     config = resolve(config, encoder)
     require(
-        not config.run.keep_best or config.run.eval_every < config.optim.steps,
+        not config.run.keep_best
+        or config.optim.steps is None
+        or config.run.eval_every < config.optim.steps,
         f"run.keep_best=true chooses among validations, and run.eval_every={config.run.eval_every} "
         f"leaves one in optim.steps={config.optim.steps}; set it to the steps of an epoch",
     )
