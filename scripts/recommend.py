@@ -2,10 +2,10 @@
 
     python scripts/recommend.py IMAGES [--hours 8] [--labels LABELLED] [--init WEIGHTS]
 
-IMAGES is what data.shards takes. Some hundred of them are looked at, and two to four encoders are
-trained here for some seconds each, which takes about a minute in all. Then a YAML file for
-pretrain/run.py is written: each value with its reason, and with where the reason comes from:
-measured in this project, cited from a paper, or extrapolated.
+IMAGES is what data.shards takes: a folder of images, a list of paths, or shards. Some hundred of
+them are looked at, and two to four encoders are trained here for some seconds each, which takes
+about a minute in all. Then a YAML file for pretrain/run.py is written: each value with its reason,
+and with where the reason comes from: measured in this project, cited from a paper, or extrapolated.
 
 LABELLED are images with labels, if you have some: the run then shows whether it learns. With --init
 the recipe continues from weights that exist, such as vit_small_patch14_dinov2.lvd142m.
@@ -40,9 +40,11 @@ def main(arguments: list[str]) -> None:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__)
     option = parser.add_argument
-    option("images", metavar="IMAGES", type=expand_home, help="shards, as data.shards takes them")
+    option(
+        "images", metavar="IMAGES", type=expand_home, help="a folder, a list of paths, or shards"
+    )
     option("--hours", type=float, default=8.0, help="how long the run may take (8)")
-    option("--labels", type=expand_home, metavar="LABELLED", help="labelled shards, for a probe")
+    option("--labels", type=expand_home, metavar="LABELLED", help="images with labels, for a probe")
     option("--init", type=expand_home, metavar="WEIGHTS", help="what encoder.init takes")
     option("--out", type=user_path, default=Path("recipe.yaml"), help="the file (recipe.yaml)")
     option("--force", action="store_true", help="replace the file")

@@ -1,7 +1,10 @@
 """Looking at images: a seeded sample of some hundred, never all of a large set."""
 
+import logging
 import time
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +16,7 @@ from data.images.channels import held_channels
 from data.images.levels import UnreadableImage
 from data.images.resize import resize
 from data.images.transforms import MODES, decode, training_crop
+from data.index.files import FileTable
 from data.index.manifest import Manifest
 from data.index.open import load_index, open_manifest
 from data.listing.shards import list_shards
@@ -27,6 +31,8 @@ _PAIRS = 150  # images drawn; of each, the one behind it is looked at, too
 _SECONDS = 12.0  # after which a sample of at least so many is enough
 _ENOUGH = 64
 _MOST_CHECKSUMS = 1_000_000  # images whose checksums are compared
+_MOST_READ = 2_000  # files that are read to compare them
+_UNKNOWN = -1  # checksum
 _SIDE = 16  # of the small pictures that are compared
 _MOST_BITS = 12  # of 256 that may differ between near duplicates
 _MOST_LEVELS = 8.0  # of 255: their root mean square difference
@@ -132,14 +138,19 @@ def _read(manifest: Manifest, sample: _Sample) -> Iterator[tuple[str, dict[str, 
         seen = len(sample.sizes) + len(sample.bad)
         if seen >= _ENOUGH and time.monotonic() - begin > _SECONDS:
             break
-        shard = int(np.searchsorted(manifest.starts, number, side="right")) - 1
-        place = number - int(manifest.starts[shard])
+        shard, place = _locate(manifest, number)
         name = f"{manifest.shards.names[shard]}/{reader.key(shard, place)}"
         try:
             yield name, reader.read(shard, place, IMAGE_EXTENSIONS)
         except BadSample as error:
             sample.bad.append(f"{printable(name)}: {error}")
     reader.close()
+
+
+def _locate(manifest: Manifest, number: int) -> tuple[int, int]:
+    """Return the shard of an image, and its place there."""
+    shard = int(np.searchsorted(manifest.starts, number, side="right")) - 1
+    return shard, number - int(manifest.starts[shard])
 
 
 def _places(num_images: int) -> list[int]:
@@ -192,18 +203,47 @@ def count_near(pictures: list[np.ndarray]) -> int:
 
 
 def _count_equal(manifest: Manifest) -> int | None:
-    """Count images whose size and checksum another image has, too, from the index alone."""
-    if manifest.num_samples > _MOST_CHECKSUMS or not all(s.is_tar for s in manifest.shards):
-        return None  # the table of a folder has no checksums
-    words: list[np.ndarray] = []
+    """Count images that are equal to another: by checksums of shards, by content of files.
+
+    Of files those alone are read whose sizes are equal.
+
+    Returns:
+        None: there are too many to compare.
+    """
+    if manifest.num_samples > _MOST_CHECKSUMS:
+        return None
+    sizes, words = map(np.concatenate, zip(*_identities(manifest), strict=True))
+    doubtful = np.flatnonzero((words == _UNKNOWN) & (_how_often(sizes) > 1))
+    if doubtful.size > _MOST_READ:
+        return None
+    reader = ShardReader(manifest)
+    for number in doubtful.tolist():
+        shard, place = _locate(manifest, number)
+        with suppress(BadSample):  # changed since it was listed, which a run will say
+            content = b"".join(reader.read(shard, place, IMAGE_EXTENSIONS).values())
+            words[number] = zlib.crc32(content)
+    reader.close()
+    is_known = words != _UNKNOWN
+    return int((_how_often((sizes[is_known] << 32) | words[is_known]) > 1).sum())
+
+
+def _identities(manifest: Manifest) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield sizes and checksums (`_UNKNOWN` of files) of each shard's images: int64, (S,) each."""
     for shard in manifest.shards:
         index = load_index(shard, manifest.storage)
+        if isinstance(index, FileTable):
+            sizes = np.asarray(index.sizes, np.int64)
+            yield sizes, np.full(sizes.size, _UNKNOWN)
+            continue
         is_image = np.array([name in IMAGE_EXTENSIONS for name in index.extensions], bool)
         chosen = is_image[index.extension_ids]
-        sizes = index.sizes[chosen].astype(np.uint64)
-        words.append((sizes << np.uint64(32)) | index.crc32s[chosen])
-    _, numbers = np.unique(np.concatenate(words), return_counts=True)
-    return int(numbers[numbers > 1].sum())
+        yield index.sizes[chosen].astype(np.int64), index.crc32s[chosen].astype(np.int64)
+
+
+def _how_often(values: np.ndarray) -> np.ndarray:
+    """Return how often each value occurs among all: (S,)."""
+    _, places, numbers = np.unique(values, return_inverse=True, return_counts=True)
+    return numbers[places]
 
 
 # ---------------------------------------------------------------- validation
@@ -211,6 +251,7 @@ def _count_equal(manifest: Manifest) -> int | None:
 
 def _count_validation(spec: str) -> int:
     """Count the validation images that the same name holds beside the training images."""
+    logging.getLogger("data.listing").setLevel(logging.WARNING)  # which split is read was said
     try:
         val = list_shards(spec, "data.val_shards")
         if set(val) & set(list_shards(spec, "data.shards")):

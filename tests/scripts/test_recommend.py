@@ -258,11 +258,12 @@ def test_duplicates_are_counted(tmp_path: Path) -> None:
     assert (images.num_near, images.num_equal) == (2, 2)
 
 
-def test_a_folder_is_looked_at_though_its_table_has_no_checksums(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(png(np.arange(768, dtype=np.uint8).reshape(16, 16, 3)))
+def test_a_folder_is_looked_at(tmp_path: Path) -> None:
+    for number, seed in enumerate((1, 1, 2)):
+        (tmp_path / f"{number}.png").write_bytes(make_png(seed))
+    (tmp_path / "3.png").write_bytes(b"no image")
     images = look(str(tmp_path))
-    assert (images.num_images, images.num_near, images.num_equal) == (2, 2, None)
+    assert (images.num_images, images.num_bad, images.num_equal, images.num_val) == (4, 1, 2, 0)
 
 
 def test_pictures_of_one_shape_and_other_brightness_are_no_duplicates() -> None:
