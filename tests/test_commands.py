@@ -29,7 +29,8 @@ from tests.servers import flaky_http
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-PAGES = [ROOT / "docs/index.md", *sorted((ROOT / "docs/how-to").glob("*.md"))]
+HOW_TO = sorted((ROOT / "docs/how-to").glob("*.md"))
+PAGES = [ROOT / "docs/index.md", *(path for path in HOW_TO if path.stem != "docker")]
 FOLDERS = ("pretrain", "finetune", "encoder", "objective", "accelerate")  # ablate: its own tests
 SHAPE = ["encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2"]
 SHORT = ["optim.steps=1", "optim.warmup_steps=0", "optim.batch_size=4"]

@@ -145,13 +145,14 @@ def _require_one_class(listing: Listing, key: str) -> None:
 def class_names(own: Sequence[str], key: str = _SOURCE, noun: str = "class folder") -> list[str]:
     """Name the classes as a list of them is read: letters with accents have one spelling (NFC)."""
     remedy = f"rename it{_or_unlabelled(key)}"
+    several = noun.removeprefix("class ") + "s"
     named: dict[str, str] = {}
     for spelling in own:
         name = unicodedata.normalize("NFC", spelling)
         twin = named.setdefault(name, spelling)
         require(
             twin == spelling,
-            f"{key}: two {noun.removeprefix('class ')}s are both called {name}, accents apart; {remedy}",
+            f"{key}: two {several} are both called {name}, accents apart; {remedy}",
         )
         flaw = _flaw(name)
         require(flaw is None, f"{key}: the {noun} '{printable(name)}' {flaw}; {remedy}")
