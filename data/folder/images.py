@@ -1,5 +1,6 @@
 """The images below a folder, and in words what lies there and is none."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +58,9 @@ class Listing:
 
     def without_unreadable(self) -> "Listing":
         """Return the listing with the images that may not be read among what cannot be read."""
-        closed = [path for path in self.images if not is_readable(self.folder / path)]
+        top = str(self.folder)
+        own = ((path, os.path.join(top, path)) for path in self.images)  # noqa: PTH118 - quick
+        closed = [path for path, place in own if not is_readable(place)]
         unreadable = self.found.unreadable | dict.fromkeys(closed, "Permission denied")
         images = [path for path in self.images if path not in unreadable]
         return replace(self, found=replace(self.found, unreadable=unreadable), images=images)

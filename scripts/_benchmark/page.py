@@ -83,6 +83,7 @@ _RATIOS = {
     "memory_maskfree_vs_timm": "peak memory: ours, mask-free / timm's without optimizer",
     "memory_selective_vs_timm": "peak memory: ours, `selective` / timm's without optimizer",
     "memory_vs_vit_pytorch": "peak memory: ours / vit-pytorch's",
+    "loader_vs_folder": "ours, of shards / of a folder of files",
     "loader_vs_pil": "ours / Pillow and torchvision's transforms (bicubic, float32)",
     "loader_vs_pil_uint8": "ours / the same, bilinear and uint8 as ours",
     "loader_vs_dali": "ours / DALI's CPU pipeline",

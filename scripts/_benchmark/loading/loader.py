@@ -28,6 +28,7 @@ from scripts._benchmark.records import Rounds, add_values, make_record, table
 
 OURS = "loader"
 RATIOS = {
+    "loader_vs_folder": (OURS, "folder"),
     "loader_vs_pil": (OURS, "pil"),
     "loader_vs_pil_uint8": (OURS, "pil_uint8"),
     "loader_vs_dali": (OURS, "dali"),
@@ -44,6 +45,7 @@ PACKAGES = {
     "timm": Package("timm", "timm"),
     "dali": Package("nvidia-dali-cuda120", "nvidia.dali"),
     "streaming": Package("mosaicml-streaming", "streaming"),
+    "folder": Package("pillow", "PIL"),
 }
 _MAX_IMAGES = 2000
 _SHARD = 100  # images
@@ -61,6 +63,7 @@ def measure(options: LoaderOptions, folder: Path) -> Measured:
 
     - `loader`: `TrainingStream`; only the crop decoded, and resized meanwhile, where `jpeg.c`
       could be built (the record's `decodes_crops`), bilinear with antialiasing, uint8.
+    - `folder`: the same over a folder of files in place of shards.
     - `pil`: Pillow and torchvision's usual transform, from bytes in memory; bicubic, normalised
       float32.
     - `pil_uint8`: the same, bilinear and uint8 as ours.

@@ -80,7 +80,21 @@ def usual_transform(
 
 def ours(images: Images) -> Iterator[Tensor]:
     """Run our stream."""
-    manifest = open_manifest(images.shards, "SHARDS")
+    return _stream(images, images.shards)
+
+
+def ours_of_files(images: Images) -> Iterator[Tensor]:
+    """Run our stream over a folder that holds each image as a file."""
+    folder = Path(images.folder, "files")
+    folder.mkdir(exist_ok=True)
+    for number, content in enumerate(read_images(images.shards)):
+        ending = "png" if content.startswith(b"\x89PNG") else "jpg"
+        (folder / f"{number:06d}.{ending}").write_bytes(content)
+    return _stream(images, str(folder))
+
+
+def _stream(images: Images, shards: list[str] | str) -> Iterator[Tensor]:
+    manifest = open_manifest(shards, "SHARDS")
     samples = Samples(manifest, (images.image_size, images.image_size), seed=0, crop_area=CROP_AREA)
     size = images.batch_size
     stream = TrainingStream(samples, size, Share(0, 1, size), workers=1)
@@ -262,6 +276,7 @@ def _without_end(batches: Iterable[Any]) -> Iterator[Any]:
 
 SOURCES: dict[str, Callable[[Images], Iterator[Tensor]]] = {
     "loader": ours,
+    "folder": ours_of_files,
     "pil": pil,
     "pil_uint8": pil_uint8,
     "webdataset": webdataset,

@@ -85,7 +85,7 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Path(name).chmod(mode)
     with no_root_rights():
         found = walk(Path())
-        readable = [name for name in ("open/c.jpg", "open/d.jpg") if is_readable(Path(name))]
+        readable = [name for name in ("open/c.jpg", "open/d.jpg") if is_readable(name)]
     for name in modes:
         Path(name).chmod(0o755)
     denied = "Permission denied"
@@ -94,6 +94,6 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_missing_file_is_not_readable(tmp_path: Path) -> None:
-    assert not is_readable(tmp_path / "none")
+    assert not is_readable(f"{tmp_path}/none")
     with pytest.raises(FileNotFoundError):
         walk(tmp_path / "none")
