@@ -119,8 +119,8 @@ def _make(arguments: argparse.Namespace) -> None:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__)
     option = parser.add_argument
-    option("source", type=_folder, metavar="SOURCE", help="folder, archive, dataset or table")
-    option("out", type=_folder, metavar="OUT", help="folder for the shards")
+    option("source", type=_place, metavar="SOURCE", help="folder, archive, dataset or table")
+    option("out", type=_place, metavar="OUT", help="folder for the shards")
     option(
         "--shard-mb", type=float, default=256, help="largest size of a shard, in 1e6 bytes (256)"
     )
@@ -158,10 +158,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _folder(name: str) -> Path:
-    """Read the name of a folder of this machine."""
+def _place(name: str) -> Path:
+    """Read the name of a file or folder of this machine."""
     if name == "" or "://" in name:
-        raise argparse.ArgumentTypeError(f"{name!r} is no folder of this machine")
+        raise argparse.ArgumentTypeError(f"{name!r} is no file or folder of this machine")
     return user_path(name)
 
 

@@ -9,11 +9,12 @@ from data.folder.plan import SourceImages, take_images
 from data.listing.foreign import kind_by_content
 from data.settings import UserError, require
 from data.sources.datasets import DATASET_ENDINGS, dataset_files, find_in_dataset
+from data.sources.members import ARCHIVE_ENDINGS
 from data.sources.options import SourceOptions
 from data.sources.tables import TABLE_ENDINGS, find_in_table
 from data.sources.tars import find_in_tar, is_tar
 from data.sources.zips import find_in_zip
-from data.text import printable
+from data.text import name_some, printable
 
 _KINDS = (
     "a folder of images, a tar or zip archive, a parquet file or a folder of them, or a table of "
@@ -57,7 +58,25 @@ def _find_in_folder(source: Path, options: SourceOptions) -> SourceImages:
     files = [] if listing.all_images() else dataset_files(source, listing.others)
     if files:
         return find_in_dataset(source, files, options)
+    _refuse_other_sources(listing)
     return _take(listing, options, "a folder of images")
+
+
+def _refuse_other_sources(listing: Listing) -> None:
+    """Refuse a folder that holds no image, but archives or tables that may: each is a source."""
+    archives, tables = (
+        [name for name in listing.others if name.lower().endswith(endings)]
+        for endings in (ARCHIVE_ENDINGS, tuple(f".{ending}" for ending in TABLE_ENDINGS))
+    )
+    own = archives or tables
+    if not own or listing.all_images():
+        return
+    source = printable(str(listing.folder))
+    is_shards = any(name.lower().endswith(".tar") for name in own)
+    shards = f"; webdataset shards are used as they are, data.shards={source}" if is_shards else ""
+    raise UserError(
+        f"SOURCE={source} holds no image but {name_some(own)}; give one of them as SOURCE{shards}"
+    )
 
 
 def _take(listing: Listing, options: SourceOptions, what: str) -> SourceImages:

@@ -12,7 +12,19 @@ from data.settings import require
 from data.sources.options import SourceOptions
 from data.text import name_some, printable
 
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+ARCHIVE_ENDINGS = (
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".tbz2",
+    ".txz",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zst",
+    ".7z",
+    ".rar",
+)
 _OUTSIDE = ("name that leads out of the archive", "names that lead out of the archive")
 _LINK = ("link", "links")
 _SPECIAL = ("member that is no file", "members that are no files")
@@ -153,7 +165,7 @@ def _sort_one(member: Member, name: str, files: dict[str, Member], others: Found
         others.refuse(_LINK, name)
     elif member.kind != "file":
         others.refuse(_SPECIAL, name)
-    elif name.lower().endswith(_ARCHIVES):
+    elif name.lower().endswith(ARCHIVE_ENDINGS):
         others.refuse(_NESTED, name)
     else:
         if name in files:

@@ -235,7 +235,9 @@ def test_places_that_are_refused(source: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"OUT=.* lies in SOURCE=.*; give a folder beside it"):
             make(source, out)
     for place in ("", "s3://bucket/x"):
-        with pytest.raises(UserError, match=rf"OUT: '{place}' is no folder of this machine"):
+        with pytest.raises(
+            UserError, match=rf"OUT: '{place}' is no file or folder of this machine"
+        ):
             make(source, place)
     assert not (source / "shards").exists()
 

@@ -320,6 +320,23 @@ def test_options_of_tables_are_refused(photos: Path, tmp_path: Path) -> None:
             find(source, options)
 
 
+@pytest.mark.parametrize(
+    ("names", "end"),
+    [
+        (("a.zip", "list.csv"), r"no image but a.zip; give one of them as SOURCE$"),
+        (("list.csv", "x.json"), r"no image but list.csv; give one of them as SOURCE$"),
+        (
+            ("a.tar", "manifest.jsonl"),
+            r"as SOURCE; webdataset shards are used as they are, data.sh",
+        ),
+        (("x.json",), r"no image that can be read: 1 file that is no image \(1 .json: x.json\)"),
+    ],
+)
+def test_a_folder_of_sources_alone(names: tuple[str, ...], end: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=end):
+        find(write_folder(tmp_path, dict.fromkeys(names, b"x")))
+
+
 def test_archives_in_an_archive_alone(tmp_path: Path) -> None:
     source = write_zip(tmp_path / "a.zip", {"train.tar.gz": b"x", "README": b"x"})
     with pytest.raises(
