@@ -34,8 +34,11 @@ class ImageConfig:
         (0.08, 1.0), "range of a training crop's area, as a fraction of the image's"
     )
     fraction: float = setting(1.0, "fraction of the training samples that are used at all")
-    workers: int = setting(
-        2, "loader processes a rank; 0 decodes in the training process", changes_result=False
+    workers: Any = setting(
+        "auto",
+        "loader processes a rank: a number, 0 decodes in the training process; auto: by the cores",
+        changes_result=False,
+        type_name="int | auto",
     )
     trace: bool = setting(
         False, "write the keys of each step's samples to trace/", changes_result=False
@@ -86,7 +89,15 @@ class ImageConfig:
         require(
             0 < self.fraction <= 1, f"data.fraction={self.fraction} is not in (0, 1]; 1 uses all"
         )
-        require(self.workers >= 0, f"data.workers={self.workers} is below 0; 0 needs no process")
+        is_number = type(self.workers) is int
+        require(
+            is_number or self.workers == "auto",
+            f"data.workers={self.workers} is neither a number nor auto",
+        )
+        require(
+            not is_number or self.workers >= 0,
+            f"data.workers={self.workers} is below 0; 0 needs no process",
+        )
         require(
             0 <= self.max_bad_ratio <= 1,
             f"data.max_bad_ratio={self.max_bad_ratio} is not in [0, 1]; 1 never stops",

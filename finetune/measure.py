@@ -7,6 +7,7 @@ table and `result.json`.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +36,11 @@ from pretrain.encoder.tokens import choose_attention
 from pretrain.evaluation.classifiers import Report
 from pretrain.evaluation.features import Features, View, make_views
 from pretrain.evaluation.probe import Splits, open_splits
+from pretrain.machine.cores import loader_processes
 from pretrain.ranks import on_main
 from pretrain.records.bad_samples import judge
 from pretrain.training.config import RunConfig
-from pretrain.training.launch import count_parameters, describe_start, start
+from pretrain.training.launch import count_parameters, describe_start, local_ranks, start
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,9 @@ def measure(
     """
     begin, frozen, data = time.monotonic(), config.frozen, config.data
     accelerator = start(_run_config(frozen), frozen.group)
+    workers = loader_processes(data.workers, accelerator.device.type, local_ranks())
+    data = replace(data, workers=workers)
+    config = replace(config, data=data)
     refuse_masking(config.encoder)
     start_of = check_start(config.encoder)
     encoder = make_encoder(start_of, data.size, data.mean, data.std, data.channels)

@@ -74,12 +74,12 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         from pretrain.encoder.facts import image_data, image_size, num_channels, resolve
         from pretrain.ranks import on_main, open_shards
         from pretrain.training.best import Best
-        from pretrain.training.budget import settle
         from pretrain.training.claim import claim
         from pretrain.training.contract import Evaluator
         from pretrain.training.launch import share, start
+        from pretrain.training.length.rehearsal import fit_minutes
+        from pretrain.training.length.settle import settle
         from pretrain.training.memory import check_fits
-        from pretrain.training.rehearsal import fit_minutes
         from pretrain.training.trainer import Trainer
 
     # ---- the processes

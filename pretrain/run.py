@@ -63,11 +63,11 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
         from pretrain.objective.model import MaskedPatchModel
         from pretrain.pictures.illustrate import make_illustrator
         from pretrain.ranks import main_process_first
-        from pretrain.training.budget import settle
         from pretrain.training.claim import claim
         from pretrain.training.launch import share, start
+        from pretrain.training.length.rehearsal import fit_minutes
+        from pretrain.training.length.settle import settle
         from pretrain.training.memory import check_fits
-        from pretrain.training.rehearsal import fit_minutes
         from pretrain.training.trainer import Trainer
 
     # ---- the processes

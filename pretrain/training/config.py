@@ -136,7 +136,7 @@ class OptimConfig:
     """How long, how fast and by which rule the weights move.
 
     The defaults are the paper's for pretraining, but for the length, the warm-up and the batch,
-    which follow from the number of images (`pretrain.training.budget`).
+    which follow from the number of images (`pretrain.training.length.settle`).
     Source: Dosovitskiy et al. 2021, sections 4.1 and B.1.2.
     """
 

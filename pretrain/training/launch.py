@@ -72,8 +72,12 @@ def _set_threads(threads: int) -> None:
     """Take the threads that were asked for, by key or by OMP_NUM_THREADS; else all, shared."""
     if not threads and has_chosen_threads():
         return  # torch has read it
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, num_cores() // local))
+    torch.set_num_threads(threads or max(1, num_cores() // local_ranks()))
+
+
+def local_ranks() -> int:
+    """Return how many ranks share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def choose_device(run: RunConfig, group: str = "run") -> None:

@@ -23,11 +23,11 @@ from pretrain.encoder import make_encoder
 from pretrain.encoder.extensions import say_what_timm_lacks
 from pretrain.encoder.facts import resolve
 from pretrain.inputs import open_evaluators, open_images, open_stream
-from pretrain.training.budget import settle
 from pretrain.training.claim import claim
 from pretrain.training.launch import share, start
+from pretrain.training.length.rehearsal import fit_minutes
+from pretrain.training.length.settle import settle
 from pretrain.training.memory import check_fits
-from pretrain.training.rehearsal import fit_minutes
 from pretrain.training.trainer import Trainer
 from scripts._benchmark.alternatives.config import AlternativePretrainConfig, load_alternative
 from scripts._benchmark.alternatives.model import make_alternative

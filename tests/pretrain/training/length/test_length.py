@@ -15,10 +15,10 @@ from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.records.logs import read_records
-from pretrain.training import rehearsal
-from pretrain.training.budget import settle, usual_batch
 from pretrain.training.config import OptimConfig, RunConfig
-from pretrain.training.rehearsal import Costs
+from pretrain.training.length import rehearsal
+from pretrain.training.length.rehearsal import Costs
+from pretrain.training.length.settle import settle, usual_batch
 
 NUM_IMAGES = 36  # of the shards: 5 batches of 8
 _LENGTH = ("optim.steps=", "optim.warmup_steps=")

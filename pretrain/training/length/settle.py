@@ -13,9 +13,11 @@ from accelerate import Accelerator
 
 from data.settings import require
 from data.text import count
+from pretrain.machine.cores import loader_processes
 from pretrain.ranks import on_main
 from pretrain.training.claim import read_record
 from pretrain.training.config import EPOCHS, OptimConfig
+from pretrain.training.launch import local_ranks
 
 logger = logging.getLogger(__name__)
 Config = TypeVar("Config")
@@ -34,7 +36,7 @@ class Images(Protocol):
 
 
 def settle(accelerator: Accelerator, config: Config, images: Images | None) -> Config:
-    """Fill in the batch and the steps, but for those of `run.minutes`.
+    """Fill in the batch, the loader processes and the steps, but for those of `run.minutes`.
 
     Args:
         accelerator: What `start` gave.
@@ -42,9 +44,14 @@ def settle(accelerator: Accelerator, config: Config, images: Images | None) -> C
         images: Those that are trained on; None of a stream, which has no length.
 
     Raises:
-        UserError: A stream has no epochs.
+        UserError: A stream has no epochs; or there are too many loader processes.
     """
     whole: Any = config
+    workers = whole.data.workers
+    if images is None and workers == "auto":
+        workers = 0  # a stream may be one that a single process can read
+    workers = loader_processes(workers, accelerator.device.type, local_ranks())
+    whole = replace(whole, data=replace(whole.data, workers=workers))
     before = on_main(accelerator, lambda: read_record(Path(whole.run.dir)))
     if before is not None:
         whole = _as_before(whole, before)

@@ -1,0 +1,1 @@
+"""How long a run is: steps, epochs or minutes, known before the first step."""
