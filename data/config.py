@@ -89,15 +89,9 @@ class ImageConfig:
         require(
             0 < self.fraction <= 1, f"data.fraction={self.fraction} is not in (0, 1]; 1 uses all"
         )
-        is_number = type(self.workers) is int
-        require(
-            is_number or self.workers == "auto",
-            f"data.workers={self.workers} is neither a number nor auto",
-        )
-        require(
-            not is_number or self.workers >= 0,
-            f"data.workers={self.workers} is below 0; 0 needs no process",
-        )
+        workers: int = 0 if self.workers == "auto" else self.workers
+        require(type(workers) is int, f"data.workers={workers} is neither a number nor auto")
+        require(workers >= 0, f"data.workers={workers} is below 0; 0 needs no process")
         require(
             0 <= self.max_bad_ratio <= 1,
             f"data.max_bad_ratio={self.max_bad_ratio} is not in [0, 1]; 1 never stops",
