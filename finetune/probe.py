@@ -14,6 +14,7 @@ beside the shards.
 import sys
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,6 +22,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()
 
+from data.commands import name_next
 from data.processes import importing
 from data.settings import memory_errors, run_entry_point
 from finetune.config import LinearConfig
@@ -51,8 +53,9 @@ def main(arguments: list[str], command: str = "python finetune/probe.py") -> Non
     print(found.text, end="")
     folder = save_best(found, judge.probes)
     if folder is not None:
-        print(f"\nthe linear probe is a classifier in {folder}; to name what is in new images:")
-        print(f"  python scripts/predict.py {folder} IMAGES")
+        place = quote(str(folder))
+        print(f"\nthe linear probe is a classifier in {folder}")
+        print(name_next(("predict", f"{place} IMAGES"), ("export", f"{place} CLASSIFIER")))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ _NEIGHBOURS = {
     "data.val": "data.val_shards",
     "data.shards": "data.train",
     "data.val_shards": "data.val",
+    "probe.layer": "probe.layers",
+    "probe.pooling": "probe.poolings",
 }
 _ELSEWHERE = {
     **dict.fromkeys(("head", "mix", "data.multi_label", "data.augment"), "finetune/run.py"),
@@ -77,6 +79,8 @@ _ELSEWHERE = {
     **dict.fromkeys(("alternative", "mae", "mpp", "simmim"), "scripts/benchmark.py pretrain"),
     **dict.fromkeys(("rows", "common", "measures", "budget"), "scripts/ablate.py"),
     "fewshot": "finetune/fewshot.py",
+    "probe.shots": "finetune/fewshot.py (fewshot.shots)",
+    "probe.num_seeds": "finetune/fewshot.py (fewshot.num_seeds)",
 }
 _ACCELERATE = {"compute_environment", "distributed_type", "fsdp_config", "deepspeed_config"}
 

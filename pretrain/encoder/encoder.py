@@ -120,9 +120,9 @@ def load_encoder(path: str | Path, keep_head: bool = False) -> VisionTransformer
     Raises:
         UserError: There is no encoder of that name.
     """
-    encoder = load_pretrained(str(path), {})
+    encoder = load_pretrained(str(path), {}, source=str(path))
     if not keep_head:
-        make_bare(encoder, f"encoder.init={path}")
+        make_bare(encoder, str(path))
     return encoder
 
 

@@ -27,7 +27,7 @@ _HUB = "hf-hub:"  # before a name there, whose kind is in its files
 
 
 def load_pretrained(
-    init: str, args: dict[str, Any], channels: int | None = None
+    init: str, args: dict[str, Any], channels: int | None = None, source: str | None = None
 ) -> VisionTransformer:
     """Load what `encoder.init` names, as it was saved.
 
@@ -35,11 +35,12 @@ def load_pretrained(
         init: A run, a folder that timm or transformers wrote, or a timm name.
         args: Further arguments of timm's model.
         channels: Of the images; timm fits its own pretrained models to them.
+        source: What messages call it; default: `encoder.init` and its value.
 
     Raises:
         UserError: There is none, it is of another kind, or weights are missing; they are named.
     """
-    source = f"encoder.init={init}"
+    source = source or f"encoder.init={init}"
     saved = _find(init, source)
     if saved is None:
         return _create_named(init, args, channels, source, pretrained=True)

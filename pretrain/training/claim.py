@@ -24,6 +24,7 @@ from pretrain.records.checkpoint import has_intact, newest_by_name
 from pretrain.records.lock import FINISHED, NAME, lock_run, unlock_run
 from pretrain.training.config import OptimConfig, RunConfig
 
+_KINDS = {"pretraining": "target", "fine-tuning": "head"}  # a group of keys that no other kind has
 _OWN = (
     "config.yaml",
     "metrics.jsonl",
@@ -134,6 +135,13 @@ def _lock(folder: Path) -> int:
 
 def _check_unchanged(config: Any, saved: dict[str, Any]) -> None:
     """Refuse to resume a run with keys that would change its result."""
+    groups = {key.name.split(".")[0] for key in keys(type(config))}
+    for kind, of in _KINDS.items():
+        require(
+            of in groups or of not in saved,
+            f"run.dir={config.run.dir} holds a {kind} run, and this one is not; name another "
+            "run.dir",
+        )
     length = list(_changes_of_length(config, saved))
     different = list(length)
     for key in keys(type(config)):

@@ -97,7 +97,7 @@ def test_the_probe_is_left_as_a_classifier(
     names.write_text("ant\nbee\ncat\ndog\n")  # the fourth class occurs in no sample
     finetune.probe.main([*arguments, *more, f"data.classes={names}"])
     read, folder = result(tmp_path / "out"), tmp_path / "out/classifier"
-    assert f"python scripts/predict.py {folder} IMAGES" in capsys.readouterr().out
+    assert f"{folder} IMAGES\n" in capsys.readouterr().out
     model = load_classifier(folder)
     assert model.class_names == ["ant", "bee", "cat", "dog"]
     assert len(model.encoder.blocks) == layer
@@ -212,6 +212,11 @@ def test_accelerate_launches_it_from_any_folder(tmp_path: Path, arguments: list[
             "data.fraction=0.5",
             "probe.neighbours=20 is more than the 18 images of data.train (data.fr",
         ),
+        (
+            "probe.shots=[1]",
+            "probe.shots is a key of finetune/fewshot.py (fewshot.shots), not of this command",
+        ),
+        ("probe.layer=1", "probe.layer is no key; did you mean probe.layers?"),
         ("probe.layers=[9]", "probe.layers=9 is not in 1..2, the encoder's blocks"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import finetune.run
 import pretrain.run
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
@@ -53,6 +54,14 @@ def test_a_run_goes_on_from_its_own_config(tmp_path: Path, tiny: list[str]) -> N
     (run / "encoder").unlink()
     pretrain.run.main([str(run / "config.yaml"), f"run.dir={run}"])
     assert checkpoint.recover_newest(run) is not None
+
+
+def test_a_run_of_another_kind_is_named(
+    tmp_path: Path, tiny: list[str], tiny_finetune: list[str]
+) -> None:
+    train(tiny, tmp_path / "run", "optim.steps=4")
+    with pytest.raises(UserError, match=r"/run holds a pretraining run, and this one is not; name"):
+        finetune.run.main([*tiny_finetune, f"run.dir={tmp_path}/run"])
 
 
 def test_a_start_that_is_refused_leaves_the_configuration(tmp_path: Path, tiny: list[str]) -> None:
