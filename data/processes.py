@@ -4,6 +4,14 @@ Whatever this project starts ends with its starter, also where that was killed: 
 `end_with_parent`, scripts by `ask_to_leave_with_parent`, an entry point by `watch_launcher`.
 """
 
+import sys
+
+if sys.platform == "win32":
+    sys.exit(
+        "error: this project runs on Linux, and on Windows within WSL (wsl --install); Windows "
+        "itself lacks the locks (fcntl) and signals that keep a run's folder whole"
+    )
+
 import ctypes
 import errno
 import multiprocessing
@@ -12,7 +20,6 @@ import re
 import resource
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Collection, Generator
@@ -43,6 +50,17 @@ _main = [0]  # the process of the entry point
 
 
 # ---------------------------------------------------------------- the end of who started it
+
+
+def platform_note() -> str | None:
+    """Say what is missing on a system other than Linux; None on Linux."""
+    if sys.platform == "linux":
+        return None
+    return (
+        f"{sys.platform}: tested on Linux alone; here memory is not checked before the start, "
+        "freed memory goes back to the system after each step, and the end of a launcher such as "
+        "accelerate is not noticed"
+    )
 
 
 class Parent:

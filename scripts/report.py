@@ -1,6 +1,6 @@
 """Write a run's report: is it learning, is it fast, what did it cost, what has it learnt.
 
-    python scripts/report.py RUN [--output PATH] [--figures DIR] [--images 8]
+    python scripts/report.py RUN [--output PATH] [--figures DIR] [--images 8] [--watch [60]]
     python scripts/report.py RUN RUN ... --output PATH [--figures DIR] [--images 8]
 
 RUN is the folder of a pretraining or fine-tuning run, finished or not; nothing in it is changed.
@@ -13,6 +13,9 @@ too.
 
 Several runs, all of pretraining or all of fine-tuning, are set side by side: what differs in their
 configurations, last figures, curves over each other, and each run's pictures.
+
+--watch writes the page of one run again every so many seconds while the run goes on, without
+pictures, and once more with them when it ends; a browser that shows it loads it anew by itself.
 
 --figures writes each figure of the page as PNG (200 dots an inch) and SVG, for papers: the same
 bytes at each call.
@@ -38,8 +41,12 @@ def main(arguments: list[str]) -> None:
     require_utf8(arguments)
     options = _parse(arguments)
     with importing():  # here, so that no help and no mistake in an option waits for torch
+        from scripts._report.watching import watch
         from scripts._report.writing import write_report
 
+    if options.watch:
+        watch(options.runs[0], options.output, options.images, options.watch)
+        return
     write_report(options.runs, options.output, options.figures, options.images)
 
 
@@ -50,7 +57,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option("--output", type=user_path, help="file to write (of one run: RUN/report.html)")
     option("--figures", type=user_path, metavar="DIR", help="write PNG and SVG there too")
     option("--images", type=positive, default=8, help="images to reconstruct (8)")
+    text = "write the page every so many seconds while the run goes on (60)"
+    option("--watch", type=positive, nargs="?", const=60, metavar="SECONDS", help=text)
     options = parser.parse_args(arguments)
+    require(
+        not options.watch or (len(options.runs) == 1 and options.figures is None),
+        f"--watch={options.watch} is for the page of one run; name one, and leave out --figures",
+    )
     require(
         len(options.runs) == 1 or options.output is not None,
         f"--output is missing; name the file for the report of {len(options.runs)} runs, such as "

@@ -34,6 +34,7 @@ from data.storage.remote import list_remote
 from data.text import count, escaped, name_some
 
 _OWN_FILES = frozenset({"manifest.jsonl", "plan.json", "classes.txt"})
+_DEMO = "shards/demo/"  # data/demo.py
 _OPTIONAL = frozenset({"data.val_shards"})  # keys that can be none
 _MAX_LOOK = 2000  # files of a folder that are looked at to say what it holds
 _PATTERN = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\*+|\?")
@@ -80,7 +81,8 @@ def _identity(location: str, key: str) -> object:
         stat = os.stat(location)  # noqa: PTH116 - a tenth of a Path's time, for 1e5 shards
     except FileNotFoundError as error:
         less = f", or give {key}=none to do without" if key in _OPTIONAL else ""
-        message = f"{key}: {location} does not exist; correct the path or the pattern{less}"
+        made = "; `make demo` makes those of the demo" if _DEMO in location else ""
+        message = f"{key}: {location} does not exist; correct the path or the pattern{less}{made}"
         raise UserError(message) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -20,7 +20,7 @@ from pretrain.configuration.layers import RUN_MARK, read_yaml
 from pretrain.configuration.load import keys, plain_value, to_yaml
 from pretrain.configuration.values import as_held, shown
 from pretrain.ranks import on_main
-from pretrain.records.checkpoint import has_intact, newest_by_name
+from pretrain.records.checkpoint import newest_by_name
 from pretrain.records.lock import FINISHED, NAME, lock_run, unlock_run
 from pretrain.training.config import OptimConfig, RunConfig
 
@@ -202,12 +202,18 @@ def _is_same_path(key: Key, now: Any, before: Any) -> bool:
     return Path(now).absolute() == Path(before).absolute()
 
 
-def _check_resume(run: RunConfig) -> None:
+def check_found(run: RunConfig, checkpoint: Path | None) -> None:
+    """Raise `UserError` where there is no checkpoint and `run.resume` says that there must be."""
     require(
-        run.resume != "must" or has_intact(Path(run.dir)),
+        run.resume != "must" or checkpoint is not None,
         f"run.resume=must, but run.dir={run.dir} has no whole checkpoint; "
         "use run.resume=auto to start again from step 0",
     )
+
+
+def _check_resume(run: RunConfig) -> None:
+    """Look at the names alone: whether a checkpoint is whole, the resume itself finds out."""
+    check_found(run, newest_by_name(Path(run.dir)))
     require(
         run.resume != "never" or newest_by_name(Path(run.dir)) is None,
         f"run.resume=never, but run.dir={run.dir} has checkpoints; use another run.dir",

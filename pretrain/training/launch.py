@@ -15,6 +15,7 @@ from accelerate.utils import (
 
 from data.devices import has_mps, mps_has_bf16, num_cores
 from data.images.jpeg import is_compiled
+from data.processes import platform_note
 from data.settings import require
 from data.stream import Share
 from data.text import count
@@ -23,6 +24,8 @@ from pretrain.machine.launcher import PRECISIONS, check_launcher, has_chosen_thr
 from pretrain.machine.malloc import keep_heap
 from pretrain.records.trackers import check_installed
 from pretrain.training.config import OptimConfig, RunConfig
+
+logger = logging.getLogger(__name__)
 
 _DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -64,6 +67,8 @@ def start(run: RunConfig, group: str = "run") -> Accelerator:
         _set_threads(run.threads)
         keep_heap()
     start_logging(accelerator.is_main_process)
+    if note := platform_note():
+        logger.info(note)
     torch.manual_seed(run.seed)
     return accelerator
 

@@ -39,6 +39,7 @@ from pretrain.records.traces import SKIPPED
 from pretrain.records.trackers import Trackers
 from pretrain.training.batch_norm import RunningStatistics
 from pretrain.training.best import Best
+from pretrain.training.claim import check_found
 from pretrain.training.config import Configured, OptimConfig, RunConfig
 from pretrain.training.contract import Evaluator, Objective, Output
 from pretrain.training.device import Copies, Late, Totals
@@ -489,6 +490,7 @@ class Trainer:
     def _resume(self) -> int:
         """Load the newest checkpoint, cut the logs back to it, and return its step."""
         newest = on_main(self.accelerator, lambda: checkpoint.recover_newest(self.folder))
+        check_found(self.run, newest)
         step = 0
         if newest is not None:
             state = checkpoint.read_state(newest)

@@ -40,8 +40,10 @@ def sections(run: Run, num_images: int) -> Iterator[Section]:
     yield _curves(run)
     yield by_distance(run)
     yield _last_figures(run)
-    if run.is_pretraining:
+    if run.is_pretraining and num_images:
         yield from pictures(run, num_images)
+    elif run.is_pretraining:
+        yield Section("Pictures", notes=("They are drawn once the run has ended.",))
     yield few_shot(run.folder)
     yield fine_tuning(run.folder)
     text = (run.folder / "config.yaml").read_text(encoding="utf-8")

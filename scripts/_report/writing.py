@@ -22,14 +22,21 @@ from scripts._report.pictures import RECONSTRUCTIONS
 _TEMPLATE = Path(__file__).with_name("template.html")
 
 
-def write_report(folders: list[Path], output: Path, figures_folder: Path | None, num: int) -> None:
+def write_report(
+    folders: list[Path],
+    output: Path,
+    figures_folder: Path | None,
+    num: int,
+    seconds: int | None = None,
+) -> None:
     """Read the runs, draw, write the page.
 
     Args:
         folders: Of the runs.
         output: The page.
         figures_folder: Where each figure is written too, or None.
-        num: Images to reconstruct.
+        num: Images to reconstruct; 0 leaves out all that needs the model.
+        seconds: After which a browser loads the page anew; None: never.
 
     Raises:
         UserError: A folder is no run, runs cannot be compared, or a file cannot be written.
@@ -46,7 +53,7 @@ def write_report(folders: list[Path], output: Path, figures_folder: Path | None,
     else:
         title, summary = f"{len(runs)} runs side by side", several_runs.summary(runs)
         sections = list(several_runs.sections(runs, num))
-    _write_page(output, title, summary, [*sections, _software()])
+    _write_page(output, title, summary, [*sections, _software()], seconds)
     figures = [figure for section in sections for figure in section.figures]
     for figure in figures:
         if figure.name == RECONSTRUCTIONS:  # of one run: of several it has the run's name too
@@ -64,8 +71,11 @@ def _software() -> Section:
     return Section("Software", definitions(rows), notes=(note,))
 
 
-def _write_page(path: Path, title: str, summary: str, sections: list[Section]) -> None:
+def _write_page(
+    path: Path, title: str, summary: str, sections: list[Section], seconds: int | None
+) -> None:
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        refresh="" if seconds is None else f'<meta http-equiv="refresh" content="{seconds}">',
         title=escape(title),
         summary=summary,
         sections="\n".join(filter(None, map(render, sections))),

@@ -176,14 +176,16 @@ def test_ctrl_c_commits_and_raises_and_the_next_call_resumes(
     assert losses(tmp_path / "run") == losses(command)
 
 
-def test_sigterm_commits_and_raises_and_is_not_ignored_afterwards(
-    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])  # the latter as a terminal is closed
+def test_a_signal_commits_and_raises_and_is_not_ignored_afterwards(
+    name: str, tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_step(5, send(signal.SIGTERM), monkeypatch)
-    with pytest.raises(RunStopped, match="SIGTERM came; step 6 is committed") as stopped:
+    number = signal.Signals[name]
+    at_step(5, send(number), monkeypatch)
+    with pytest.raises(RunStopped, match=f"{name} came; step 6 is committed") as stopped:
         start(run_dir=tmp_path / "run", **keys_of(tiny))
     assert stopped.value.status == 75
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_second_ctrl_c_in_a_notebook_raises_and_does_not_end_it(

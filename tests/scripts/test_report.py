@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from data.settings import UserError
+from scripts._report import watching
 from scripts._report.history import read_run
 from tests import reporting
 from tests.reporting import IMAGES, LABELLED, make_runs
@@ -325,3 +326,33 @@ def test_missing_matplotlib_is_named(
         report(run)
     assert stop.value.code == 2
     assert "pip install -e '.[report]'" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- while a run goes on
+
+
+def test_a_page_is_kept_up_to_date_until_the_run_ends(
+    run: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is held for two looks; then the run has ended."""
+    looks, pages = [True, True, False], list[str]()
+
+    def is_alive(_: Path) -> bool:
+        return looks.pop(0)
+
+    def look(_: float) -> None:
+        pages.append((run / "report.html").read_text())
+
+    monkeypatch.setattr(watching, "_lives", is_alive)
+    monkeypatch.setattr("time.sleep", look)
+    said = report(run, "--watch", 7)
+    assert said.startswith(f"{run}/report.html is written every 7 seconds until the run ends\n")
+    assert len(pages) == 2
+    for page in pages:
+        assert '<meta http-equiv="refresh" content="7">' in page
+        assert "They are drawn once the run has ended." in page
+    last = (run / "report.html").read_text()
+    assert "refresh" not in last
+    assert "Reconstructions" in last
+    with pytest.raises(SystemExit, match="2"):  # it is for the page of one run
+        report(run, run, "--output", "x.html", "--watch")

@@ -110,17 +110,29 @@ def test_a_disk_without_links(
     assert not list(run.glob(".encoder*"))
 
 
-def test_a_damaged_checkpoint_is_named_once(
-    tmp_path: Path, tiny: list[str], caplog: pytest.LogCaptureFixture
+def test_a_damaged_checkpoint_is_named_once_and_each_file_is_hashed_once(
+    tmp_path: Path,
+    tiny: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also under run.resume=must, which looks at the checkpoints before the resume does."""
+    hashed: list[Path] = []
+    hash_file = checkpoint.hash_file
     run = tmp_path / "run"
     train(tiny, run, "optim.steps=4", "run.checkpoint_every=2")
     newest = run / "checkpoints/step-00000004"
     (newest / "model.safetensors").write_bytes(b"")
     caplog.clear()
+
+    def watched(path: Path) -> str:
+        hashed.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(checkpoint, "hash_file", watched)
     train(tiny, run, "optim.steps=4", "run.resume=must")
     assert caplog.text.count(f"{newest} is damaged") == 1
+    assert hashed.count(run / "checkpoints/step-00000002/model.safetensors") == 1
 
 
 def test_all_damaged_checkpoints_are_named_where_one_must_be_there(
