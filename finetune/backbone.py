@@ -18,7 +18,7 @@ from pretrain.encoder.facts import check_channels, image_size, num_channels
 from pretrain.encoder.saved import find_saved
 from pretrain.encoder.timm_model import check_name, create_model, transformer_names
 from pretrain.encoder.tokens import Normalise
-from pretrain.training.operations import count_flops
+from pretrain.machine.operations import count_flops
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from finetune.backbone import flops_per_image
 from pretrain.encoder.facts import grid_size, image_data, image_size, patch_size
+from pretrain.machine.operations import count_flops
 from pretrain.training.memory import count_saved_bytes, count_state_bytes
-from pretrain.training.operations import count_flops
 from scripts._describe.building import Built
 
 PRECISIONS = ("fp32", "bf16")

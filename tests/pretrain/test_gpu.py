@@ -26,6 +26,7 @@ from finetune.backbone import flops_per_image, make_backbone
 from finetune.config import HeadConfig, MixConfig
 from finetune.head import Classifier
 from pretrain.encoder import EncoderConfig, make_encoder
+from pretrain.machine.operations import count_flops
 from pretrain.objective import corruption
 from pretrain.objective.config import CorruptionConfig, DecoderConfig, TargetConfig
 from pretrain.objective.model import MaskedPatchModel
@@ -34,7 +35,6 @@ from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.device import Copies, to_device
 from pretrain.training.launch import start
 from pretrain.training.memory import Need
-from pretrain.training.operations import count_flops
 from pretrain.training.parallel import cut
 from pretrain.training.trainer import Trainer
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pretrain.training.operations import FUSED, count_flops
+from pretrain.machine.operations import FUSED, count_flops
 
 B, HEADS, T, S, D = 2, 3, 17, 9, 8
 PRODUCT = 2 * B * HEADS * T * S * D  # query @ key
