@@ -1,5 +1,6 @@
 """What a SOURCE of images is, and the images that it holds."""
 
+import logging
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _KINDS = (
     "paths (.csv, .tsv, .jsonl, .txt)"
 )
 _LIST = "txt"
+_logger = logging.getLogger(__name__)
 
 
 def find_source(source: Path, options: SourceOptions) -> SourceImages:
@@ -37,6 +39,7 @@ def find_source(source: Path, options: SourceOptions) -> SourceImages:
     if source.is_dir():
         return _find_in_folder(source, options)
     archive, inner = _within(source)
+    _logger.info("listing the images of %s", printable(str(source)))
     ending = extension_of(archive.name)
     if zipfile.is_zipfile(archive) and ending not in DATASET_ENDINGS:
         return find_in_zip(archive, options, inner)

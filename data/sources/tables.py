@@ -139,7 +139,7 @@ def _look_at(root: Path, row: Row, found: Found) -> None:
         return
     if not path.is_file():
         found.unreadable[where] = "no file"
-    elif is_image_name(row.name) and not is_readable(path):
+    elif is_image_name(row.name) and not is_readable(str(path)):
         found.unreadable[where] = "Permission denied"
     else:
         found.sizes[row.name] = status.st_size

@@ -66,7 +66,8 @@ def is_tar(source: Path) -> bool:
             tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except UserError:
         raise
-    except _DAMAGE:
+    except _DAMAGE as error:
+        _raise_of_disk(error)
         return False
     return True
 
@@ -185,10 +186,17 @@ def _list(source: Path, kind: str | None, looks: _Looks) -> Iterator[Member]:
     except UserError:
         raise
     except _DAMAGE as error:
+        _raise_of_disk(error)
         looks.damage = one_line(error) + (f", in {last.name} or after it" if last else "")
         last = None
     if last is not None:
         yield last
+
+
+def _raise_of_disk(error: BaseException) -> None:
+    """Raise what the disk said: it says nothing of the archive. gzip's own have no number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
 
 
 def _kind(member: tarfile.TarInfo) -> str:
@@ -237,6 +245,7 @@ def _passage(source: Path, wanted: dict[int, SourceImage]) -> dict[str, bytes]:
     except UserError:
         raise
     except _DAMAGE as error:
+        _raise_of_disk(error)
         raise UserError(
             f"SOURCE={source} has changed since it was listed ({one_line(error)}); start again"
         ) from error

@@ -314,6 +314,19 @@ def test_what_may_not_be_read_or_written(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.csv", "a.parquet", "a"])
+def test_a_file_that_may_not_be_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o777)
+    Path(name).write_bytes(b"x")
+    Path(name).chmod(0)
+    with no_root_rights(), pytest.raises(RunStopped, match=rf"{name}: Permission denied; change"):
+        make(name, "out")
+    assert not Path("out").exists()
+
+
 def test_a_list_of_classes(tmp_path: Path, capsys: Printed) -> None:
     """Test images that lack classes have the labels of the training images."""
     train = put(tmp_path / "train", "ant/a.png", "bee/b.png", "cat/c.png", "#dog/d.png")
