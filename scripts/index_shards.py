@@ -2,10 +2,11 @@
 
     python scripts/index_shards.py SHARDS [SHARDS ...] [--check-images] [--strict]
 
-SHARDS are given as for data.shards: brace patterns, globs, folders, URLs. A run makes the index of
-local shards by itself; for remote or many ones make it here, before, in parallel. It goes where a
-run looks for it: beside the shards, or into ~/.cache where it cannot be written there. What is
-indexed and has not changed is not read again, so after a stop the same command goes on.
+SHARDS are given as for data.shards: brace patterns, globs, folders, URLs; also folders of images
+and lists of their paths, of which --check-images names what cannot be decoded. A run makes the
+index of local shards by itself; for remote or many ones make it here, before, in parallel. It goes
+where a run looks for it: beside the shards, or into ~/.cache where it cannot be written there. What
+is indexed and has not changed is not read again, so after a stop the same command goes on.
 
 Status 0: all shards can be used. 1: a shard cannot be used at all (compressed, no tar, keys that
 occur twice, links, unreadable), or, with --strict, there is any other problem. 2: a mistake in the
@@ -213,7 +214,11 @@ def _check_shard(shard: Shard, *, decodes: bool, channels: int) -> Problem | Non
 
 def _report(problems: list[Problem], manifest: Manifest, path: Path | None) -> None:
     num_bytes = int(manifest.shards.num_bytes.sum())
-    counts = (len(manifest.shards), "shard"), (manifest.num_samples, "sample"), (num_bytes, "byte")
+    num_folders = len(manifest.shards.tables)
+    num_tars = len(manifest.shards) - num_folders
+    kinds = [(num_tars, "shard")] * (num_tars > 0 or not num_folders)
+    kinds += [(num_folders, "folder or list", "folders or lists")] * (num_folders > 0)
+    counts = [*kinds, (manifest.num_samples, "sample"), (num_bytes, "byte")]
     print("indexed:", ", ".join(starmap(count, counts)))
     print(summary(problems))
     if path is None:

@@ -146,6 +146,6 @@ def _note(entry: os.DirEntry[str], name: str, found: Found) -> int:
     return status.st_mode
 
 
-def is_readable(path: str) -> bool:
+def is_readable(path: str | Path) -> bool:
     """Tell whether this process may read a file, without opening it."""
     return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)

@@ -23,7 +23,7 @@ from data.text import count, name_some, printable
 
 _NUM_KEPT = 8  # tables of one folder
 _MANY = 1_000_000  # files: from here on a start takes long
-_PAGE = "docs/how-to/make-shards.md"
+_PAGE = "docs/how-to/read-folders.md"
 _logger = logging.getLogger(__name__)
 
 

@@ -401,5 +401,5 @@ def test_a_network_disk_is_said_once(
         open_manifest(photos, "data.shards")
     assert caplog.messages == [
         f"{photos} lies on a network disk (nfs4) and has 1 file: shards are read faster there, and "
-        "start at once; see docs/how-to/make-shards.md"
+        "start at once; see docs/how-to/read-folders.md"
     ]
