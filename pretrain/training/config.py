@@ -72,7 +72,7 @@ class RunConfig:
     )
     requeue_status: int = setting(
         75,
-        "exit status after SIGTERM or SIGUSR1, when a checkpoint was committed",
+        "exit status after SIGTERM, SIGUSR1 or SIGHUP, when a checkpoint was committed",
         changes_result=False,
     )
     precision: str = setting("fp32", "fp32, bf16, or fp16 (GPUs only)")
