@@ -78,7 +78,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         from pretrain.training.contract import Evaluator
         from pretrain.training.launch import share, start
         from pretrain.training.length.rehearsal import fit_minutes
-        from pretrain.training.length.settle import settle
+        from pretrain.training.length.settle import keep_passes, settle
         from pretrain.training.memory import check_fits
         from pretrain.training.trainer import Trainer
 
@@ -134,7 +134,8 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         "process; choose optim.batch_size or run.micro_batch_size so that it is even",
     )
     num_labels, multiple = len(names) if data.multi_label else None, 1 + config.mix.is_on
-    check_fits(accelerator, config.run, config.optim, part, model, num_labels, multiple)
+    part = check_fits(accelerator, config.run, config.optim, part, model, num_labels, multiple)
+    config = keep_passes(config, part)
 
     # ---- the stream
     size, channels, seed = image_size(encoder), num_channels(encoder), config.run.seed

@@ -66,7 +66,7 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
         from pretrain.training.claim import claim
         from pretrain.training.launch import share, start
         from pretrain.training.length.rehearsal import fit_minutes
-        from pretrain.training.length.settle import settle
+        from pretrain.training.length.settle import keep_passes, settle
         from pretrain.training.memory import check_fits
         from pretrain.training.trainer import Trainer
 
@@ -85,7 +85,8 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
     model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
     config = resolve(config, encoder)
-    check_fits(accelerator, config.run, config.optim, part, model)
+    part = check_fits(accelerator, config.run, config.optim, part, model)
+    config = keep_passes(config, part)
 
     # ---- the stream
     stream = open_stream(images, config, encoder, part)

@@ -48,13 +48,23 @@ STEPS = (
     ("Write the report", f"python scripts/report.py {RUN}"),
 )
 
+NEXT = (
+    "python scripts/recommend.py photos/ --hours 1 --out mine.yaml     # a recipe for them",
+    "python pretrain/run.py mine.yaml                                  # trains an encoder",
+    "python pretrain/run.py configs/pretrain/small.yaml data.shards=photos/ run.dir=runs/mine \\",
+    "    run.minutes=60                        # or without a recipe of your own, in an hour",
+)
+
 
 def main(arguments: list[str]) -> None:
     """Run all steps; leave with the status of the first that fails."""
     formatter = argparse.RawDescriptionHelpFormatter
     OneLineParser(description=__doc__, formatter_class=formatter).parse_args(arguments)
     begin = time.monotonic()
-    print(f"The demo takes {len(STEPS)} steps, 4 to 6 minutes on 2 CPU cores:")
+    print(
+        "The demo shows what pretraining without labels is worth, on tiles of eight photographs.\n"
+        f"It takes {len(STEPS)} steps, 4 to 6 minutes on 2 CPU cores, and writes below {RUN}:"
+    )
     for number, (title, _) in enumerate(STEPS, start=1):
         print(f"  {number}. {title}")
     print(f"\n== The shards, tiles of eight photographs, lie in {FOLDER}")
@@ -94,6 +104,9 @@ def _summarise(seconds: float) -> None:
     print(f"  {RUN}/export/       the same as a plain folder, to copy elsewhere")
     print(f"  {RUN}/finetune/     the fine-tuned classifier and its result.json")
     print(f"  {RUN}/report.html   curves and reconstructions; open it in a browser")
+    print("\nNext, with a folder of your own images:")
+    for line in NEXT:
+        print(f"  {line}")
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class RunConfig:
     deterministic: bool = setting(False, "deterministic GPU kernels, for bit-exact resume; slower")
     micro_batch_size: int = setting(
         0,
-        "images a forward pass on each process; 0: its whole share of the batch",
+        "images a forward pass on each process; 0: its share of the batch, or what of it fits",
         changes_result=False,
     )
     parallel: str = setting(

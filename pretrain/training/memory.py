@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -197,8 +197,10 @@ def check_fits(
     model: Any,
     num_labels: int | None = None,
     multiple: int = 1,
-) -> None:
-    """Refuse a run that cannot fit into the device's free memory, before any slow work.
+) -> Share:
+    """Return a share whose passes fit into the device's free memory, before any slow work.
+
+    Where `run.micro_batch_size` is not given, it is the largest that should fit on all ranks.
 
     Args:
         accelerator: What `start` gave.
@@ -217,14 +219,23 @@ def check_fits(
     num_ranks = accelerator.num_processes if run.parallel == "fsdp" else 1
     own = optim.num_images // part.world_size
     need = Need(model, run, optim, accelerator.device, num_ranks, own, num_labels)
-    problem = _problem(need, part.micro_batch_size, multiple)
-    problems: list[str | None] = gather_object([problem])
-    for problem in problems:
-        if problem is not None:
-            raise UserError(problem)
+    found: list[tuple[str, int | None] | None] = gather_object(
+        [_problem(need, part.micro_batch_size, multiple)]
+    )
+    problems = [problem for problem in found if problem is not None]
+    if not problems:
+        return part
+    fitting = [number for _, number in problems if number is not None]
+    if run.micro_batch_size or len(fitting) < len(problems):
+        text, number = problems[0]
+        advice = f"run.micro_batch_size={number} should fit, and trains alike"
+        raise UserError(text if number is None else f"{text}; {advice}")
+    _logger.info("run.micro_batch_size=%d: %s", min(fitting), problems[0][0])
+    return replace(part, micro_batch_size=min(fitting))
 
 
-def _problem(need: Need, num_images: int, multiple: int) -> str | None:
+def _problem(need: Need, num_images: int, multiple: int) -> tuple[str, int | None] | None:
+    """Say what does not fit, and how many images should; None where it fits or nobody can tell."""
     free = _free_for(need)
     if free is None:
         return None
@@ -242,8 +253,8 @@ def _problem(need: Need, num_images: int, multiple: int) -> str | None:
     )
     fitting = _fitting(need, num_images, saved, multiple, int(_HEADROOM * free))
     if fitting is None:
-        return f"{text}; fewer images do not fit either: {_remedy(need, free)}"
-    return f"{text}; run.micro_batch_size={fitting} should fit, and trains alike"
+        text = f"{text}; fewer images do not fit either: {_remedy(need, free)}"
+    return text, fitting
 
 
 def most_images(need: Need) -> int | None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from accelerate import Accelerator
 
 from data.settings import require
+from data.stream import Share
 from data.text import count
 from pretrain.machine.cores import loader_processes
 from pretrain.ranks import on_main
@@ -54,7 +55,7 @@ def settle(accelerator: Accelerator, config: Config, images: Images | None) -> C
     whole = replace(whole, data=replace(whole.data, workers=workers))
     before = on_main(accelerator, lambda: read_record(Path(whole.run.dir)))
     if before is not None:
-        whole = _as_before(whole, before)
+        whole = _as_before(whole, before, accelerator.num_processes)
     run, optim = whole.run, whole.optim
     said = list[str]()
     if optim.batch_size is None:
@@ -70,6 +71,15 @@ def settle(accelerator: Accelerator, config: Config, images: Images | None) -> C
     if len(said) > 1 or optim.batch_size != whole.optim.batch_size:
         logger.info("%s", "; ".join(said))
     return replace(whole, optim=optim)
+
+
+def keep_passes(config: Config, part: Share) -> Config:
+    """Write down a micro-batch that was chosen by the memory, so that a resume has the same."""
+    whole: Any = config
+    own = whole.optim.num_images // part.world_size
+    if whole.run.micro_batch_size or part.micro_batch_size == own:
+        return config
+    return replace(whole, run=replace(whole.run, micro_batch_size=part.micro_batch_size))
 
 
 def usual_batch(num_images: int | None, num_processes: int) -> int:
@@ -94,7 +104,7 @@ def _steps(optim: OptimConfig, images: Images | None) -> int:
     return max(1, round(optim.epochs * -(-images.num_samples // optim.num_images)))
 
 
-def _as_before(config: Any, before: dict[str, Any]) -> Any:
+def _as_before(config: Any, before: dict[str, Any], world: int) -> Any:
     """Take from a run's own record what is not asked otherwise."""
     run, optim = before.get("run") or {}, before.get("optim") or {}
     asked = (config.run.minutes, config.optim.epochs)
@@ -111,4 +121,7 @@ def _as_before(config: Any, before: dict[str, Any]) -> Any:
         config = replace(config, optim=replace(config.optim, **own))
     if config.optim.batch_size is None:
         config = replace(config, optim=replace(config.optim, batch_size=optim.get("batch_size")))
+    passes, batch = run.get("micro_batch_size"), config.optim.batch_size
+    if passes and batch and not config.run.micro_batch_size and batch % (passes * world) == 0:
+        config = replace(config, run=replace(config.run, micro_batch_size=passes))
     return config

@@ -26,7 +26,7 @@ from pretrain.inputs import open_evaluators, open_images, open_stream
 from pretrain.training.claim import claim
 from pretrain.training.launch import share, start
 from pretrain.training.length.rehearsal import fit_minutes
-from pretrain.training.length.settle import settle
+from pretrain.training.length.settle import keep_passes, settle
 from pretrain.training.memory import check_fits
 from pretrain.training.trainer import Trainer
 from scripts._benchmark.alternatives.config import AlternativePretrainConfig, load_alternative
@@ -61,7 +61,8 @@ def pretrain(arguments: list[str]) -> None:
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
     model = make_alternative(config, encoder)
     config = resolve(config, encoder)
-    check_fits(accelerator, config.run, config.optim, part, model)
+    part = check_fits(accelerator, config.run, config.optim, part, model)
+    config = keep_passes(config, part)
 
     # ---- the stream
     stream = open_stream(images, config, encoder, part)

@@ -19,6 +19,7 @@ import pretrain.run
 from data.settings import RunStopped, UserError, memory_errors, run_entry_point
 from data.stream import Share
 from pretrain.config import PretrainConfig
+from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.encoder import make_encoder
 from pretrain.machine import free_memory
@@ -42,7 +43,7 @@ def model_of(arguments: list[str]) -> tuple[PretrainConfig, MaskedPatchModel]:
 
 def need_of(arguments: list[str]) -> Need:
     config, model = model_of(arguments)
-    return Need(model, config.run, config.optim, CPU, 1, config.optim.batch_size, None)
+    return Need(model, config.run, config.optim, CPU, 1, config.optim.num_images, None)
 
 
 def give(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -166,12 +167,17 @@ def test_a_batch_that_cannot_fit_is_refused_with_one_that_does(
     weights = 4 * sum(parameter.numel() for parameter in need.model.parameters())
     give(monkeypatch, int(need.bytes(8, need.saved(8)) / 0.9) + 100 - weights)
     with pytest.raises(UserError) as caught:
-        pretrain.run.main(arguments)
+        pretrain.run.main([*arguments, "run.micro_batch_size=32"])
     said = r"a forward pass of 32 images takes [\d.]+ GiB or more, and [\d.]+ GiB are free on cpu"
     advised = r"run\.micro_batch_size=8 should fit, and trains alike"
     assert re.fullmatch(f"{said}; {advised}", str(caught.value))
     assert not (tmp_path / "run").exists()
-    pretrain.run.main([*arguments, "run.micro_batch_size=8"])
+    pretrain.run.main(arguments)  # 8 are chosen, and kept
+    config = read_yaml(f"{tmp_path}/run/config.yaml")
+    assert config["run"]["micro_batch_size"] == 8
+    monkeypatch.undo()
+    pretrain.run.main(arguments)
+    assert read_yaml(f"{tmp_path}/run/config.yaml") == config
 
 
 @pytest.mark.slow
@@ -214,6 +220,7 @@ def test_fine_tuning_is_refused_too_and_pairs_stay_pairs(
 
     monkeypatch.setattr(memory, "_free_for", free)
     arguments = [*tiny_finetune, "optim.batch_size=6", f"run.dir={tmp_path}", "encoder.init=none"]
+    arguments += ["run.micro_batch_size=6"]
     for own, fitting in (([], 3), (["mix.mixup=0.8"], 2)):
         with pytest.raises(UserError, match=rf"run\.micro_batch_size={fitting} should fit"):
             finetune.run.main([*arguments, *own])
