@@ -157,8 +157,7 @@ class DataConfig(ImageConfig):
     # a resume compares what the shards hold, not how they are named
     shards: Any = setting(
         None,
-        "training images: a folder of images, a .txt of their paths, or shards (brace pattern, "
-        "glob, folder); or a list of those",
+        "training images: a folder, a .txt of paths, shards (pattern, glob), or a list of those",
         changes_result=False,
         type_name=SHARDS_TYPE,
         is_path=True,
@@ -189,8 +188,7 @@ class LabelledDataConfig(ImageConfig):
 
     train: Any = setting(
         None,
-        "labelled training images: a folder with one folder a class, or shards (brace pattern, "
-        "glob, folder); or a list of those",
+        "labelled images: a folder of class folders, shards (pattern, glob), or a list of those",
         changes_result=False,
         type_name=SHARDS_TYPE,
         is_path=True,
