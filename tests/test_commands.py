@@ -22,6 +22,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from data.commands import COMMANDS
 from data.shards import ImageFile, write_shard
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from tests.conftest import make_png
@@ -52,8 +53,21 @@ pytestmark = pytest.mark.skipif(
 
 def commands_of(text: str) -> list[str]:
     """Join continued lines, and leave out what is no command of ours."""
-    lines = text.replace("\\\n", " ").splitlines()
+    lines = map(spelt_out, text.replace("\\\n", " ").splitlines())
     return [line for line in lines if re.match(r"python |accelerate |torchrun ", line)]
+
+
+def spelt_out(line: str) -> str:
+    """Return the command that `mpp NAME` stands for."""
+    words = line.split(maxsplit=2)
+    if words[:1] != ["mpp"] or len(words) < 3 or words[1] not in COMMANDS:
+        return line
+    return f"python {COMMANDS[words[1]]} {words[2]}"
+
+
+def test_a_short_name_stands_for_its_entry_point() -> None:
+    page = "mpp probe a=b\\\n c=d\nmpp --version\npython x.py y\n"
+    assert commands_of(page) == ["python finetune/probe.py a=b  c=d", "python x.py y"]
 
 
 def page_commands(path: Path) -> list[str]:
