@@ -21,7 +21,7 @@ from finetune.head import Classifier
 from finetune.measure import Measurement
 from pretrain.encoder import save_encoder
 from pretrain.encoder.encoder import keep_blocks
-from pretrain.evaluation.classifiers import MIN_IMAGES, Linear, Probe, linear_probe
+from pretrain.evaluation.classifiers import Linear, Probe, linear_probe
 from pretrain.evaluation.features import View, extract
 from pretrain.ranks import on_main
 from pretrain.records.bad_samples import say_unusable
@@ -106,7 +106,7 @@ def _write(model: Classifier, folder: Path) -> None:
 # ---------------------------------------------------------------- the start of fine-tuning
 
 
-def check_head_init(config: FinetuneConfig, model: Classifier, num_images: int) -> None:
+def check_head_init(config: FinetuneConfig, model: Classifier) -> None:
     """Raise `UserError` where a head cannot start at a linear probe."""
     if config.head.init != "probe":
         return
@@ -114,11 +114,6 @@ def check_head_init(config: FinetuneConfig, model: Classifier, num_images: int) 
     require(
         is_transformer(model.encoder),
         f"{what} of a VisionTransformer, and encoder.name={config.encoder.name} is none; "
-        "use head.init=zeros",
-    )
-    require(
-        num_images >= MIN_IMAGES,
-        f"{what}, which needs {MIN_IMAGES} images, and {config.data.used} has {num_images}; "
         "use head.init=zeros",
     )
 

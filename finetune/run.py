@@ -115,15 +115,8 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         mix=config.mix,
         weights=weights,
     )
-    check_head_init(config, model, train.num_samples)
+    check_head_init(config, model)
     config = resolve(config, encoder)
-    require(
-        not config.run.keep_best
-        or config.optim.steps is None
-        or config.run.eval_every < config.optim.steps,
-        f"run.keep_best=true chooses among validations, and run.eval_every={config.run.eval_every} "
-        f"leaves one in optim.steps={config.optim.steps}; set it to the steps of an epoch",
-    )
     require(
         config.run.parallel == "ddp" or is_transformer(encoder),
         f"run.parallel=fsdp needs a VisionTransformer, not {config.encoder.name}; use ddp",

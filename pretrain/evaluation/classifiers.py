@@ -285,8 +285,11 @@ def num_linear_fits(penalties: Sequence[float]) -> int:
 def linear_probe(
     train: Features, penalties: Sequence[float] = PENALTIES, report: Report = silent
 ) -> Probe:
-    """Fit a logistic regression on all training images, by the penalty of `choose_penalty`."""
-    penalty, held_out = penalties[0], math.inf
+    """Fit a logistic regression on all training images, by the penalty of `choose_penalty`.
+
+    Fewer than `MIN_IMAGES` hold none out; then it is the strongest penalty.
+    """
+    penalty, held_out = max(penalties), math.inf
     if len(train.labels) >= MIN_IMAGES:
         penalty, held_out = choose_penalty(train, penalties, report)
     return Probe(Linear.fit(train, penalty, report), penalty, held_out)

@@ -107,7 +107,6 @@ def test_a_run_ends_when_nothing_gets_better_on_all_ranks(
         (["run.patience=3"], "run.patience=3 without run.keep_best=true would hand on a step that"),
         (["run.patience=-1"], "run.patience=-1 is below 0; 0 turns it off"),
         (["run.keep_best=true", "run.eval_every=0"], "run.keep_best=true chooses among validatio"),
-        (["run.keep_best=true", "run.eval_every=20"], "run.keep_best=true chooses among validati"),
     ],
 )
 def test_keys_that_choose_nothing_are_refused(

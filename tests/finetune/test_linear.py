@@ -12,6 +12,8 @@ from data.settings import UserError
 from finetune.load import load_classifier
 from tests.launching import run_ranks
 
+PLAIN = [f"encoder.{key}=null" for key in ("patch_size", "embed_dim", "depth", "num_heads")]
+
 
 def test_tuning_starts_at_the_probe_on_any_number_of_ranks(
     tmp_path: Path, tiny_finetune: list[str]
@@ -39,7 +41,10 @@ def test_tuning_starts_at_the_probe_on_any_number_of_ranks(
         (["head.kind=mlp"], "head.init=probe needs head.kind=linear and head.pooling=average or"),
         (["head.pooling=both"], "head.init=probe needs head.kind=linear and head.pooling=averag"),
         (["data.multi_label=true"], "head.init=probe with data.multi_label=true, but a linear pr"),
-        (["data.fraction=0.5"], "head.init=probe starts at a linear probe, which needs 20 images"),
+        (
+            ["encoder.name=test_resnet", "data.image_size=32", *PLAIN],
+            "head.init=probe starts at a linear probe of a VisionTransformer, and encoder.name=te",
+        ),
         (["head.init=ones"], "head.init=ones is not one of zeros, probe"),
     ],
 )
