@@ -17,14 +17,14 @@ class ProbeConfig:
 
     train: Any = setting(
         None,
-        "labelled shards that few-shot and k-NN learn from; default: no probe",
+        "labelled images that few-shot and k-NN learn from, as data.train has them; default: none",
         changes_result=False,
         type_name=SHARDS_TYPE,
         is_path=True,
     )
     val: Any = setting(
         None,
-        "labelled shards that they are judged on",
+        "labelled images that they are judged on, in the same forms",
         changes_result=False,
         type_name=SHARDS_TYPE,
         is_path=True,
