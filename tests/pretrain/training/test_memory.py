@@ -191,7 +191,11 @@ def test_the_most_images_of_a_pass_are_a_divisor_that_fits(
     assert memory.most_images(need) == 4
     give(monkeypatch, 1)
     assert memory.most_images(need) is None
-    monkeypatch.setattr(memory, "free_bytes", lambda _: None)
+
+    def nobody_knows(_: torch.device) -> None:
+        return None
+
+    monkeypatch.setattr(memory, "free_bytes", nobody_knows)
     assert memory.most_images(need) == 12
 
 
