@@ -1,14 +1,18 @@
 """The documentation builds without a warning, and its checks find what is wrong."""
 
+import base64
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scripts._docs.drawing import draw
 from scripts._docs.markdown import escape
+from scripts._docs.notebook import make_notebook_pages
 from scripts._docs.rooms import find_arrows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +94,35 @@ def test_arrows_are_those_of_the_imports(tmp_path: Path) -> None:
         "data/index/": {"data/one.py"},
     }
     assert find_arrows(tmp_path, "pretrain") == {"data/": set(), "pretrain/run.py": {"data/"}}
+
+
+def write_notebook(path: Path, count: int | None, *outputs: dict[str, Any]) -> Path:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "text"]},
+        {"cell_type": "code", "source": ["1 + 1"], "execution_count": count, "outputs": outputs},
+    ]
+    path.write_text(json.dumps({"cells": cells}))
+    return path
+
+
+def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path: Path) -> None:
+    picture = base64.b64encode(b"picture").decode()
+    shown = {"output_type": "display_data", "data": {"image/png": picture, "text/plain": ["<F>"]}}
+    said = {"output_type": "stream", "text": ["two\n", "lines\n"]}
+    pages = make_notebook_pages(write_notebook(tmp_path / "a.ipynb", 1, said, shown))
+    assert pages["a-1.png"] == b"picture"
+    text = str(pages["a.md"])
+    assert text.startswith("# Title\ntext\n\n[This page as a notebook](a.ipynb).")
+    assert "```python\n1 + 1\n```\n\n```text\ntwo\nlines\n```\n\n![what the cell draws]" in text
+    assert "<F>" not in text
+
+
+def test_a_notebook_that_failed_or_was_not_executed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a cell was not executed: 1"):
+        make_notebook_pages(write_notebook(tmp_path / "a.ipynb", None))
+    failed = {"output_type": "error", "evalue": "no such file"}
+    with pytest.raises(ValueError, match="a cell raised no such file"):
+        make_notebook_pages(write_notebook(tmp_path / "a.ipynb", 1, failed))
 
 
 def test_text_is_not_taken_for_markup() -> None:

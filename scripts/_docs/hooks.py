@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from scripts._docs.drawing import draw
+from scripts._docs.notebook import make_notebook_pages
 from scripts._docs.recipes import make_recipes_page
 from scripts._docs.reference import make_key_pages, make_scripts_page
 from scripts._docs.rooms import find_arrows, make_files_tables
@@ -25,12 +26,13 @@ _FETCHED = re.compile(
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and put the pages of each folder of the nav in its place."""
-    pages = make_key_pages(ROOT)
+    pages: dict[str, str | bytes] = dict(make_key_pages(ROOT))
     pages["reference/scripts.md"] = make_scripts_page(ROOT / "scripts")
     pages["results/recipes.md"] = make_recipes_page(ROOT / "configs")
     pages["log/index.md"] = _make_log_index(Path(config.docs_dir) / "log")
-    for path, text in pages.items():
-        files.append(File.generated(config, path, content=text))
+    pages.update(make_notebook_pages(Path(config.docs_dir) / "tutorial.ipynb"))
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
     config.nav = [_expand(entry, files) for entry in config.nav or []]
     return files
 
