@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.index.files import FileTable
 from data.index.manifest import Manifest
 from data.index.offsets import ShardIndex
 from data.index.open import load_index
@@ -168,7 +169,7 @@ class _Names:
         index = self._open(shard)[1]
         return {index.key(place): place for place in range(len(index))}
 
-    def _open(self, shard: int) -> tuple[str, ShardIndex]:
+    def _open(self, shard: int) -> tuple[str, ShardIndex | FileTable]:
         row = self._manifest.shards[shard]
         return row.name, load_index(row, self._manifest.storage)
 
