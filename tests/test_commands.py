@@ -106,7 +106,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(1000, 1040):
         write_file(folder / f"photos/{number}.png", make_png(number))
         kind = ("cat", "dog")[number % 2]
-        for name in ("by-class", "by-class-test"):
+        for name in ("by-class", "by-class-test", "labelled/train", "labelled/val"):
             write_file(folder / f"{name}/{kind}/{number}.png", make_png(number))
         array = io.BytesIO()
         np.save(array, np.full((20, 24, 4), number % 256, np.uint8))
@@ -155,7 +155,6 @@ def after_readme(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     """Follow README from images to a backbone; return the checkout and what was printed."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(template, folder / "checkout", symlinks=True)
-    shutil.rmtree(folder / "checkout/shards/mine")
     commands = page_commands(ROOT / "README.md")
     assert len(commands) == 6
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -315,7 +314,6 @@ print(start(RunConfig(precision="bf16")).device)
 
 @pytest.mark.faults
 def test_all_of_readme_runs_through_its_launchers(checkout: Path) -> None:
-    shutil.rmtree("shards/mine")
     for command in page_commands(ROOT / "README.md"):
         run_launched(command, checkout)
 
