@@ -15,7 +15,7 @@ from data.labels.classes import CLASSES_NAME
 from data.shards import ARRAY_EXTENSION
 from data.text import count, name_some, printable
 
-_RECIPE = "configs/pretrain/demo.yaml"
+_RECIPE = "configs/pretrain/small.yaml"
 _GPU_RECIPE = "configs/pretrain/vit_base.yaml"
 _SHOWN_CLASSES = 10
 _Plan = dict[str, list[SourceImage]]
@@ -107,17 +107,8 @@ def _command(out: Path, *, has_val: bool, channels: int) -> str:
     files = [name if is_here else str(root / name) for name in ("pretrain/run.py", _RECIPE)]
     val_shards = f"{folder}/val-*.tar" if has_val else "null"
     keys = [f"data.shards={folder}/train-*.tar", f"data.val_shards={val_shards}"]
-    keys += _keys_of_channels(channels)
+    keys += [f"data.channels={channels}"] if channels != 3 else []
     return " ".join(["python", *map(_quote, [*files, *keys, "run.dir=runs/mine"])])
-
-
-def _keys_of_channels(channels: int) -> list[str]:
-    """Say the channels, and a target that can be made of so many (docs/how-to/channels.md)."""
-    if channels == 3:
-        return []
-    bits = 15 // channels  # 2^(bits * channels) classes, at most 2^15
-    target = ["target.kind=pixels"] if bits == 0 else [f"target.bits={bits}"] if bits < 3 else []
-    return [f"data.channels={channels}", *target]
 
 
 def _quote(word: str) -> str:
