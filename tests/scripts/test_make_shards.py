@@ -453,6 +453,7 @@ def test_the_printed_command_runs(
         "optim.steps=2",
         "optim.warmup_steps=1",
         "optim.batch_size=4",
+        "target.num_words=16",
         "run.threads=1",
     ]
     line += " " + shlex.join([*small, f"run.dir={tmp_path}/run"])
