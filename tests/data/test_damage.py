@@ -63,6 +63,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
     write_shard(folder / "b.tar", [ImageFile("x", "png", make_png(50))])
     [shard, _] = open_manifest(folder, "data.shards").shards
     index = load_index(shard)
+    assert isinstance(index, ShardIndex)
     members = [list(index.members(i).values()) for i in range(NUM)]
     return Template(
         content=path.read_bytes(),
@@ -360,6 +361,7 @@ def test_flip_every_byte_of_an_index(folder: Path, template: Template) -> None:
     put(folder, template, template.content, is_indexed=True)
     shard = open_manifest(folder, "data.shards").shards[0]
     sound = load_index(shard)
+    assert isinstance(sound, ShardIndex)
     expected = [(sound.key(i), sound.members(i)) for i in range(NUM)]
     for at in range(len(template.index)):
         shard.index_path.write_bytes(flip(template.index, at))

@@ -105,7 +105,7 @@ def test_situations(
     assert config.target.kind == "words"
     assert not config.encoder.sees_masked
     assert config.run.precision == ("bf16" if machine.has_bf16 else "fp32")
-    assert 0 < config.optim.warmup_steps < config.optim.steps
+    assert 0 < config.optim.num_warmup_steps < config.optim.num_steps
     assert recipe.seconds <= 8 * 3600
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pretrain.machine import operations
 from pretrain.machine.held_memory import held_memory
-from pretrain.training import operations
 from pretrain.training.launch import start
 from scripts._benchmark.training.subject import Subject
 

@@ -23,6 +23,7 @@ from data.ahead.lookahead import LookAhead, ReadPlan
 from data.ahead.prefetch import Prefetcher, node_slots
 from data.batch import Batch
 from data.index.manifest import Manifest
+from data.index.offsets import ShardIndex
 from data.index.open import open_manifest
 from data.order import Order
 from data.reading.reader import ShardReader
@@ -352,7 +353,9 @@ def test_parts_are_those_of_the_positions(shards: Remote) -> None:
             ids = order.samples(epoch, np.array([slot for slot in slots if slot < 48], np.int64))
             needed: dict[tuple[int, int], None] = {}
             for shard, sample in map(order.locate, ids.tolist()):
-                members = reader._opened(shard).samples.members(sample).values()
+                index = reader._opened(shard).samples
+                assert isinstance(index, ShardIndex)
+                members = index.members(sample).values()
                 start = min(member.offset for member in members)
                 stop = max(member.offset + member.size for member in members)
                 for number in range(start // PART, (stop - 1) // PART + 1):
