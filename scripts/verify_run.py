@@ -39,6 +39,7 @@ from data.settings import (
 from data.shards import atomic_write
 from data.storage.locations import user_path
 from data.text import count
+from finetune.config import TunedRunConfig
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.records.checkpoint import newest_intact
@@ -64,7 +65,7 @@ class _Pretraining:
 class _FineTuning:
     """The same of fine-tuning."""
 
-    run: RunConfig = setting(RunConfig, "the seed")
+    run: TunedRunConfig = setting(TunedRunConfig, "the seed")
     data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
     optim: OptimConfig = setting(OptimConfig, "the batch size")
 

@@ -21,7 +21,7 @@ from pretrain.configuration.load import keys, plain_value, to_yaml
 from pretrain.configuration.values import as_held, shown
 from pretrain.ranks import on_main
 from pretrain.records.checkpoint import newest_by_name
-from pretrain.records.lock import FINISHED, NAME, lock_run, unlock_run
+from pretrain.records.lock import FINISHED, NAME, Holder, lock_run, read_holder, unlock_run
 from pretrain.training.config import OptimConfig, RunConfig
 
 _KINDS = {"pretraining": "target", "fine-tuning": "head"}  # a group of keys that no other kind has
@@ -48,12 +48,13 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
     """
     descriptor: int | None = None
     before: bytes | None = None
+    former: Holder | None = None
     outcome = "ended by an error"
     folder = Path(config.run.dir)
     path = folder / "config.yaml"
 
     def take() -> None:
-        nonlocal descriptor, before
+        nonlocal descriptor, before, former
         _check_own(folder)
         saved = read_record(folder)
         if saved is not None:
@@ -61,6 +62,7 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
         _check_resume(config.run)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            former = read_holder(folder)
             descriptor = _lock(folder)
             before = path.read_bytes() if path.exists() else None
             write_record(config)
@@ -74,6 +76,7 @@ def claim(accelerator: Accelerator, config: Any) -> Generator[None]:
     except UserError as error:  # refused, as with other shards: the run there stays as it is
         outcome = one_line(error)
         if before is not None:
+            outcome = former.text if former is not None else outcome
             with suppress(OSError), atomic_write(path) as file:
                 file.write(before)
         raise

@@ -121,7 +121,7 @@ def test_a_file_that_is_no_tar(tmp_path: Path, tiny: list[str]) -> None:
     text = refusal(pretrain.run.main, [*tiny, f"data.shards={tmp_path}", f"run.dir={tmp_path}/run"])
     assert text == (
         "data.shards: shard a.tar is not a tar file but a text file; name only tar files, or make "
-        "shards of a folder of images with python scripts/make_shards.py FOLDER OUT"
+        "shards with python scripts/make_shards.py SOURCE OUT"
     )
     assert not (tmp_path / "run").exists()
 
@@ -268,7 +268,8 @@ def write_labels(path: Path, labels: list[int | None]) -> Path:
 @pytest.mark.parametrize("main", [finetune.run.main, finetune.fewshot.main])
 def test_fine_tuning_needs_both_splits(shards: Path, encoder: list[str], main: Main) -> None:
     assert refusal(main, encoder) == (
-        "data.train is missing; name labelled shards, such as data.train='shards/train-*.tar'"
+        "data.train is missing; name a folder with one folder a class, or labelled shards, such as "
+        "data.train='shards/train-*.tar'"
     )
     text = refusal(main, [*encoder, f"data.train={shards}/train-*.tar"])
     assert text.startswith("data.val is missing")

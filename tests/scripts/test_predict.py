@@ -240,7 +240,9 @@ def test_what_may_not_be_read(
     assert first.startswith("all/b.png: Permission denied")
     assert second.startswith("all/closed: Permission denied")
     assert "all/a.png" in said.out
-    text = r"all/closed holds no image that can be read: 1 place that .* \(\.: Permission denied\)"
+    text = (
+        r"all/closed holds no image that can be read: 1 place that .* \(closed: Permission denied\)"
+    )
     with no_root_rights(), pytest.raises(UserError, match=text):
         scripts.predict.main(["run", "all/closed"])
     Path("all/closed").chmod(0o755)

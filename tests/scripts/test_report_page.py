@@ -114,7 +114,7 @@ def test_the_cost_adds_up_all_steps():
 
 def test_durations_have_two_units():
     texts = [findings.duration(seconds) for seconds in (59.6, 61, 3600, 86_400 + 120)]
-    assert texts == ["1 min 00 s", "1 min 01 s", "1 h 00 min", "24 h 02 min"]
+    assert texts == ["1 min 00 s", "1 min 01 s", "1 h 00 min", "1 d 00 h"]
 
 
 # ---------------------------------------------------------------- charts

@@ -143,8 +143,8 @@ def test_what_a_folder_has_more_is_named(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, "pretrain"):
         loaded = load_encoder(tmp_path)
     assert said(caplog) == [
-        f"encoder.init={tmp_path}: not used: decoder.bias",
-        f"encoder.init={tmp_path}: not used: head.bias, head.weight",
+        f"{tmp_path}: not used: decoder.bias",
+        f"{tmp_path}: not used: head.bias, head.weight",
     ]
     assert torch.equal(positions(loaded), positions(encoder))
 
@@ -157,7 +157,7 @@ def test_what_a_folder_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         load_encoder(tmp_path)
     assert str(raised.value) == (
-        f"encoder.init={tmp_path} lacks blocks.1.norm2.bias, cls_token; nothing is left at random: "
+        f"{tmp_path} lacks blocks.1.norm2.bias, cls_token; nothing is left at random: "
         "correct encoder.args, or start from another encoder"
     )
 
@@ -219,7 +219,7 @@ def test_of_a_timm_name_what_is_not_used_is_named(
     serve(monkeypatch, **state)
     with caplog.at_level(logging.INFO, "pretrain"):
         encoder = load_encoder(name)
-    assert said(caplog) == [f"encoder.init={name}: {note}" for note in notes]
+    assert said(caplog) == [f"{name}: {note}" for note in notes]
     own = encoder.state_dict()
     norm = "fc_norm" if "fc_norm.weight" in state else "norm"
     assert torch.equal(own["norm.weight"], state[f"{norm}.weight"])
@@ -247,9 +247,7 @@ def test_of_a_timm_name_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch
     state = weights_of("test_vit")
     del state["norm.weight"]
     serve(monkeypatch, **state)
-    with pytest.raises(
-        UserError, match=r'encoder.init=test_vit.r160_in1k cannot be .*"norm.weight"'
-    ):
+    with pytest.raises(UserError, match=r'test_vit.r160_in1k cannot be .*"norm.weight"'):
         load_encoder("test_vit.r160_in1k")
 
 

@@ -36,7 +36,8 @@ MIB = 2**20
 
 
 def model_of(arguments: list[str]) -> tuple[PretrainConfig, MaskedPatchModel]:
-    config = load(PretrainConfig, [*arguments, "data.shards=unread"])
+    batch = [] if any("batch_size" in text for text in arguments) else ["optim.batch_size=4096"]
+    config = load(PretrainConfig, [*arguments, *batch, "data.shards=unread"])
     encoder = make_encoder(config.encoder, config.data.size)
     return config, MaskedPatchModel(encoder, config.corruption, config.target)
 
