@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from data.processes import INTERRUPTED, REQUESTS, ask_to_leave_with_parent
+from data.processes import INTERRUPTED, ask_to_leave_with_parent, heard_requests
 from data.settings import RunStopped
 
 _ASKED_TO_LEAVE = 75  # a run's status then, `run.requeue_status`
@@ -63,7 +63,8 @@ def run_command(command: Sequence[str], output: IO[bytes] | None = None) -> int:
     """Run a command to its end, its output in a file or where ours goes; return its status.
 
     It has a session of its own. The first signal reaches it as SIGTERM, upon which a run commits a
-    checkpoint, even before its first step; a second one kills it and its loader processes.
+    checkpoint, even before its first step; a second one kills it and its loader processes. A signal
+    that is ignored here, as SIGHUP is behind `nohup`, the command ignores too.
 
     Raises:
         RunStopped: A signal came.
@@ -80,7 +81,7 @@ def run_command(command: Sequence[str], output: IO[bytes] | None = None) -> int:
                 else:
                     child.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in REQUESTS}
+    before = {number: signal.signal(number, hand_on) for number in heard_requests()}
     try:
         child = subprocess.Popen(
             command,

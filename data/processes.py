@@ -150,6 +150,11 @@ def _leave_after(launcher: int) -> None:
 # ---------------------------------------------------------------- signals
 
 
+def heard_requests() -> list[signal.Signals]:
+    """List what may ask this process to leave: all but those that `nohup` or `&` has it ignore."""
+    return [number for number in REQUESTS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def leave_signals_to_parent() -> None:
     """Ignore what asks a run to leave, in a process of the training process, which handles it."""
     for number in REQUESTS:

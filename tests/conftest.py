@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # two files are tested at a time: threads would wait for each other; and sums come out the same on
 # any number of cores
@@ -157,6 +157,16 @@ def no_root_rights() -> Generator[None]:
         if is_root:
             os.seteuid(0)
             os.setegid(0)
+
+
+@contextmanager
+def signal_does(number: signal.Signals, handler: Any) -> Generator[None]:
+    """Handle a signal so for a while, whatever started the suite: `nohup` has it ignore SIGHUP."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 MountDisk = Callable[[str], Path]

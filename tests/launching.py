@@ -274,10 +274,17 @@ class Forked:
         """The exit status once it has ended; a signal's number is negative."""
         return self._process.exitcode
 
-    def wait(self) -> int:
-        """Wait for its end."""
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end, for so many seconds at most."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("a forked script", timeout or 0)
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it at once unless it has ended."""
+        self._process.kill()
         self._process.join()
-        return int(self._process.exitcode or 0)
 
     def send_signal(self, number: int) -> None:
         """Send it a signal unless it has ended."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-from data.processes import INTERRUPTED, REQUESTS, has_launcher
+from data.processes import INTERRUPTED, has_launcher, heard_requests
 
 
 class Interrupt:
@@ -37,8 +37,7 @@ class Interrupt:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
-        ours = [n for n in REQUESTS if signal.getsignal(n) is not signal.SIG_IGN]  # by nohup or `&`
-        self._before = {number: signal.signal(number, self._note) for number in ours}
+        self._before = {number: signal.signal(number, self._note) for number in heard_requests()}
         return self
 
     def __exit__(self, *_: object) -> None:

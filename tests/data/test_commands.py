@@ -11,6 +11,7 @@ import pytest
 
 from data.commands import CommandFailed, run_command, run_logged
 from data.settings import RunStopped
+from tests.conftest import signal_does
 
 _WAITING = """
 import signal, sys, time
@@ -70,17 +71,26 @@ def send(number: int, started: Path, times: int = 1) -> None:
 def test_a_signal_reaches_the_command_as_sigterm(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    before = signal.getsignal(number)
+    def before(*_: object) -> None:
+        raise AssertionError("the command's signals are not its starter's")
+
     program = _WAITING.format(on_signal="[print('committed'), sys.exit()]")
     started = tmp_path / "started"
     threading.Thread(target=send, args=(number, started)).start()
-    with (tmp_path / "log").open("wb") as file, pytest.raises(RunStopped) as stopped:
-        run_command(python(program, str(started)), file)
+    with signal_does(number, before), (tmp_path / "log").open("wb") as file:
+        with pytest.raises(RunStopped) as stopped:
+            run_command(python(program, str(started)), file)
+        assert signal.getsignal(number) is before
     assert stopped.value.status == status
     text = f"{number.name} came; the same command goes on where this one was"
     assert str(stopped.value) == text
     assert (tmp_path / "log").read_text() == "committed\n"
-    assert signal.getsignal(number) is before
+
+
+def test_a_closed_terminal_ends_no_command_behind_nohup() -> None:
+    program = "import os; [os.kill(number, 1) for number in (os.getppid(), os.getpid())]"
+    with signal_does(signal.SIGHUP, signal.SIG_IGN):
+        assert run_command(python(program)) == 0
 
 
 @pytest.mark.slow

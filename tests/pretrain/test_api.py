@@ -27,6 +27,7 @@ from pretrain.machine.host import within_program
 from pretrain.machine.signals import Interrupt
 from pretrain.records.checkpoint import hash_file
 from pretrain.training import trainer as loop
+from tests.conftest import signal_does
 
 pytestmark = pytest.mark.slow
 
@@ -182,10 +183,21 @@ def test_a_signal_commits_and_raises_and_is_not_ignored_afterwards(
 ) -> None:
     number = signal.Signals[name]
     at_step(5, send(number), monkeypatch)
-    with pytest.raises(RunStopped, match=f"{name} came; step 6 is committed") as stopped:
-        start(run_dir=tmp_path / "run", **keys_of(tiny))
+    with signal_does(number, signal.SIG_DFL):
+        with pytest.raises(RunStopped, match=f"{name} came; step 6 is committed") as stopped:
+            start(run_dir=tmp_path / "run", **keys_of(tiny))
+        assert signal.getsignal(number) is signal.SIG_DFL
     assert stopped.value.status == 75
-    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_closed_terminal_does_not_end_a_run_behind_nohup(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = keys_of(tiny) | {"optim.steps": 8}
+    at_step(5, send(signal.SIGHUP), monkeypatch)
+    with signal_does(signal.SIGHUP, signal.SIG_IGN):
+        assert start(run_dir=tmp_path / "run", **own).steps == 8
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_second_ctrl_c_in_a_notebook_raises_and_does_not_end_it(

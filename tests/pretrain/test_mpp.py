@@ -68,14 +68,21 @@ def test_the_installed_program_is_this_one() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60)
 def test_a_run_through_it_commits_and_leaves_as_any_other(tmp_path: Path, tiny: list[str]) -> None:
-    command = [*MPP, "pretrain", *tiny, f"run.dir={tmp_path}/run"]
-    with (tmp_path / "log").open("w+") as log:
-        run = Forked([*command, "optim.steps=100000"], stdout=log, stderr=subprocess.STDOUT)
-        while "step 3/" not in (tmp_path / "log").read_text() and run.returncode is None:
-            time.sleep(0.02)
-        run.send_signal(signal.SIGTERM)
-        assert run.wait() == 75, (tmp_path / "log").read_text()
+    command = [*MPP, "pretrain", *tiny, f"run.dir={tmp_path}/run", "optim.steps=100000"]
+    path, deadline = tmp_path / "log", time.monotonic() + 40
+    with path.open("w+") as log:
+        run = Forked(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while not re.search(r"^step +3/100000 ", path.read_text(), re.MULTILINE):
+                assert run.returncode is None, path.read_text()
+                assert time.monotonic() < deadline, path.read_text()
+                time.sleep(0.02)
+            run.send_signal(signal.SIGTERM)
+            assert run.wait(timeout=15) == 75, path.read_text()
+        finally:
+            run.kill()
     assert load_encoder(tmp_path / "run").embed_dim == 32
     done = run_forked([*MPP, "pretrain", "optim.stps=3"])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
