@@ -6,6 +6,7 @@ the environment of a machine without a GPU; marked `faults`, through the launche
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from accelerate.state import AcceleratorState
 
 from data.commands import COMMANDS
 from data.shards import ImageFile, write_shard
+from pretrain import api
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from tests.conftest import make_png
 from tests.servers import flaky_http
@@ -31,7 +34,8 @@ from tests.servers import flaky_http
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 HOW_TO = sorted((ROOT / "docs/how-to").glob("*.md"))
-PAGES = [ROOT / "docs/index.md", *(path for path in HOW_TO if path.stem != "docker")]
+ELSEWHERE = ("docker", "notebook")  # needs a container; has Python, which a test below runs
+PAGES = [ROOT / "docs/index.md", *(path for path in HOW_TO if path.stem not in ELSEWHERE)]
 FOLDERS = ("pretrain", "finetune", "encoder", "objective", "accelerate")  # ablate: its own tests
 SHAPE = ["encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2"]
 SHORT = ["optim.steps=1", "optim.warmup_steps=0", "optim.batch_size=4"]
@@ -194,8 +198,10 @@ def prepare(command: str, folder: Path, workers: int) -> list[str]:
         shutil.rmtree(folder / begun[1])  # another page's run
     has_micro = "micro_batch_size" in command or "recipe.yaml" in command
     micro = ["run.micro_batch_size=2"] if has_micro else []
-    shape = SHAPE if found is None else []
-    return [*shape, *SHORT, f"data.workers={workers}", *micro, *words, *neighbours]
+    shape = SHAPE if found is None or "recipe.yaml" in command else []
+    # README's run has patches of 2 pixels: at the recipe's 384 pixels, 36,864 an image
+    size = ["data.image_size=32"] if "paper.yaml" in command and "=runs/mine" in command else []
+    return [*shape, *SHORT, f"data.workers={workers}", *micro, *words, *neighbours, *size]
 
 
 def run_here(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +269,21 @@ def test_a_pages_commands_run(
     for command in filter(is_quick, commands):
         with flaky_http(folder / "shards/mine") as server, pytest.MonkeyPatch.context() as patch:
             run_here(command.replace("https://host", server.url), folder, patch)
+
+
+def test_the_notebook_pages_program_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/how-to/notebook.md").read_text()
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    small = {"data.image_size": 64, "optim.batch_size": 16, "data.workers": 0}
+    tiny = dict(key.split("=") for key in [*SHAPE, "target.num_words=16"])
+    monkeypatch.setattr(api, "pretrain", functools.partial(api.pretrain, **small, **tiny))
+    once = functools.partial(api.finetune, **small, **{"optim.epochs": 1})
+    monkeypatch.setattr(api, "finetune", once)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert len(names["features"].values) == len(list((checkout / "photos").iterdir()))
+    assert names["encoder"].embed_dim == 32
+    assert (checkout / "runs/mine-tuned/result.json").exists()
 
 
 def is_quick(command: str) -> bool:
