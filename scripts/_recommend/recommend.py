@@ -101,11 +101,7 @@ def _header(recipe: Recipe, made: str, out: Path, measured: dict[str, Timing | N
         *(f"watch:   {line}" for line in telling.watch()),
         f"better:  {telling.better(recipe)}",
         f"instead: {telling.instead(plan.images)}. {telling.licences()}.",
-        *(
-            [f"from:    {telling.how_to_continue(plan.images)}"]
-            if plan.images.channels == 3
-            else []
-        ),
+        *(f"from:    {line}" for line in telling.how_to_continue(plan.images)),
         "Behind each reason stands where it comes from.",
     ]
 

@@ -360,7 +360,10 @@ def test_the_recipe_trains(
     assert lines[0].startswith("images    36 images, 20 x 24 pixels (median), colour")
     assert f"next      python pretrain/run.py {out}" in lines
     assert "labels    36 labelled images of 3 classes, 9 to 9 images each" in lines
-    assert out.read_text().startswith(f"# A recipe for {shards}, made by")
+    head = " ".join(line.removeprefix("#").strip() for line in out.read_text().splitlines())
+    assert head.startswith(f"A recipe for {shards}, made by")
+    weights = "vit_small_patch14_dinov2.lvd142m"
+    assert f"from:    python scripts/recommend.py {shards} --init {weights} " in head
     short = ["optim.steps=2", "optim.warmup_steps=1", f"run.dir={tmp_path}/run"]
     pretrain.run.main([str(out), *short, "data.workers=0", "data.max_bad_ratio=1"])
     assert (tmp_path / "run/encoder/model.safetensors").exists()
