@@ -21,7 +21,7 @@ from data.folder.walk import Found
 from data.reading.bad import MAX_MEMBER_BYTES
 from data.settings import RunStopped, UserError, require
 from data.sources.arrow import ArrowFile, class_names, open_file
-from data.sources.options import SourceOptions, windows
+from data.sources.options import TOO_LARGE, SourceOptions, windows
 from data.sources.rows import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -35,10 +35,6 @@ from data.text import count, name_some, printable
 DATASET_ENDINGS = ("parquet", "arrow")
 _NO_IMAGE = ("row without an image", "rows without an image")
 _NO_FORMAT = ("row whose bytes are no image", "rows whose bytes are no image")
-_LARGE = (
-    f"image over {MAX_MEMBER_BYTES >> 20} MiB, which training does not read",
-    f"images over {MAX_MEMBER_BYTES >> 20} MiB, which training does not read",
-)
 _ENDINGS = {"JPEG": "jpg", "JPEG2000": "jp2"}
 _logger = logging.getLogger(__name__)
 
@@ -204,7 +200,7 @@ def _rows(
         elif content is None:
             yield from _elsewhere(path, row, found)
         elif len(content) > MAX_MEMBER_BYTES:
-            found.refuse(_LARGE, where)
+            found.refuse(TOO_LARGE, where)
         else:
             ending = "" if is_image_name(row.name) else _sniff(content)
             if ending is None:

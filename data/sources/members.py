@@ -9,7 +9,7 @@ from data.folder.plan import Reader, SourceImages, label_by_folder
 from data.folder.walk import Found, is_noted_by_name
 from data.reading.bad import MAX_MEMBER_BYTES
 from data.settings import require
-from data.sources.options import SourceOptions
+from data.sources.options import TOO_LARGE, SourceOptions
 from data.text import name_some, printable
 
 ARCHIVE_ENDINGS = (
@@ -30,10 +30,6 @@ _LINK = ("link", "links")
 _SPECIAL = ("member that is no file", "members that are no files")
 _NESTED = ("archive inside the archive", "archives inside the archive")
 _AGAIN = ("file that a later one of its name replaces", "files that later ones replace")
-_LARGE = (
-    f"image over {MAX_MEMBER_BYTES >> 20} MiB, which training does not read",
-    f"images over {MAX_MEMBER_BYTES >> 20} MiB, which training does not read",
-)
 
 
 class Member(NamedTuple):
@@ -101,7 +97,7 @@ def sort_members(
         if member.flaw is not None and is_image_name(name):
             found.unreadable[own] = member.flaw
         elif member.num_bytes > MAX_MEMBER_BYTES and is_image_name(name):
-            found.refuse(_LARGE, own)
+            found.refuse(TOO_LARGE, own)
         else:
             found.sizes[own], places[own] = member.num_bytes, member.place
     return Sorted(found, places, "/".join(part for part in (inner, top) if part))

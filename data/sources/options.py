@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.folder.plan import SourceImage
+from data.reading.bad import MAX_MEMBER_BYTES
 from data.settings import require
 
 WINDOW_BYTES = 1 << 30  # of images that are held in memory, for each passage over a source
+TOO_LARGE = (  # why an image is left out: of one, of several
+    f"image over {MAX_MEMBER_BYTES >> 20} MiB, which training does not read",
+    f"images over {MAX_MEMBER_BYTES >> 20} MiB, which training does not read",
+)
 
 
 @dataclass(frozen=True)

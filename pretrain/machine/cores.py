@@ -1,11 +1,11 @@
 """The cores that this process may use, and the loader processes that they feed."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
+from data.devices import num_cores
 from data.settings import require
 from data.text import count
 
@@ -16,10 +16,7 @@ _ABSURD = 16, 4  # loader processes a rank: what any machine may have, and so ma
 
 def usable_cores() -> int:
     """Return the cores that the system lets this process use: by affinity and by a CPU limit."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    return max(1, min([cores, *_limits()]))
+    return max(1, min([num_cores(), *_limits()]))
 
 
 def _limits() -> Iterator[int]:

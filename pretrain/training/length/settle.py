@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from accelerate import Accelerator
 
-from data.settings import require
+from data.settings import UserError
 from data.stream import Share
 from data.text import count
 from pretrain.machine.cores import loader_processes
@@ -98,8 +98,7 @@ def usual_batch(num_images: int | None, num_processes: int) -> int:
 def _steps(optim: OptimConfig, images: Images | None) -> int:
     if images is None:
         epochs = "" if optim.epochs is None else f"optim.epochs={optim.epochs:g}: "
-        require(False, f"{epochs}data.read=sequential has no length; give optim.steps")
-        raise AssertionError
+        raise UserError(f"{epochs}data.read=sequential has no length; give optim.steps")
     assert optim.epochs is not None
     return max(1, round(optim.epochs * -(-images.num_samples // optim.num_images)))
 
