@@ -34,6 +34,11 @@ class ImageConfig:
         (0.08, 1.0), "range of a training crop's area, as a fraction of the image's"
     )
     fraction: float = setting(1.0, "fraction of the training samples that are used at all")
+    val_ratio: float = setting(
+        0.0,
+        "share of the training samples that is set aside for validation, by a hash of their keys; "
+        "in place of validation images of their own",
+    )
     workers: Any = setting(
         "auto",
         "loader processes a rank: a number, 0 decodes in the training process; auto: by the cores",
@@ -89,6 +94,10 @@ class ImageConfig:
         require(
             0 < self.fraction <= 1, f"data.fraction={self.fraction} is not in (0, 1]; 1 uses all"
         )
+        require(
+            0 <= self.val_ratio < 1,
+            f"data.val_ratio={self.val_ratio} is not in [0, 1); 0 sets nothing aside, try 0.1",
+        )
         workers: int = 0 if self.workers == "auto" else self.workers
         require(type(workers) is int, f"data.workers={workers} is neither a number nor auto")
         require(workers >= 0, f"data.workers={workers} is below 0; 0 needs no process")
@@ -104,6 +113,15 @@ class ImageConfig:
         require(
             self.retry_minutes >= 0,
             f"data.retry_minutes={self.retry_minutes} is below 0; 0 tries once",
+        )
+
+    def require_one(self, key: str) -> None:
+        """Raise `UserError` where validation images are named, and also set aside."""
+        given = getattr(self, key)
+        require(
+            not (given and self.val_ratio),
+            f"data.{key}={given} and data.val_ratio={self.val_ratio} both choose the validation "
+            f"images; leave out one, as with data.{key}=null or data.val_ratio=0",
         )
 
     @property
@@ -180,6 +198,16 @@ class DataConfig(ImageConfig):
             self.read == "random" or self.fraction == 1,
             f"data.fraction={self.fraction} needs data.read=random: a stream has no index",
         )
+        require(
+            self.read == "random" or not self.val_ratio,
+            f"data.val_ratio={self.val_ratio} needs data.read=random: a stream has no index",
+        )
+        self.require_one("val_shards")
+
+    @property
+    def val_key(self) -> str:
+        """The key that chooses the validation images; empty where none does."""
+        return "data.val_ratio" if self.val_ratio else "data.val_shards" if self.val_shards else ""
 
 
 @dataclass(frozen=True)
@@ -224,11 +252,16 @@ class LabelledDataConfig(ImageConfig):
         """How messages name the training images that are used."""
         return "data.train" if self.fraction == 1 else f"data.train (data.fraction={self.fraction})"
 
+    @property
+    def val_key(self) -> str:
+        """The key that chooses the validation images."""
+        return "data.val_ratio" if self.val_ratio and not self.val else "data.val"
+
     def require_splits(self) -> None:
-        """Raise `UserError` unless both splits are named."""
+        """Raise `UserError` unless both splits are there."""
         for key in ("train", "val"):
             require(
-                bool(getattr(self, key)),
+                bool(getattr(self, key)) or (key == "val" and self.val_ratio > 0),
                 f"data.{key} is missing; name a folder with one folder a class, or labelled "
                 f"shards, such as data.{key}='shards/{key}-*.tar'",
             )

@@ -275,6 +275,7 @@ class LinearConfig:
 def check_data(data: LabelledDataConfig) -> None:
     """Raise `UserError` for a key that a frozen encoder's measure cannot follow."""
     data.require_splits()
+    data.require_one("val")
     require(
         not data.multi_label,
         "data.multi_label=true, but a frozen encoder is measured by one class an image; leave it "

@@ -121,6 +121,7 @@ def measure(
         "data",
         data.fraction,
         num_channels(encoder),
+        data.val_ratio,
     )
     prepared = prepare(splits.labels)
 

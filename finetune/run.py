@@ -37,6 +37,8 @@ from pretrain.configuration.load import load, usage
 if TYPE_CHECKING:
     from finetune.metrics import Figures
 
+_RESULT = "result.json"
+
 
 def main(arguments: list[str], command: str = "python finetune/run.py") -> None:
     """Run `python finetune/run.py ARGUMENTS`; `command` is what `--help` calls it."""
@@ -72,7 +74,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         from finetune.validate import Validation, judge_result
         from pretrain.encoder.extensions import say_what_timm_lacks
         from pretrain.encoder.facts import image_data, image_size, num_channels, resolve
-        from pretrain.ranks import on_main, open_shards
+        from pretrain.ranks import on_main, open_shards, open_val
         from pretrain.training.best import Best
         from pretrain.training.claim import claim
         from pretrain.training.contract import Evaluator
@@ -88,9 +90,12 @@ def run(config: FinetuneConfig) -> dict[str, float]:
 
     # ---- the classes
     folder = Path(config.run.dir)
-    train = open_shards(accelerator, data.train, "data.train", data.storage, data.fraction, folder)
-    val = open_shards(accelerator, data.val, "data.val", data.storage)
-    on_main(accelerator, lambda: check_apart(train, val, ("data.train", "data.val")))
+    if not on_main(accelerator, lambda: (folder / _RESULT).is_file()):  # else: measured on others
+        data.require_one("val")
+    how = data.storage, data.fraction, folder, data.val_ratio
+    train = open_shards(accelerator, data.train, "data.train", *how)
+    val = open_val(accelerator, train, data.val, "data.val", data.storage)
+    on_main(accelerator, lambda: check_apart(train, val, ("data.train", data.val_key)))
     labels, values = on_main(accelerator, lambda: read_labels(train, val, config))
     names = labels.names
     weights = None
@@ -151,7 +156,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         Samples, size=size, seed=seed, labelled=True, num_classes=multi, channels=channels
     )
     val_samples = as_they_are(val, numbering=labels.val)
-    validation = Validation(accelerator, val_samples, part, data.workers)
+    validation = Validation(accelerator, val_samples, part, data.workers, data.val_key)
 
     # ---- the steps
     best = Best(_figure(data), config.run.patience) if config.run.keep_best else None
@@ -192,7 +197,7 @@ def _report(folder: Path, figures: "Figures", names: list[str], facts: dict[str,
     """Write `result.json`, and say what counts most of it."""
     scalars = {key: value if isfinite(value) else None for key, value in figures.scalars.items()}
     result = {**scalars, **facts, "classes": names, **figures.details}
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / _RESULT).write_text(json.dumps(result, indent=1) + "\n")
     main_figure = "accuracy" if "accuracy" in figures.scalars else "map"
     name = {"accuracy": "top-1 accuracy", "map": "mean average precision"}[main_figure]
     steps = count(facts["steps"], "step")

@@ -24,23 +24,25 @@ class Validation:
         samples: The split, labelled.
         part: This rank's.
         workers: Loader processes a rank.
+        key: The key that chooses the split.
 
     Attributes:
         figures: Of the last pass, None before the first.
     """
 
     def __init__(
-        self, accelerator: Accelerator, samples: Samples, part: Share, workers: int
+        self, accelerator: Accelerator, samples: Samples, part: Share, workers: int, key: str
     ) -> None:
         self._accelerator = accelerator
         self._samples = samples
         self._part = part
         self._workers = workers
+        self._key = key
         self.figures: Figures | None = None
 
     @torch.no_grad()
     def __call__(self, model: Any) -> Measured:
-        """Return the figures of one number each, and what of `data.val` could not be used.
+        """Return the figures of one number each, and what of the split could not be used.
 
         Args:
             model: A `Classifier`, also one that is cut over the ranks.
@@ -56,7 +58,7 @@ class Validation:
                 output = model(tensors)
             scores.update(output.logits, tensors["label"], tensors["weight"])
             bad += batch.bad
-        unusable = Unusable("data.val", self._samples.manifest.num_samples, gather_object(bad))
+        unusable = Unusable(self._key, self._samples.manifest.num_samples, gather_object(bad))
         self.figures = scores.compute()
         return Measured({} if unusable.is_all else self.figures.scalars, (unusable,))
 

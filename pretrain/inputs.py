@@ -20,7 +20,7 @@ from data.text import count, name_some
 from pretrain.encoder.facts import image_size, num_channels
 from pretrain.evaluation.config import ProbeConfig
 from pretrain.evaluation.probe import Probe
-from pretrain.ranks import on_main, open_shards
+from pretrain.ranks import on_main, open_shards, open_val
 from pretrain.training.config import Configured
 from pretrain.training.contract import Evaluator
 from pretrain.training.validation import validate
@@ -49,8 +49,8 @@ def open_images(accelerator: Accelerator, config: Opened) -> Manifest | None:
     data = config.data
     if data.read == "sequential":
         return None
-    run = Path(config.run.dir)
-    return open_shards(accelerator, data.shards, "data.shards", data.storage, data.fraction, run)
+    how = data.storage, data.fraction, Path(config.run.dir), data.val_ratio
+    return open_shards(accelerator, data.shards, "data.shards", *how)
 
 
 def open_stream(
@@ -92,14 +92,15 @@ def open_evaluators(
         illustrator: The validation's samples -> what makes pictures for the trackers, or None.
     """
     data, evaluators = config.data, list[Evaluator]()
-    if data.val_shards:
-        shards = open_shards(accelerator, data.val_shards, "data.val_shards", data.storage)
-        on_main(accelerator, lambda: _check_apart(stream, shards))
+    if key := data.val_key:
+        images = stream.samples.manifest if isinstance(stream, TrainingStream) else None
+        shards = open_val(accelerator, images, data.val_shards, key, data.storage)
+        on_main(accelerator, lambda: _check_apart(stream, shards, ("data.shards", key)))
         size, channels = image_size(encoder), num_channels(encoder)
         samples = Samples(shards, size, seed=config.run.seed, channels=channels)
         batches = partial(evaluation_batches, samples, part, data.workers)
         total = shards.num_samples
-        measure = partial(validate, accelerator, batches, "data.val_shards", total)
+        measure = partial(validate, accelerator, batches, key, total)
         every = config.run.eval_every
         evaluators.append(Evaluator("val", every, measure, illustrator(samples)))
     if config.probe.train:
@@ -110,9 +111,10 @@ def open_evaluators(
     return evaluators
 
 
-def _check_apart(stream: TrainingStream | SequentialStream, val: Manifest) -> None:
+def _check_apart(
+    stream: TrainingStream | SequentialStream, val: Manifest, keys: tuple[str, str]
+) -> None:
     """Refuse shards that are trained on and validated on; warn of images that are."""
-    keys = ("data.shards", "data.val_shards")
     if isinstance(stream, TrainingStream):
         check_apart(stream.samples.manifest, val, keys)
         return

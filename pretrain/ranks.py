@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.disks import explain
 from data.index.manifest import Manifest
-from data.index.open import open_manifest
+from data.index.open import open_manifest, set_aside
 from data.settings import RunStopped, UserError
 from data.storage.locations import Storage
 
@@ -71,6 +71,7 @@ def open_shards(
     storage: Storage,
     fraction: float = 1.0,
     run: Path | None = None,
+    val_ratio: float = 0.0,
 ) -> Manifest:
     """Open the shards that a configuration key names; the main process makes missing indexes.
 
@@ -78,7 +79,7 @@ def open_shards(
         RunStopped: A rank sees other files than the main process, on all ranks.
     """
     manifest = main_process_first(
-        accelerator, lambda: open_manifest(spec, key, storage, fraction, run)
+        accelerator, lambda: open_manifest(spec, key, storage, fraction, run, val_ratio)
     )
     contents: list[str] = gather_object([manifest.content])
     others = [rank for rank, content in enumerate(contents) if content != contents[0]]
@@ -90,3 +91,20 @@ def open_shards(
             is_agreed=True,
         )
     return manifest
+
+
+def open_val(
+    accelerator: Accelerator, train: Manifest | None, spec: object, key: str, storage: Storage
+) -> Manifest:
+    """Open the validation images: those that are named, else those that training leaves out.
+
+    Args:
+        accelerator: What `start` gave.
+        train: The training images; None of a stream.
+        spec: As for `open_shards`, or nothing.
+        key: The configuration's key, for error texts.
+        storage: How remote shards are read.
+    """
+    if spec or train is None:
+        return open_shards(accelerator, spec, key, storage)
+    return main_process_first(accelerator, lambda: set_aside(train))

@@ -117,7 +117,7 @@ def _verify(run: Path, shards: list[str] | None) -> "Verdict":
         raise UserError(f"RUN={run} has no whole checkpoint, so none of its steps is committed yet")
     spec, where = (shards, "--shards") if shards else (getattr(data, key), f"data.{key}")
     try:
-        manifest = open_manifest(spec, where, data.storage, data.fraction, run)
+        manifest = open_manifest(spec, where, data.storage, data.fraction, run, data.val_ratio)
     except UserError as error:
         hint = "" if shards else f" (--shards says where those of {path} are now)"
         raise UserError(f"{error}{hint}") from error

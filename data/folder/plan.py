@@ -156,7 +156,7 @@ def unique_keys(paths: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     keys: list[str] = []
     for path in paths:
-        base = key = _safe_key(path)
+        base = key = safe_key(path)
         while key in taken:
             counts[base] += 1
             key = f"{base}~{counts[base]}"
@@ -165,7 +165,8 @@ def unique_keys(paths: Sequence[str]) -> list[str]:
     return keys
 
 
-def _safe_key(path: str) -> str:
+def safe_key(path: str) -> str:
+    """Return a path as a key that webdataset reads back."""
     key = path.rpartition(".")[0].replace(".", "_").replace("\n", "_").lstrip("/")
     # webdataset takes names such as __this__ for metadata and skips them.
     return key if split_name(key + ".jpg") is not None else "x" + key

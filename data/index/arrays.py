@@ -8,6 +8,7 @@ import json
 import mmap
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,29 @@ def string_at(ends: npt.NDArray[np.int64], content: npt.NDArray[np.uint8], place
     """Return one of many strings that lie one after the other; `ends` says where each ends."""
     start = int(ends[place - 1]) if place else 0
     return content[start : int(ends[place])].tobytes()
+
+
+def strings(ends: npt.NDArray[np.int64], content: npt.NDArray[np.uint8]) -> list[bytes]:
+    """Return all strings that lie one after the other."""
+    whole, stops = content.tobytes(), [0, *ends.tolist()]
+    return [whole[start:stop] for start, stop in pairwise(stops)]
+
+
+def pick(
+    ends: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Keep some of what lies one after the other.
+
+    Args:
+        ends: (N,), where each one ends.
+        places: Of those that are kept, in order.
+
+    Returns:
+        Where each that is kept ends then; and of each single entry whether it is kept.
+    """
+    lengths, is_kept = np.diff(ends, prepend=0), np.zeros(len(ends), np.bool_)
+    is_kept[places] = True
+    return np.cumsum(lengths[places]), np.repeat(is_kept, lengths)
 
 
 def choose(number: int, num_kept: int, seed: int) -> npt.NDArray[np.int64]:

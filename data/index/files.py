@@ -16,7 +16,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.index.arrays import DAMAGES, choose, crc32_of, map_arrays, save_arrays, string_at
+from data.folder.plan import safe_key
+from data.index.arrays import (
+    DAMAGES,
+    crc32_of,
+    map_arrays,
+    pick,
+    save_arrays,
+    string_at,
+    strings,
+)
 from data.settings import UserError
 from data.shards import LABEL_EXTENSION
 
@@ -111,20 +120,16 @@ class FileTable:
         facts = zip(self.sizes.tolist(), self.mtimes.tolist(), strict=True)
         return dict(zip(map(self.path, range(len(self))), facts, strict=True))
 
-    def thinned(self, num_kept: int, seed: int) -> "FileTable":
-        """Return a table of `num_kept` files alone, chosen by a hash, in their order."""
-        if num_kept == len(self):
-            return self
-        kept = choose(len(self), num_kept, seed)
-        lengths = np.diff(self.path_ends, prepend=0)
-        return replace(
-            self,
-            path_ends=np.cumsum(lengths[kept]),
-            paths=self.paths[np.repeat(np.isin(np.arange(len(self)), kept), lengths)],
-            sizes=self.sizes[kept],
-            mtimes=self.mtimes[kept],
-            labels=self.labels[kept],
-        )
+    def names(self) -> list[bytes]:
+        """Return the keys that the files have in the shards of scripts/make_shards.py."""
+        paths = strings(self.path_ends, self.paths)
+        return [os.fsencode(safe_key(os.fsdecode(path))) for path in paths]
+
+    def only(self, places: npt.NDArray[np.int64]) -> "FileTable":
+        """Return a table of some files alone, by their places in order."""
+        ends, is_kept = pick(self.path_ends, places)
+        rows = {name: getattr(self, name)[places] for name in ("sizes", "mtimes", "labels")}
+        return replace(self, path_ends=ends, paths=self.paths[is_kept], **rows)
 
     def save(self, path: Path) -> None:
         """Write the table, whole or not at all."""

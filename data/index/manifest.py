@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +22,7 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
+from data.index.parts import Part
 from data.shards import INDEX_SUFFIX, atomic_write
 from data.storage.locations import Storage, is_remote, protocol_of
 
@@ -40,11 +41,13 @@ class Shard:
         index_path: Its index, for `data.index.open.load_index`.
         is_tar: It is a tar, and not a folder or list of images.
         num_samples: Samples that are used.
-        num_indexed: Readable samples when it was indexed; more than are used of a `thinned` one.
+        num_indexed: Readable samples when it was indexed; more than are used of a `thinned` one, or
+            of a part.
         num_bytes: The tar's size, or that of all images.
         sha256: Of the whole tar that was indexed, or of the table of files, in hex.
         etag: What the server called that tar; None of local ones, and where it is not known.
         damage: What is wrong with the tar, or None.
+        part: The part of its samples that is used, or None for all.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Shard:
     sha256: str
     etag: str | None
     damage: str | None
+    part: Part | None
 
 
 class Strings(Sequence[str]):
@@ -98,6 +102,7 @@ class Shards(Sequence[Shard]):
         index_folders: The distinct folders of indexes.
         index_folder_ids: int32, the place of each shard's folder there.
         tables: The indexes of folders and lists of images, by place.
+        part: The part of the samples that is used, or None for all.
     """
 
     names: Strings
@@ -111,6 +116,7 @@ class Shards(Sequence[Shard]):
     index_folders: tuple[str, ...]
     index_folder_ids: npt.NDArray[np.int32]
     tables: dict[int, Path] = field(default_factory=dict[int, Path])
+    part: Part | None = None
 
     def __len__(self) -> int:
         return len(self.num_samples)
@@ -136,6 +142,7 @@ class Shards(Sequence[Shard]):
             sha256=self.sha256s[place].tobytes().hex(),
             etag=self.etags[place] or None,
             damage=self.damages.get(place),
+            part=self.part,
         )
 
     def _index_path(self, place: int, location: str) -> Path:
@@ -185,6 +192,9 @@ def make_manifest(shards: Shards, storage: Storage) -> Manifest:
     for row in zip(shards.names, hexes, shards.num_samples.tolist(), strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
         content.update(json.dumps(row[1:]).encode() + b"\n")
+    if shards.part is not None:
+        for each in (digest, content):
+            each.update(json.dumps(astuple(shards.part)).encode())
     starts = np.concatenate([[0], np.cumsum(shards.num_samples)]).astype(np.int64)
     return Manifest(shards, starts, digest.hexdigest(), content.hexdigest(), storage)
 
@@ -192,8 +202,8 @@ def make_manifest(shards: Shards, storage: Storage) -> Manifest:
 def thinned(manifest: Manifest, ratio: float) -> Manifest:
     """Use `ratio` of the samples alone: of each shard its share, the same ones in each run.
 
-    Which ones, `ShardIndex.thinned` decides by a hash; those of a smaller ratio are nearly all
-    among those of a larger one.
+    Which ones, `data.index.open.load_index` decides by a hash; those of a smaller ratio are nearly
+    all among those of a larger one.
     """
     if ratio == 1:
         return manifest
@@ -201,9 +211,9 @@ def thinned(manifest: Manifest, ratio: float) -> Manifest:
     return make_manifest(replace(manifest.shards, num_samples=kept), manifest.storage)
 
 
-def unthinned(manifest: Manifest) -> Manifest:
-    """Use all samples again of what `thinned` gave."""
-    shards = replace(manifest.shards, num_samples=manifest.shards.num_indexed)
+def whole(manifest: Manifest) -> Manifest:
+    """Use all samples again of what was thinned, or is a part."""
+    shards = replace(manifest.shards, num_samples=manifest.shards.num_indexed, part=None)
     return make_manifest(shards, manifest.storage)
 
 

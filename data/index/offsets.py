@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.index.arrays import DAMAGES, choose, crc32_of, map_arrays, save_arrays, string_at
+from data.index.arrays import (
+    DAMAGES,
+    crc32_of,
+    map_arrays,
+    pick,
+    save_arrays,
+    string_at,
+    strings,
+)
 from data.settings import UserError
 
 _ARRAYS = (
@@ -79,20 +87,18 @@ class ShardIndex:
             for i in range(start, int(self.member_ends[sample]))
         }
 
-    def thinned(self, num_kept: int, seed: int) -> "ShardIndex":
-        """Return an index of `num_kept` samples alone, chosen by a hash, in the order they lie."""
-        if num_kept == len(self):
-            return self
-        kept = choose(len(self), num_kept, seed)
+    def names(self) -> list[bytes]:
+        """Return the keys as they lie in the tar."""
+        return strings(self.key_ends, self.keys)
+
+    def only(self, places: npt.NDArray[np.int64]) -> "ShardIndex":
+        """Return an index of some samples alone, by their places in order."""
         fields: dict[str, Any] = {}
         for ends, values in (
             ("member_ends", ("offsets", "sizes", "crc32s", "extension_ids")),
             ("key_ends", ("keys",)),
         ):
-            stops = getattr(self, ends)
-            lengths = np.diff(stops, prepend=0)
-            is_kept = np.repeat(np.isin(np.arange(len(self)), kept), lengths)
-            fields[ends] = np.cumsum(lengths[kept])
+            fields[ends], is_kept = pick(getattr(self, ends), places)
             fields |= {name: getattr(self, name)[is_kept] for name in values}
         return replace(self, **fields)
 

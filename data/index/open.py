@@ -8,15 +8,19 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
+from data.index.arrays import choose
 from data.index.catalog import Catalog, fetch_index
 from data.index.files import FileTable
 from data.index.making import Job, Remarks, is_index_of, run_jobs
-from data.index.manifest import Manifest, Shard, thinned
+from data.index.manifest import Manifest, Shard, make_manifest, thinned
 from data.index.offsets import ShardIndex
+from data.index.parts import Part
 from data.index.record import recorded_tables
 from data.settings import RunStopped, UserError, require
 from data.storage.files import keep_connections
@@ -34,6 +38,7 @@ def open_manifest(
     storage: Storage = _DEFAULT,
     fraction: float = 1.0,
     run: Path | None = None,
+    val_ratio: float = 0.0,
 ) -> Manifest:
     """Open the manifest of the shards that a configuration names, indexing what is new or changed.
 
@@ -48,6 +53,7 @@ def open_manifest(
         storage: How remote shards are read.
         fraction: Of the samples, to be used alone.
         run: The folder of a run, which goes on with the images with which it began.
+        val_ratio: Of all samples, to be left out for validation, where `set_aside` finds them.
 
     Raises:
         RunStopped: If a shard cannot be read, or its index not be written.
@@ -64,6 +70,8 @@ def open_manifest(
     require(manifest.num_samples > 0, f"{key}: the shards hold no samples; name others")
     if manifest.shards.empty:
         _logger.warning("%s", told_empty(manifest.shards.empty))
+    if val_ratio:
+        manifest = _training_part(manifest, key, val_ratio)
     used = thinned(manifest, fraction)
     require(
         used.num_samples > 0,
@@ -73,6 +81,33 @@ def open_manifest(
     return used
 
 
+def _training_part(manifest: Manifest, key: str, val_ratio: float) -> Manifest:
+    rest = _part_of(manifest, Part(val_ratio))
+    num_val = manifest.num_samples - rest.num_samples
+    require(
+        rest.num_samples > 0 and num_val > 0,
+        f"data.val_ratio={val_ratio} leaves {count(rest.num_samples, 'sample')} of {key} to train "
+        f"on and {num_val} to validate on, and each needs one; choose another ratio, or name "
+        "validation images of their own",
+    )
+    return rest
+
+
+def set_aside(train: Manifest) -> Manifest:
+    """Return the samples that `val_ratio` left out of what `open_manifest` gave."""
+    assert train.shards.part is not None
+    return _part_of(train, replace(train.shards.part, is_val=True))
+
+
+def _part_of(manifest: Manifest, part: Part) -> Manifest:
+    """Use a part of all samples, whichever are used now; it takes the keys of all shards."""
+    shards = replace(manifest.shards, num_samples=manifest.shards.num_indexed, part=part)
+    listed = tqdm(shards, "choosing samples", unit="shard", delay=2, disable=None)
+    numbers = [len(part.places(_load(shard, manifest.storage).names())) for shard in listed]
+    shards = replace(shards, num_samples=np.array(numbers, np.int64))
+    return make_manifest(shards, manifest.storage)
+
+
 def told_empty(names: Sequence[str]) -> str:
     """Say which shards hold nothing, as a tar does that was not written to its end."""
     number, holds = count(len(names), "shard"), "holds" if len(names) == 1 else "hold"
@@ -80,7 +115,9 @@ def told_empty(names: Sequence[str]) -> str:
 
 
 def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex | FileTable:
-    """Open a shard's index; one that lies on the server is fetched first, once.
+    """Open a shard's index, of the samples that are used.
+
+    One that lies on the server is fetched first, once.
 
     Returns:
         Of a folder or list of images, the table of its files.
@@ -89,10 +126,20 @@ def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex | FileTa
         RunStopped: If it is not there.
         UserError: If it is damaged, or of another tar than the manifest says.
     """
-    path = shard.index_path
+    index = _load(shard, storage)
+    if shard.part is not None:
+        index = index.only(shard.part.places(index.names()))
+    if shard.num_samples == len(index):
+        return index
     seed = int(shard.sha256[:15], 16)
+    return index.only(choose(len(index), shard.num_samples, seed))
+
+
+def _load(shard: Shard, storage: Storage) -> ShardIndex | FileTable:
+    """Open the index of all samples."""
+    path = shard.index_path
     if not shard.is_tar:
-        return _load_table(shard).thinned(shard.num_samples, seed)
+        return _load_table(shard)
     if is_remote(shard.location) and not path.exists():
         fetch_index(shard.location, path, storage)
     try:
@@ -105,7 +152,7 @@ def load_index(shard: Shard, storage: Storage = _DEFAULT) -> ShardIndex | FileTa
         f"{path} is the index of another tar than shard {shard.name}; delete it and it will be "
         "made again",
     )
-    return index.thinned(shard.num_samples, seed)
+    return index
 
 
 def _load_table(shard: Shard) -> FileTable:

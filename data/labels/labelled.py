@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.index.files import FileTable
-from data.index.manifest import Manifest, unthinned
+from data.index.manifest import Manifest, whole
 from data.index.tables import refuse_unlabelled
 from data.labels.classes import Classes, Numbering, UnknownClass, as_it_is, match_classes
 from data.labels.parse import read_label, read_label_set
@@ -62,7 +62,8 @@ def label_splits(
 
     Raises:
         RunStopped: A server cannot be asked for its list of classes.
-        UserError: A sample has no label; `val` has a class that `train` lacks; names and numbers
+        UserError: A sample has no label; `val` has a class that `train` lacks, unless both are
+            parts of one set; names and numbers
             do not fit; or the numbers are no class numbers.
     """
     for key, manifest in ((f"{group}.train", train), (f"{group}.val", val)):
@@ -78,16 +79,26 @@ def label_splits(
         """Return the labels of the samples that `data.fraction` leaves out, too."""
         if fraction == 1:
             return values
-        return read(unthinned(train), train_key, classes, classes.train)
+        return read(whole(train), train_key, classes, classes.train)
 
-    names = classes.names or _number_names(values, all_values, group)
+    is_split = val.shards.part is not None  # the classes are those of both parts
+    known = np.concatenate([values, val_values]) if is_split else values
+    names = classes.names or _number_names(known, all_values, group)
     require(
-        int(values.max()) < len(names),
-        f"{train_key} has class {values.max()}, but {classes.file} names {len(names)}; mend the "
+        int(known.max()) < len(names),
+        f"{train_key} has class {known.max()}, but {classes.file} names {len(names)}; mend the "
         "labels, or name all classes there",
     )
     unknown = np.setdiff1d(val_values, values)
-    if unknown.size > 0:
+    if unknown.size > 0 and is_split:
+        what = "class" if unknown.size == 1 else "classes"
+        _logger.warning(
+            "%s.val_ratio leaves no image of %s [%s] to train on: too few images for the ratio",
+            group,
+            what,
+            name_some([names[number] for number in unknown]),
+        )
+    elif unknown.size > 0:
         of_fraction = "" if fraction == 1 else f"data.fraction={fraction}"
         _refuse_unknown(unknown, all_values(), names, group, of_fraction)
     return Labels(names, classes.train, classes.val), values

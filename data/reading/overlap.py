@@ -42,6 +42,23 @@ def check_apart(train: Manifest, val: Manifest, keys: tuple[str, str]) -> None:
     Raises:
         UserError: Names the shards that are in both, by their content, or files that are.
     """
+    if train.shards.part is None or val.shards.part is None:  # else they are parts of one
+        _refuse_shared(train, val, keys)
+    number, example = _count_equal(train, val, keys)
+    if number:
+        verb = "is" if number == 1 else "are"
+        _logger.warning(
+            "%s of %s %s in %s too, byte for byte (%s): the validation's figures are better than "
+            "they would be on other images",
+            count(number, "image"),
+            keys[1],
+            verb,
+            keys[0],
+            example,
+        )
+
+
+def _refuse_shared(train: Manifest, val: Manifest, keys: tuple[str, str]) -> None:
     if files := shared_paths(train, val):
         verb, them = ("is", "it") if len(files) == 1 else ("are", "them")
         raise UserError(
@@ -56,18 +73,6 @@ def check_apart(train: Manifest, val: Manifest, keys: tuple[str, str]) -> None:
             f"{names} {'is' if is_one else 'are'} in {keys[0]} and in {keys[1]}, by content, so "
             f"validation would be on images that are trained on; leave {'it' if is_one else 'them'}"
             f" out of one of the two, as with {keys[0]}='FOLDER/train-*.tar'"
-        )
-    number, example = _count_equal(train, val, keys)
-    if number:
-        verb = "is" if number == 1 else "are"
-        _logger.warning(
-            "%s of %s %s in %s too, byte for byte (%s): the validation's figures are better than "
-            "they would be on other images",
-            count(number, "image"),
-            keys[1],
-            verb,
-            keys[0],
-            example,
         )
 
 

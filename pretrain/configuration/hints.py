@@ -36,6 +36,7 @@ _USUAL = {
     ),
     **dict.fromkeys(("train", "train_dir", "train_path", "train_shards"), _TRAIN),
     **dict.fromkeys(("val", "val_dir", "val_path", "val_data"), ("data.val_shards", "data.val")),
+    **dict.fromkeys(("val_split", "validation_split", "val_fraction"), "data.val_ratio"),
     **dict.fromkeys(("output_dir", "out", "outdir", "log_dir", "save_dir", "output"), "dir"),
     **dict.fromkeys(("model", "arch", "backbone", "model_name", "architecture"), "encoder.name"),
     **dict.fromkeys(("pretrained", "checkpoint", "weights", "finetune", "ckpt"), "encoder.init"),

@@ -19,7 +19,7 @@ from pretrain.encoder.facts import image_size, num_channels
 from pretrain.evaluation.classifiers import choose_shots, few_shot, knn
 from pretrain.evaluation.config import ProbeConfig
 from pretrain.evaluation.features import Extracted, Features, extract, make_views
-from pretrain.ranks import on_main, open_shards
+from pretrain.ranks import on_main, open_shards, open_val
 from pretrain.training.contract import Measured
 from pretrain.training.parallel import open_to_parts
 
@@ -48,6 +48,7 @@ def open_splits(
     group: str,
     fraction: float = 1.0,
     channels: int = 3,
+    val_ratio: float = 0.0,
 ) -> Splits:
     """Open both splits and read their labels, before any image is read.
 
@@ -59,16 +60,16 @@ def open_splits(
         group: Where those keys are, for messages.
         fraction: Of the training images, how many are used at all.
         channels: Of the images.
+        val_ratio: Of the training images, how many are set aside and are `val`.
 
     Raises:
         UserError: There are no such shards, one is in both, a sample has no label, or `val` has a
             class more.
     """
-    train, val = (
-        open_shards(accelerator, getattr(specs, key), f"{group}.{key}", data.storage, share)
-        for key, share in (("train", fraction), ("val", 1.0))
-    )
-    on_main(accelerator, lambda: check_apart(train, val, (f"{group}.train", f"{group}.val")))
+    keys = f"{group}.train", f"{group}.val"
+    train = open_shards(accelerator, specs.train, keys[0], data.storage, fraction, None, val_ratio)
+    val = open_val(accelerator, train, specs.val, keys[1], data.storage)
+    on_main(accelerator, lambda: check_apart(train, val, keys))
     labels, values = on_main(
         accelerator, lambda: label_splits(train, val, specs.classes, group, fraction)
     )

@@ -10,7 +10,7 @@ import yaml
 from data.index.catalog import Catalog
 from data.settings import RunStopped, UserError
 from data.storage.locations import Storage, is_remote, public_name
-from data.text import count, name_some
+from data.text import count, name_some, percent
 from pretrain.records.logs import read_records
 from scripts._export.format import Format
 from scripts._export.pictures import is_local
@@ -131,6 +131,8 @@ def _data(data: dict[str, Any]) -> Iterator[str]:
             specs = spec if isinstance(spec, list) else [spec]
             names = ", ".join(_short(str(part)) for part in specs)
             yield f"{split}: {names}{_count(spec, f'data.{split}')}"
+    if ratio := data.get("val_ratio"):
+        yield f"set aside for validation, and not trained on: {percent(ratio)}"
 
 
 def _short(spec: str) -> str:

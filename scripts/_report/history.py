@@ -206,7 +206,9 @@ def _origin(run: Run) -> list[str]:
 def _data(run: Run) -> str:
     names = ("shards", "val_shards") if run.is_pretraining else ("train", "val")
     train, val = (run.config[f"data.{name}"] for name in names)
-    return f"{_spec(train)}; validation: {_spec(val) if val else 'none'}"
+    ratio = run.config["data.val_ratio"]
+    aside = f"{percent(ratio)} of them (data.val_ratio)" if ratio else "none"
+    return f"{_spec(train)}; validation: {_spec(val) if val else aside}"
 
 
 def _spec(spec: Any) -> str:

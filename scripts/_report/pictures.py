@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from data.index.open import open_manifest
+from data.index.open import open_manifest, set_aside
 from data.samples import Samples
 from data.settings import UserError, require
 from pretrain.config import PretrainConfig
@@ -44,9 +44,12 @@ class _Images:
 
     def __init__(self, config: PretrainConfig, model: MaskedPatchModel) -> None:
         data, encoder = config.data, model.encoder
-        self.split = "validation" if data.val_shards else "training"
-        self._key = "data.val_shards" if data.val_shards else "data.shards"
-        manifest = open_manifest(data.val_shards or data.shards, self._key, data.storage)
+        self.split = "validation" if data.val_key else "training"
+        self._key = data.val_key or "data.shards"
+        spec = data.val_shards or data.shards
+        manifest = open_manifest(spec, self._key, data.storage, val_ratio=data.val_ratio)
+        if data.val_ratio:
+            manifest = set_aside(manifest)
         size, channels = image_size(encoder), num_channels(encoder)
         self._samples = Samples(manifest, size, seed=config.run.seed, channels=channels)
 

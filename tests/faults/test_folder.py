@@ -1,8 +1,10 @@
 """Runs on a folder of images: what a run on its shards gives, through kills, ranks and changes."""
 
+import json
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -82,7 +84,11 @@ def test_a_folder_trains_as_its_shards_to_the_bit(
 def test_killed_changed_and_gone_on_with_two_ranks(
     tmp_path: Path, images: Path, photos: Path, arguments: list[str]
 ) -> None:
-    """Files come and go while a run lies killed: it goes on, and names what it lost."""
+    """Files come and go while a run lies killed: it goes on, and names what it lost.
+
+    What is set aside for validation is never trained on, before and after.
+    """
+    arguments = [*arguments, "data.val_ratio=0.2", "data.val_shards=null", "run.eval_every=6"]
     plain = [*arguments, f"data.shards={images}/photos", f"run.dir={tmp_path}/plain"]
     pretrain.run.main(plain)
     run = tmp_path / "run"
@@ -90,25 +96,32 @@ def test_killed_changed_and_gone_on_with_two_ranks(
     with Ranks(more, 1, tmp_path / "logs") as ranks:
         stop_after(ranks, run, 5, kill)
     (photos / "a" / "003.png").unlink()
-    os.utime(photos / "b" / "004.png")
+    os.utime(photos / "b" / "007.png")
     shutil.copy(photos / "c" / "005.png", photos / "c" / "new.png")
     shutil.rmtree(tmp_path / "cache")  # the run has what it needs
     output = run_ranks([*more, "data.workers=0"], 2, tmp_path / "logs")
     assert (
-        f"{photos}: since the run was begun, 1 file is changed (b/004.png); 1 file is new "
+        f"{photos}: since the run was begun, 1 file is changed (b/007.png); 1 file is new "
         "(c/new.png); 1 file is gone (a/003.png); the run keeps to the images with which it began"
     ) in output
     scripts.verify_run.main([str(run)])
     reasons = {line["key"]: line["reason"] for line in read_records(run / "bad_samples.jsonl")}
     assert reasons["a/003.png"] == "the file has vanished since it was listed"
-    assert reasons["b/004.png"].startswith("the file has changed since it was listed: of ")
+    assert reasons["b/007.png"].startswith("the file has changed since it was listed: of ")
     assert len(reasons) == 3
     expected, found = keys(tmp_path / "plain"), keys(run)
     resumed = next(step for step in found if found[step] != expected[step])
     assert resumed > 2
     for step, batch in found.items():
-        lost = {"a/003", "b/004"} if step >= resumed else set[str]()
+        lost = {"a/003", "b/007"} if step >= resumed else set[str]()
         assert batch == [key for key in expected[step] if key not in lost]
+    trained = [key for batch in expected.values() for key in batch]
+    every = {f"{'abc'[number % 3]}/{number:03d}" for number in range(36)} - {"b/022"}  # no image
+    assert every - set(trained) == {"b/004", "c/005", "b/019", "a/033", "c/035"}
+    assert set(Counter(trained).values()) == {STEPS // PER_EPOCH}
+    assert [r["step"] for r in read_records(run / "metrics.jsonl") if "val/loss" in r] == [6, 12]
+    with pytest.raises(UserError, match=r"data.val_ratio was 0.2, now 0.3; give the same keys"):
+        pretrain.run.main([*more, "data.val_ratio=0.3"])
 
 
 def test_a_run_is_not_taken_to_other_images(
@@ -158,6 +171,11 @@ def test_an_unmounted_folder_stops_the_run(
         stop_after(ranks, tmp_path / "run", 3, unmount)
 
 
+def num_validated(run: Path) -> int:
+    result = json.loads((run / "result.json").read_text())
+    return sum(map(sum, result["confusion"]))
+
+
 def test_fine_tuning_and_probes_take_folders(
     tmp_path: Path, images: Path, photos: Path, arguments: list[str], tiny_finetune: list[str]
 ) -> None:
@@ -171,6 +189,15 @@ def test_fine_tuning_and_probes_take_folders(
         [*tiny_finetune, *folders, "data.max_bad_ratio=1", f"run.dir={tmp_path}/tuned"]
     )
     assert (tmp_path / "tuned/result.json").exists()
+    aside = [f"data.train={images}/photos", "data.val_ratio=0.2", f"run.dir={tmp_path}/aside"]
+    aside.append("data.val=null")
+    with pytest.raises(UserError, match=r"and data.val_ratio=0.2 both choose the validation"):
+        finetune.run.main([*tiny_finetune, *aside, f"data.val={photos}"])
+    finetune.run.main([*tiny_finetune, *aside, "data.max_bad_ratio=1"])
+    assert num_validated(tmp_path / "aside") == 5
+    # a finished run is measured on other images
+    finetune.run.main([*tiny_finetune, *aside, "data.max_bad_ratio=1", f"data.val={photos}"])
+    assert num_validated(tmp_path / "aside") == 9
     probe = [f"probe.train={images}/photos", f"probe.val={photos}", "probe.shots=[1]"]
     pretrain.run.main([*arguments, *probe, f"run.dir={tmp_path}/run", "optim.steps=4"])
     assert any("probe/knn" in record for record in read_records(tmp_path / "run/metrics.jsonl"))

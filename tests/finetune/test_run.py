@@ -275,6 +275,8 @@ def test_many_labels_are_learnt(tmp_path: Path, many: Path, tiny_finetune: list[
         (["head.pooling=max"], "head.pooling=max is not one of average, class, both"),
         (["head.tuned_blocks=9"], "head.tuned_blocks=9, but the encoder has 2 transformer blocks"),
         (["data.classes=nowhere"], "data.classes=nowhere: no such file"),
+        (["data.val_ratio=1"], "data.val_ratio=1.0 is not in [0, 1); 0 sets nothing"),
+        (["data.val_ratio=0.1"], "and data.val_ratio=0.1 both choose the validation images"),
         (["data.multi_label=true", "data.fraction=2"], "data.fraction=2.0 is not in (0, 1]"),
     ],
 )
