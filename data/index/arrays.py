@@ -7,37 +7,77 @@ would copy each array.
 import json
 import mmap
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as to_safetensors
 
+from data.settings import UserError
 from data.shards import atomic_write
 
 _DTYPES = {"I64": np.int64, "I32": np.int32, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8}
 # what reading a file that is none, or is cut, raises
-DAMAGES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_DAMAGES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
-def save_arrays(
-    path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
-) -> None:
-    """Write one-dimensional arrays, and what describes them, whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(to_safetensors(dict(arrays), dict(metadata)))
+class Mapped:
+    """What is of arrays, a few names, and a sha256: a dataclass that lies in such a file."""
+
+    ARRAYS: ClassVar[tuple[str, ...]]  # the fields that are arrays
+    NAMES: ClassVar[str]  # the field of names
+    KIND: ClassVar[str]  # what messages call it
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        names, sha256 = self._facts
+        metadata = {
+            "format": "1",
+            self.NAMES: json.dumps(names),
+            "sha256": sha256 or "",
+            "crc32": str(self._crc32()),
+        }
+        with atomic_write(path) as file:
+            file.write(to_safetensors({n: getattr(self, n) for n in self.ARRAYS}, metadata))
+
+    @property
+    def _facts(self) -> tuple[tuple[str, ...], str | None]:
+        own: Any = self
+        return getattr(own, self.NAMES), own.sha256
+
+    def _crc32(self) -> int:
+        crc = zlib.crc32(json.dumps(self._facts).encode())
+        for name in self.ARRAYS:
+            crc = zlib.crc32(np.ascontiguousarray(getattr(self, name)).data, crc)
+        return crc
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Map what `save` wrote.
+
+        Raises:
+            OSError: The file cannot be read.
+            UserError: It is no such file, is cut short, or has changed.
+        """
+        try:
+            fields, metadata = _map_arrays(path, cls.ARRAYS)
+            fields[cls.NAMES] = tuple(json.loads(metadata[cls.NAMES]))
+            make: Any = cls
+            loaded: Self = make(**fields, sha256=metadata.get("sha256") or None)
+            known = metadata.get("crc32")  # older versions wrote none
+            if known is not None and int(known) != loaded._crc32():
+                raise ValueError("checksum")
+        except _DAMAGES as error:
+            message = f"{path} is not {cls.KIND}; delete it and it will be made again"
+            raise UserError(message) from error
+        return loaded
 
 
-def map_arrays(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Map arrays that `save_arrays` wrote; return them by name, and what describes them.
-
-    Raises:
-        OSError: The file cannot be read.
-        Exception: One of `DAMAGES`, if it is no such file.
-    """
+def _map_arrays(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Map a file's arrays; return them by name, and what describes them."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(min(length, 1 << 24)))
@@ -48,14 +88,6 @@ def map_arrays(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[s
         start, count = 8 + length + entry["data_offsets"][0], entry["shape"][0]
         arrays[name] = np.frombuffer(pages, _DTYPES[entry["dtype"]], count, start)
     return arrays, header["__metadata__"]
-
-
-def crc32_of(facts: object, arrays: Sequence[npt.NDArray[Any]]) -> int:
-    """Return a checksum of arrays, and of what is to be known of them."""
-    crc = zlib.crc32(json.dumps(facts).encode())
-    for values in arrays:
-        crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
-    return crc
 
 
 def string_at(ends: npt.NDArray[np.int64], content: npt.NDArray[np.uint8], place: int) -> bytes:

@@ -10,28 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from data.folder.plan import safe_key
-from data.index.arrays import (
-    DAMAGES,
-    crc32_of,
-    map_arrays,
-    pick,
-    save_arrays,
-    string_at,
-    strings,
-)
-from data.settings import UserError
+from data.index.arrays import Mapped, pick, string_at, strings
 from data.shards import LABEL_EXTENSION
 
 TABLE_SUFFIX = ".files"
 NO_CLASS = -1
-_ARRAYS = ("path_ends", "paths", "sizes", "mtimes", "labels")
 
 
 class File(NamedTuple):
@@ -51,7 +40,7 @@ class File(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class FileTable:
+class FileTable(Mapped):
     """The files of a folder or list, with N files.
 
     Attributes:
@@ -63,6 +52,10 @@ class FileTable:
         classes: The classes' names; empty where there are none.
         sha256: Of all that, in hex: what a run is trained on.
     """
+
+    ARRAYS = ("path_ends", "paths", "sizes", "mtimes", "labels")
+    NAMES = "classes"
+    KIND = "a table of files"
 
     path_ends: npt.NDArray[np.int64]
     paths: npt.NDArray[np.uint8]
@@ -130,35 +123,3 @@ class FileTable:
         ends, is_kept = pick(self.path_ends, places)
         rows = {name: getattr(self, name)[places] for name in ("sizes", "mtimes", "labels")}
         return replace(self, path_ends=ends, paths=self.paths[is_kept], **rows)
-
-    def save(self, path: Path) -> None:
-        """Write the table, whole or not at all."""
-        metadata = {
-            "format": "1",
-            "classes": json.dumps(self.classes),
-            "sha256": self.sha256,
-            "crc32": str(self._crc32()),
-        }
-        save_arrays(path, {name: getattr(self, name) for name in _ARRAYS}, metadata)
-
-    def _crc32(self) -> int:
-        arrays = [getattr(self, name) for name in _ARRAYS]
-        return crc32_of([self.classes, self.sha256], arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> "FileTable":
-        """Map a table that `save` wrote.
-
-        Raises:
-            UserError: If the file is not such a table, is cut short, or has changed.
-        """
-        try:
-            fields, metadata = map_arrays(path, _ARRAYS)
-            classes = tuple(json.loads(metadata["classes"]))
-            table = cls(**fields, classes=classes, sha256=metadata["sha256"])
-            if metadata["format"] != "1" or int(metadata["crc32"]) != table._crc32():
-                raise ValueError("checksum")
-        except DAMAGES as error:
-            message = f"{path} is not a table of files; delete it and it will be made again"
-            raise UserError(message) from error
-        return table

@@ -5,34 +5,13 @@ memory map, so that an index costs no Python object a sample and workers share i
 which tar it is of, and a checksum of itself.
 """
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from data.index.arrays import (
-    DAMAGES,
-    crc32_of,
-    map_arrays,
-    pick,
-    save_arrays,
-    string_at,
-    strings,
-)
-from data.settings import UserError
-
-_ARRAYS = (
-    "member_ends",
-    "offsets",
-    "sizes",
-    "crc32s",
-    "extension_ids",
-    "key_ends",
-    "keys",
-)
+from data.index.arrays import Mapped, pick, string_at, strings
 
 
 class Member(NamedTuple):
@@ -44,7 +23,7 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ShardIndex:
+class ShardIndex(Mapped):
     """The samples of one shard, with S samples and M members.
 
     Attributes:
@@ -58,6 +37,18 @@ class ShardIndex:
         extensions: The distinct extensions.
         sha256: Of the tar that was indexed, in hex; None in an index that an older version wrote.
     """
+
+    ARRAYS = (
+        "member_ends",
+        "offsets",
+        "sizes",
+        "crc32s",
+        "extension_ids",
+        "key_ends",
+        "keys",
+    )
+    NAMES = "extensions"
+    KIND = "an index"
 
     member_ends: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
@@ -118,37 +109,3 @@ class ShardIndex:
             for name in ("member_ends", "offsets", "sizes", "key_ends", "keys")
             for values in [getattr(self, name)]
         )
-
-    def save(self, path: Path) -> None:
-        """Write the index, whole or not at all."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        metadata = {
-            "format": "1",
-            "extensions": json.dumps(self.extensions),
-            "sha256": self.sha256 or "",
-            "crc32": str(self._crc32()),
-        }
-        save_arrays(path, arrays, metadata)
-
-    def _crc32(self) -> int:
-        arrays = [getattr(self, name) for name in _ARRAYS]
-        return crc32_of([self.extensions, self.sha256], arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> "ShardIndex":
-        """Map an index that `save` wrote.
-
-        Raises:
-            UserError: If the file is not such an index, is cut short, or has changed.
-        """
-        try:
-            fields, metadata = map_arrays(path, _ARRAYS)
-            fields["extensions"] = tuple(json.loads(metadata["extensions"]))
-            index = cls(**fields, sha256=metadata.get("sha256") or None)
-            known = metadata.get("crc32")  # older versions wrote none
-            if known is not None and int(known) != index._crc32():
-                raise ValueError("checksum")
-        except DAMAGES as error:
-            message = f"{path} is not an index; delete it and it will be made again"
-            raise UserError(message) from error
-        return index
