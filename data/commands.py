@@ -42,9 +42,13 @@ def how_to_type(name: str) -> str:
     found = shutil.which("mpp")
     if found is not None and Path(found).parent == Path(sys.executable).parent:
         return f"mpp {name}"
-    file = CHECKOUT / COMMANDS[name]
-    here = Path.cwd()
-    return f"python {file.relative_to(here) if file.is_relative_to(here) else file}"
+    return f"python {file_from_here(COMMANDS[name])}"
+
+
+def file_from_here(name: str) -> str:
+    """Return how a file of the checkout is typed here."""
+    file, here = CHECKOUT / name, Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def name_next(*commands: tuple[str, str]) -> str:

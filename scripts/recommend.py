@@ -14,6 +14,7 @@ the recipe continues from weights that exist, such as vit_small_patch14_dinov2.l
 import argparse
 import math
 import sys
+import time
 from pathlib import Path
 
 if not __package__:  # started as a file: search the checkout, not this folder
@@ -31,10 +32,12 @@ def main(arguments: list[str]) -> None:
     """Run `python scripts/recommend.py ARGUMENTS`."""
     require_utf8(arguments)
     options = _parse(arguments)
+    begin = time.process_time()
     with importing():  # here, so that no help and no mistake in an option waits for torch
         from scripts._recommend.recommend import recommend
 
-    recommend(options.images, options.hours, options.labels, options.init, options.out)
+    seconds = time.process_time() - begin
+    recommend(options.images, options.hours, options.labels, options.init, options.out, seconds)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -67,7 +67,7 @@ def label_splits(
             do not fit; or the numbers are no class numbers.
     """
     for key, manifest in ((f"{group}.train", train), (f"{group}.val", val)):
-        _require_folders_of_classes(manifest, key)
+        require_folders_of_classes(manifest, key)
     classes = match_classes(train, val, path, group)
     read = read_label_sets if is_multi_label else read_labels
     train_key = f"{group}.train"
@@ -104,7 +104,7 @@ def label_splits(
     return Labels(names, classes.train, classes.val), values
 
 
-def _require_folders_of_classes(manifest: Manifest, key: str) -> None:
+def require_folders_of_classes(manifest: Manifest, key: str) -> None:
     """Raise `UserError` for a folder of images that has no labels."""
     for place, table in manifest.shards.tables.items():
         if not FileTable.load(table).classes:

@@ -17,6 +17,7 @@ _SPLITS = {
 }
 _FOLDER = re.compile(rf"({'|'.join(_SPLITS)})([-_ ]?(set|split|data|images|\d+))?")
 _WORDS = {"train": "training", "val": "validation", "test": "test", None: "other"}
+_TRAINING = ("data.shards", "IMAGES", "LABELLED")  # the latter two of scripts/recommend.py
 _logger = logging.getLogger(__name__)
 
 
@@ -67,7 +68,7 @@ def choose_split(files: list[str], key: str, folder: str, noun: str = "shard") -
 def _role(key: str) -> str | None:
     """Return the split that a key means of a folder that holds several; None: all of it."""
     last = key.rpartition(".")[2]
-    if key == "data.shards" or last == "train":
+    if key in _TRAINING or last == "train":
         return "train"
     return "val" if last in ("val_shards", "val") else None
 

@@ -46,6 +46,11 @@ class Images:
     num_val: int
 
     @property
+    def is_colour(self) -> bool:
+        """Whether they have the channels of a photograph, as released weights want them."""
+        return self.channels == 3
+
+    @property
     def bad_ratio(self) -> float:
         """The share of the sample that cannot be used."""
         return self.num_bad / self.num_looked
@@ -116,7 +121,7 @@ class Timing:
     Attributes:
         step_seconds: From one step to the next, its images' loading included.
         wait_ratio: The share of it that training waited for images.
-        start_seconds: Learning the visual words; importing and indexing are not in it.
+        start_seconds: Until the first step, with the visual words that are learnt; and of the end.
         peak_bytes: The most memory that the process held, or of the GPU.
         micro_batch: Images of a forward pass.
     """

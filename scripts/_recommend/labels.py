@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from data.index.manifest import Manifest
 from data.index.open import open_manifest
-from data.labels.labelled import read_labels
+from data.labels.labelled import read_labels, require_folders_of_classes
 from data.listing.shards import list_shards
 from data.settings import UserError
 from scripts._recommend.facts import Labelled
@@ -21,9 +20,10 @@ def look_at_labels(spec: str) -> Labelled:
         UserError: There are none, or one has no label.
     """
     train_spec, val_spec = _split(spec)
-    train = open_manifest(spec if train_spec is None else train_spec, "probe.train")
+    train = open_manifest(spec if train_spec is None else train_spec, "LABELLED")
+    require_folders_of_classes(train, "LABELLED")
     num_val = 0 if val_spec is None else open_manifest(val_spec, "probe.val").num_samples
-    numbers = _count_classes(train)
+    _, numbers = np.unique(read_labels(train, "LABELLED"), return_counts=True)
     return Labelled(
         spec,
         train_spec,
@@ -36,15 +36,9 @@ def look_at_labels(spec: str) -> Labelled:
     )
 
 
-def _count_classes(manifest: Manifest) -> np.ndarray:
-    labels = read_labels(manifest, "--labels")
-    _, numbers = np.unique(labels, return_counts=True)
-    return numbers
-
-
 def _split(spec: str) -> tuple[str | list[str] | None, str | list[str] | None]:
     """Return what the two keys of a probe should name; None where the images cannot be split."""
-    train = list_shards(spec, "probe.train")
+    train = list_shards(spec, "LABELLED")
     try:
         val = list_shards(spec, "probe.val")
     except UserError:  # by their names there are other splits, and no validation

@@ -46,7 +46,7 @@ def look(spec: str) -> Images:
         RunStopped: They cannot be read.
         UserError: There are none, or none that can be used.
     """
-    manifest = open_manifest(spec, "data.shards")
+    manifest = open_manifest(spec, "IMAGES")
     sample = _Sample()
     for content in _read(manifest, sample):
         sample.look(content)
@@ -251,11 +251,14 @@ def _how_often(values: np.ndarray) -> np.ndarray:
 
 def _count_validation(spec: str) -> int:
     """Count the validation images that the same name holds beside the training images."""
-    logging.getLogger("data.listing").setLevel(logging.WARNING)  # which split is read was said
+    logger = logging.getLogger("data.listing")
+    before = logger.level
+    logger.setLevel(logging.WARNING)  # which split is read was said
     try:
         val = list_shards(spec, "data.val_shards")
-        if set(val) & set(list_shards(spec, "data.shards")):
-            return 0
-        return open_manifest(spec, "data.val_shards").num_samples
+        is_apart = not set(val) & set(list_shards(spec, "IMAGES"))
+        return open_manifest(val, "IMAGES").num_samples if is_apart else 0
     except UserError:  # there is no such split
         return 0
+    finally:
+        logger.setLevel(before)

@@ -34,6 +34,7 @@ from scripts._recommend.facts import Timing
 
 _LEAST_STEPS = 3
 _LAST = 100_000  # step
+_END_SECONDS = 2.0  # of a run: the last checkpoint
 
 
 class DoesNotFit(Exception):  # noqa: N818 - a finding about the machine
@@ -76,6 +77,7 @@ def _time(_: None, config: PretrainConfig, decode_seconds: float, seconds: float
 
 
 def _measure(config: PretrainConfig, decode_seconds: float, seconds: float) -> Timing:
+    begin = time.perf_counter()
     accelerator = start(config.run)
     data, size = config.data, config.optim.num_images
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
@@ -93,13 +95,14 @@ def _measure(config: PretrainConfig, decode_seconds: float, seconds: float) -> T
     with closing(cast("Generator[list[Batch]]", stream.steps(0, _LAST))) as steps:
         first = next(steps)
         num_learnt = min(NUM_IMAGES, manifest.num_samples)
-        start_seconds = _learn(model.target, first[0], num_learnt)
-        start_seconds += num_learnt * decode_seconds / max(1, data.workers)
+        _learn(model.target, first[0], num_learnt)
         trainer = Trainer(accelerator, config.run, config.optim, model, stream)
         skipped = 1 + 2 * data.workers * micro // size  # steps whose images were read ahead
-        step_seconds, wait_ratio = _take_steps(trainer, first, steps, skipped, seconds)
+        trainer._step(0, first)
+        start_seconds = _clock() - begin + num_learnt * decode_seconds / max(1, data.workers)
+        step_seconds, wait_ratio = _take_steps(trainer, steps, skipped, seconds)
     peak = held_memory().peak if has_memory_counter() else 0
-    return Timing(step_seconds, wait_ratio, start_seconds, peak, micro)
+    return Timing(step_seconds, wait_ratio, start_seconds + _END_SECONDS, peak, micro)
 
 
 def _micro_batch(accelerator: Accelerator, config: PretrainConfig, model: Any) -> int:
@@ -118,24 +121,17 @@ def _micro_batch(accelerator: Accelerator, config: PretrainConfig, model: Any) -
     return number
 
 
-def _learn(target: Any, batch: Batch, num_images: int) -> float:
-    """Learn words from as many images as a run does, one batch again and again; return the time."""
+def _learn(target: Any, batch: Batch, num_images: int) -> None:
+    """Learn words from as many images as a run does, one batch again and again."""
     assert isinstance(target, Words)
-    begin = time.perf_counter()
     images = batch.tensors["image"]
     target.load(fit_to_images(target, images[torch.arange(num_images) % len(images)], 0))
-    return time.perf_counter() - begin
 
 
 def _take_steps(
-    trainer: Trainer,
-    first: list[Batch],
-    steps: Iterator[list[Batch]],
-    skipped: int,
-    seconds: float,
+    trainer: Trainer, steps: Iterator[list[Batch]], skipped: int, seconds: float
 ) -> tuple[float, float]:
     """Return the seconds of a step, and the share of it that the images were waited for."""
-    trainer._step(0, first)
     begin = marked = _clock()
     waited, number = 0.0, 0
     for step, batches in enumerate(steps, start=1):

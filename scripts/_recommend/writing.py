@@ -11,13 +11,13 @@ from data.shards import atomic_write
 from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import dump
 from pretrain.configuration.load import load
-from scripts._recommend.choosing import Choice
+from scripts._recommend.values import Choice
 
 _WIDTH = 100
 
 
-def write(path: Path, header: Sequence[str], choices: Sequence[Choice]) -> PretrainConfig:
-    """Write a recipe, whole or not at all; return it as a run loads it.
+def write(path: Path, header: Sequence[str], choices: Sequence[Choice]) -> None:
+    """Write a recipe that a run takes, whole or not at all.
 
     Args:
         path: Of the file.
@@ -25,18 +25,17 @@ def write(path: Path, header: Sequence[str], choices: Sequence[Choice]) -> Pretr
         choices: In order, those of one group together.
     """
     text = "\n".join([*_comments(header, ""), *_body(choices)]) + "\n"
-    config = load_text(text)
+    _load(text)
     with atomic_write(path) as file:
         file.write(text.encode())
-    return config
 
 
 def load_choices(choices: Sequence[Choice]) -> PretrainConfig:
     """Return choices as a run would load them."""
-    return load_text("\n".join(_body(choices)))
+    return _load("\n".join(_body(choices)))
 
 
-def load_text(text: str) -> PretrainConfig:
+def _load(text: str) -> PretrainConfig:
     """Load the text of a recipe, with every check of a run's configuration."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recipe.yaml")
@@ -49,9 +48,7 @@ def _body(choices: Sequence[Choice]) -> list[str]:
     for group, members in groupby(choices, lambda choice: choice.key.split(".")[0]):
         lines.append(f"{group}:")
         for choice in members:
-            if choice.why:
-                source = f" [{choice.source}]" if choice.source else ""
-                lines += _comments([choice.why + source], "  ")
+            lines += _comments([choice.why] if choice.why else [], "  ")
             lines.append(f"  {_entry(choice.key.split('.')[1], choice.value)}")
     return lines
 

@@ -1,6 +1,7 @@
 """Recipes: the rules on a table of situations, what is seen of images, and files that train."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,19 @@ import pytest
 from PIL import Image
 
 import pretrain.run
+from data.commands import how_to_type
 from data.images.channels import held_channels
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 from pretrain.config import PretrainConfig
-from scripts._recommend.choosing import MOST_EPOCHS, Recipe, choose, choose_size, plan
+from scripts._recommend.choosing import MOST_PASSES, Recipe, choose_size, fit
 from scripts._recommend.facts import Images, Labelled, Machine, Timing
 from scripts._recommend.labels import look_at_labels
 from scripts._recommend.looking import count_near, look
+from scripts._recommend.plan import make_plan
 from scripts._recommend.sizes import SIZES, Size
-from scripts._recommend.telling import duration, instead, warnings
+from scripts._recommend.telling import better, instead, length_line, warnings
+from scripts._recommend.values import choices
 from scripts._recommend.writing import load_choices
 from scripts.recommend import main
 from tests.conftest import make_png
@@ -62,20 +66,20 @@ def recommended(
     images: Images, machine: Machine, hours: float = 8, labels: Labelled | None = None
 ) -> tuple[Recipe, PretrainConfig]:
     """Recommend on a machine that does 1e11 operations a second, each GPU a thousand times that."""
-    chosen = plan(images, machine)
+    chosen = make_plan(images, machine, labels)
 
     def measure(size: Size) -> Timing:
         # three quarters are hidden; forward and backward
         flops = 6 * size.parameters * (chosen.grid.num_patches / 4)
         each = 1e11 * (1000 if machine.num_gpus else 1)
         seconds = chosen.batch / machine.num_ranks * flops / each
-        return Timing(seconds, 0.01, 3.0, GIB, chosen.batch // machine.num_ranks)
+        return Timing(seconds, 0.01, 18.0, GIB, chosen.batch // machine.num_ranks)
 
     size, measured = choose_size(chosen, hours, measure)
     timing = measured[size.name]
     assert timing is not None
-    recipe = choose(chosen, size, timing, hours, labels)
-    return recipe, load_choices(recipe.choices)
+    recipe = fit(chosen, size, timing, hours)
+    return recipe, load_choices(choices(recipe))
 
 
 # ---------------------------------------------------------------- the rules
@@ -106,15 +110,15 @@ def test_situations(
     assert not config.encoder.sees_masked
     assert config.run.precision == ("bf16" if machine.has_bf16 else "fp32")
     assert 0 < config.optim.num_warmup_steps < config.optim.num_steps
-    assert recipe.seconds <= 8 * 3600
+    assert recipe.length.seconds <= 8 * 3600
 
 
 def test_few_images_are_not_looked_at_for_ever() -> None:
     recipe, config = recommended(PHOTOS, LAPTOP, hours=100)
-    assert recipe.limit == "epochs"
-    assert recipe.epochs == MOST_EPOCHS
-    assert config.optim.steps == MOST_EPOCHS * 7  # 200 images in batches of 32
-    assert recipe.seconds < 100 * 3600 / 2
+    assert not recipe.length.is_by_hours
+    assert recipe.length.passes == MOST_PASSES
+    assert config.optim.steps == MOST_PASSES * 7  # 200 images in batches of 32
+    assert recipe.length.seconds < 100 * 3600 / 2
 
 
 def test_more_hours_take_a_larger_encoder_and_never_a_smaller_one() -> None:
@@ -132,7 +136,7 @@ def test_the_rate_falls_with_the_width_and_grows_with_the_batch() -> None:
 
 
 def test_what_does_not_fit_is_left_for_a_smaller_one() -> None:
-    chosen = plan(MANY, ONE_GPU)
+    chosen = make_plan(MANY, ONE_GPU)
     asked: list[str] = []
 
     def measure(size: Size) -> Timing | None:
@@ -150,25 +154,25 @@ def test_a_time_for_no_steps_is_refused_with_one_that_suffices() -> None:
     with pytest.raises(UserError, match=r"--hours=0\.001 is too short: .*try --hours") as error:
         recommended(TINY, LAPTOP, hours=0.001)
     enough = float(str(error.value).rpartition(" ")[2])
-    assert recommended(TINY, LAPTOP, hours=enough)[0].steps >= 50
+    assert recommended(TINY, LAPTOP, hours=enough)[0].length.steps >= 50
 
 
 def test_images_too_small_to_be_masked_are_refused() -> None:
     with pytest.raises(UserError, match="are 4 x 4 pixels, too small"):
-        plan(replace(TINY, height=4, width=4), LAPTOP)
+        make_plan(replace(TINY, height=4, width=4), LAPTOP)
 
 
 def test_words_are_fewer_than_patches() -> None:
-    assert plan(replace(PHOTOS, num_images=3), LAPTOP).num_words == 48
+    assert make_plan(replace(PHOTOS, num_images=3), LAPTOP).num_words == 48
     assert recommended(replace(PHOTOS, num_images=3), LAPTOP)[1].target.num_words == 48
 
 
 def test_weights_decide_the_encoder_and_the_patch() -> None:
     weights = Size("dino", "dino", 384, 12, 6, 0, 14)
-    chosen = plan(PHOTOS, LAPTOP, weights)
+    chosen = make_plan(PHOTOS, LAPTOP, start=weights)
     size, measured = choose_size(chosen, 8, lambda _: Timing(0.1, 0, 1, GIB, 32))
     assert list(measured) == ["dino"]
-    config = load_choices(choose(chosen, size, Timing(0.1, 0, 1, GIB, 32), 8).choices)
+    config = load_choices(choices(fit(chosen, size, Timing(0.1, 0, 1, GIB, 32), 8)))
     assert (config.encoder.init, config.encoder.name, config.encoder.patch_size) == (
         "dino",
         None,
@@ -181,7 +185,8 @@ def test_weights_decide_the_encoder_and_the_patch() -> None:
 
 def test_a_batch_divides_among_gpus() -> None:
     six = replace(EIGHT_GPUS, num_gpus=6)
-    assert plan(MANY, six).batch % 6 == 0
+    assert make_plan(MANY, six).batch % 6 == 0
+    assert make_plan(replace(TINY, num_images=5), LAPTOP).batch == 4
 
 
 def test_labels_become_a_probe_that_takes_a_tenth_of_the_time_at_most() -> None:
@@ -189,9 +194,11 @@ def test_labels_become_a_probe_that_takes_a_tenth_of_the_time_at_most() -> None:
     recipe, config = recommended(TINY, LAPTOP, labels=labels)
     assert (config.probe.train, config.probe.val) == (["a.tar"], ["b.tar"])
     assert config.probe.shots == (1, 5)  # a class has seven
-    assert config.probe.every * 10 >= recipe.steps
-    many = replace(labels, num_train=10**9)
-    assert recommended(TINY, LAPTOP, labels=many)[1].probe.every == 0
+    assert config.probe.every * 10 >= recipe.length.steps
+    assert recipe.length.seconds <= 8 * 3600
+    recipe, config = recommended(TINY, LAPTOP, labels=replace(labels, num_train=10**6))
+    assert config.probe.every == 0
+    assert recipe.length.seconds <= 8 * 3600
 
 
 def test_what_is_doubtful_is_said() -> None:
@@ -201,7 +208,8 @@ def test_what_is_doubtful_is_said() -> None:
     assert said(TINY) == ""
     assert "brightest value is 15 of 255" in said(SCANS)
     assert "every 10th of a film" in said(replace(TINY, num_near=150))
-    assert "10% cannot be used" in said(replace(TINY, num_bad=30))
+    assert said(replace(TINY, num_images=5)) == "5 images: an encoder hardly learns from so few"
+    assert "10.0 % cannot be read" in said(replace(TINY, num_bad=30))
 
 
 def test_released_weights_come_first_for_few_photographs_alone() -> None:
@@ -210,9 +218,22 @@ def test_released_weights_come_first_for_few_photographs_alone() -> None:
     assert "pretraining of your own" in instead(BANDS)
 
 
-def test_durations() -> None:
-    assert duration(90) == "1.5 minutes"
-    assert duration(8 * 3600) == "8 hours"
+def test_nothing_is_promised_that_the_images_do_not_hold() -> None:
+    tiny, few, many = (better(recommended(each, LAPTOP)[0]) for each in (TINY, PHOTOS, MANY))
+    assert "larger encoders" in tiny
+    assert "224 pixels" not in tiny
+    assert "larger encoders" not in few
+    assert "images of 224 pixels" in few
+    assert "larger encoders, images of 224 pixels" in many
+    assert "GPU" not in better(recommended(MANY, ONE_GPU)[0])
+
+
+def test_the_length_is_told_in_passes() -> None:
+    assert re.search(
+        r"^[\d,]+ steps of 32 images = 1,600 passes over the images, about .* beyond 1,600 passes",
+        length_line(recommended(PHOTOS, LAPTOP, hours=100)[0]),
+    )
+    assert "the hours decided" in length_line(recommended(TINY, LAPTOP)[0])
 
 
 # ---------------------------------------------------------------- what is seen
@@ -312,7 +333,7 @@ def test_nothing_that_can_be_used_is_one_line(tmp_path: Path) -> None:
         look(spec)
 
 
-def test_labels_are_split(shards: Path) -> None:
+def test_labels_are_split(shards: Path, tmp_path: Path) -> None:
     labels = look_at_labels(str(shards))
     assert (labels.train, labels.val) == (str(shards), str(shards))
     assert (labels.num_train, labels.num_val, labels.num_classes) == (36, 10, 3)
@@ -320,6 +341,13 @@ def test_labels_are_split(shards: Path) -> None:
     assert labels.val == [f"{shards}/train-2.tar"]
     assert (labels.num_train, labels.num_val) == (27, 9)
     assert look_at_labels(f"{shards}/val-0.tar").train is None
+    with pytest.raises(UserError, match=r"^LABELLED: .*nowhere does not exist"):
+        look_at_labels(f"{shards}/nowhere")
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(make_png(0))
+    with pytest.raises(UserError, match=r"^LABELLED=.*flat has no labels, as images lie in no fol"):
+        look_at_labels(str(folder))
 
 
 # ---------------------------------------------------------------- the script
@@ -335,7 +363,7 @@ def test_labels_are_split(shards: Path) -> None:
         (["--out", "recipe.txt"], "--out=recipe.txt is read by its ending"),
         (["--out", "nowhere/recipe.yaml"], "there is no folder nowhere"),
         (["--out", "old.yaml"], "old.yaml is there already"),
-        ([], "data.shards: "),
+        ([], "IMAGES: "),
     ],
 )
 def test_mistakes_are_one_line(
@@ -349,6 +377,11 @@ def test_mistakes_are_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_weights_that_are_not_there_are_named_as_they_were_typed(shards: Path) -> None:
+    with pytest.raises(UserError, match=r"^--init=nonsense is no run or folder with an encoder"):
+        main([str(shards), "--init", "nonsense"])
+
+
 @pytest.mark.slow
 def test_the_recipe_trains(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -358,12 +391,15 @@ def test_the_recipe_trains(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 30
     assert lines[0].startswith("images    36 images, 20 x 24 pixels (median), colour")
-    assert f"next      python pretrain/run.py {out}" in lines
+    assert f"next      {how_to_type('pretrain')} {out}" in lines
+    then = f"{how_to_type('finetune')} configs/finetune/small.yaml encoder.init=runs/recommended"
+    assert f" {then} data.train=" in " ".join(" ".join(lines).split())
     assert "labels    36 labelled images of 3 classes, 9 to 9 images each" in lines
     head = " ".join(line.removeprefix("#").strip() for line in out.read_text().splitlines())
     assert head.startswith(f"A recipe for {shards}, made by")
     weights = "vit_small_patch14_dinov2.lvd142m"
-    assert f"from:    python scripts/recommend.py {shards} --init {weights} " in head
+    assert f"command: {how_to_type('pretrain')} {out} " in head
+    assert f"from:    {how_to_type('recommend')} {shards} --init {weights} " in head
     short = ["optim.steps=2", "optim.warmup_steps=1", f"run.dir={tmp_path}/run"]
     pretrain.run.main([str(out), *short, "data.workers=0", "data.max_bad_ratio=1"])
     assert (tmp_path / "run/encoder/model.safetensors").exists()
