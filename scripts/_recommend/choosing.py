@@ -98,7 +98,7 @@ def _measure_seconds(plan: Plan, timing: Timing) -> float:
     the probe's, with all patches, about as long as that.
     """
     num_probed = 0 if plan.labels is None else plan.labels.num_train + plan.labels.num_val
-    return (plan.images.num_val / 3 + num_probed) * timing.step_seconds / plan.batch
+    return (plan.num_val / 3 + num_probed) * timing.step_seconds / plan.batch
 
 
 # ---------------------------------------------------------------- the size

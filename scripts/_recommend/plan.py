@@ -1,5 +1,6 @@
 """What is decided before anything is timed: patches, images a step, loader processes."""
 
+import math
 from dataclasses import dataclass
 
 from data.settings import require
@@ -10,6 +11,8 @@ NUM_WORDS = 512
 CPU_BATCH, _LEAST_BATCH = 128, 8
 _GPU_BATCHES = ((1_000_000, 4096), (100_000, 1024), (10_000, 512), (1_000, 256), (0, 64))
 _LEAST_PATCHES = 8
+_LEAST_TO_SPLIT = 1_000  # images of which some are set aside for validation
+_MOST_VAL, _MOST_VAL_RATIO = 1_000, 0.05
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,22 @@ class Plan:
         return self.batch // self.machine.num_ranks
 
     @property
+    def val_ratio(self) -> float:
+        """The share of the images that is set aside for validation, where none are named."""
+        number = self.images.num_images
+        if self.images.num_val or number < _LEAST_TO_SPLIT:
+            return 0.0
+        return float(f"{min(_MOST_VAL_RATIO, _MOST_VAL / number):.1g}")
+
+    @property
+    def num_val(self) -> int:
+        """Validation images."""
+        return self.images.num_val or round(self.val_ratio * self.images.num_images)
+
+    @property
     def pass_steps(self) -> int:
         """Steps of a pass over the images."""
-        return -(-self.images.num_images // self.batch)
+        return math.ceil((1 - self.val_ratio) * self.images.num_images / self.batch)
 
 
 def make_plan(

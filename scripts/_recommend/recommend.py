@@ -108,7 +108,7 @@ def _header(recipe: Recipe, made: str, out: Path, measured: dict[str, Timing | N
         f"machine: {telling.machine_line(machine)}",
         *(f"timed:   {line}" for line in telling.timing_lines(plan.sizes, measured, plan.batch)),
         f"cost:    {telling.length_line(recipe)}{several}.",
-        *(f"watch:   {line}" for line in telling.watch(images)),
+        *(f"watch:   {line}" for line in telling.watch(plan)),
         f"better:  {telling.better(recipe)}",
         f"instead: {telling.instead(images)}.",
         *([f"         {telling.LICENCES}.", f"from:    {weights}"] if images.is_colour else []),
@@ -124,7 +124,7 @@ def _told(recipe: Recipe, labels: Labelled | None, out: Path) -> Iterator[tuple[
     yield "better", telling.better(recipe)
     how = f" (how: {out})" if recipe.plan.images.is_colour else ""
     yield "instead", f"{telling.instead(recipe.plan.images)}{how}"
-    yield from (("watch", line) for line in telling.watch(recipe.plan.images))
+    yield from (("watch", line) for line in telling.watch(recipe.plan))
     yield "next", telling.run_command(str(out), recipe.plan.machine)
     if then := telling.then(labels):
         yield "then", then

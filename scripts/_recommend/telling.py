@@ -7,8 +7,11 @@ from data.commands import file_from_here, how_to_type
 from data.text import count, duration, percent
 from scripts._recommend.choosing import MOST_PASSES, Recipe
 from scripts._recommend.facts import Images, Labelled, Machine, Timing
+from scripts._recommend.plan import Plan
 from scripts._recommend.sizes import SIZES, Size
 from scripts._recommend.values import RUN
+
+_Value = str | list[str] | float | None
 
 FEW = 5_000  # images below which released weights come first
 LICENCES = (
@@ -135,8 +138,7 @@ def warnings(recipe: Recipe, labels: Labelled | None) -> Iterator[str]:
             "pixels a side) would be faster"
         )
     if labels is not None and labels.train is None:
-        make = f"{how_to_type('shards')} {quote(labels.spec)} shards/labelled --val-ratio 0.2"
-        yield f"{labels.spec} has no validation images, so the run is not probed; split it: {make}"
+        yield f"{labels.spec} has no validation images of its own, so the run is not probed"
 
 
 def better(recipe: Recipe) -> str:
@@ -171,10 +173,10 @@ def instead(images: Images) -> str:
     return "for everyday photographs released weights are better than any run of hours"
 
 
-def watch(images: Images) -> Iterator[str]:
+def watch(plan: Plan) -> Iterator[str]:
     """Say what to look at while the run goes on."""
     yield "the loss should fall below the baseline that stands beside it"
-    if images.num_val:
+    if plan.num_val:
         yield "where val/loss rises, more steps only learn by heart (arXiv:2206.04664)"
 
 
@@ -190,17 +192,19 @@ def run_command(path: str, machine: Machine) -> str:
 
 def then(labels: Labelled | None) -> str:
     """Return the command that follows on the run: a classifier from its encoder."""
-    if labels is None or labels.train is None or labels.val is None:
+    if labels is None:
         return ""
-    keys = {"data.train": labels.train, "data.val": labels.val}
-    words = [f"{key}={_typed(spec)}" for key, spec in keys.items()]
+    keys: dict[str, _Value] = {"data.train": labels.train, "data.val": labels.val}
+    if labels.train is None:
+        keys = {"data.train": labels.spec, "data.val_ratio": 0.2}
+    words = [f"{key}={_typed(value)}" for key, value in keys.items()]
     config = file_from_here("configs/finetune/small.yaml")
     words = [config, f"encoder.init={RUN}", *words]
     return f"{how_to_type('finetune')} {' '.join(map(quote, words))}"
 
 
-def _typed(spec: str | list[str]) -> str:
-    return spec if isinstance(spec, str) else f"[{','.join(spec)}]"
+def _typed(value: _Value) -> str:
+    return f"[{','.join(value)}]" if isinstance(value, list) else str(value)
 
 
 def recommend_command(spec: str, **options: object) -> str:

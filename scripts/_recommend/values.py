@@ -60,7 +60,7 @@ def _run(recipe: Recipe) -> Iterator[Choice]:
     yield Choice("run.micro_batch_size", micro, f"{fits} {_MACHINE}")
     yield Choice("run.log_every", max(1, min(50, length.steps // 20)))
     yield Choice("run.checkpoint_every", max(50, min(1000, length.steps // 5)))
-    if plan.images.num_val:
+    if plan.num_val:
         yield Choice("run.eval_every", length.every, _often(length))
 
 
@@ -85,6 +85,9 @@ def _data(recipe: Recipe) -> Iterator[Choice]:
     yield Choice("data.shards", images.spec)
     if images.num_val:
         yield Choice("data.val_shards", images.spec, f"the validation images there {_DATA}")
+    elif plan.val_ratio:
+        why = f"about {count(plan.num_val, 'image')} for val/loss, which is not learnt from"
+        yield Choice("data.val_ratio", plan.val_ratio, f"{why} {_GUESS}")
     why = f"the files have {images.width} x {images.height} pixels (median)"
     why += "; made smaller, for speed" if grid.is_smaller else ""
     why += f"; {grid.rows} x {grid.columns} = {grid.num_patches} patches an image {_DATA}"

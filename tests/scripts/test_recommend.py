@@ -21,7 +21,7 @@ from scripts._recommend.labels import look_at_labels
 from scripts._recommend.looking import count_near, look
 from scripts._recommend.plan import make_plan
 from scripts._recommend.sizes import SIZES, Size
-from scripts._recommend.telling import better, instead, length_line, warnings
+from scripts._recommend.telling import better, instead, length_line, then, warnings
 from scripts._recommend.values import choices
 from scripts._recommend.writing import load_choices
 from scripts.recommend import main
@@ -181,6 +181,27 @@ def test_weights_decide_the_encoder_and_the_patch() -> None:
     assert config.data.image_size == 112  # 8 x 8 patches of 14
     assert config.data.mean is None
     assert config.optim.lr == pytest.approx(2e-3 / 3 / 2 / 4, rel=0.03)
+
+
+def test_validation_images_are_set_aside_where_there_are_enough() -> None:
+    assert recommended(PHOTOS, LAPTOP)[1].data.val_ratio == 0
+    recipe, config = recommended(TINY, LAPTOP)
+    assert config.data.val_ratio == recipe.plan.val_ratio == 0.02
+    assert recipe.plan.num_val == 1_000
+    assert recipe.plan.pass_steps == 383  # 49,000 images in batches of 128
+    assert config.run.eval_every * 10 >= config.optim.num_steps
+    own = recommended(replace(TINY, num_val=10), LAPTOP)[1]
+    assert (own.data.val_ratio, own.data.val_shards) == (0, "photos")
+
+
+def test_labels_without_validation_images_are_split_by_the_next_command() -> None:
+    labels = Labelled("by class", None, None, 30, 0, 3, 7, 11)
+    assert then(labels).endswith(
+        " configs/finetune/small.yaml encoder.init=runs/recommended 'data.train=by class' "
+        "data.val_ratio=0.2"
+    )
+    split = replace(labels, train=["a.tar", "b.tar"], val="c.tar")
+    assert then(split).endswith(" 'data.train=[a.tar,b.tar]' data.val=c.tar")
 
 
 def test_a_batch_divides_among_gpus() -> None:
