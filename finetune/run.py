@@ -11,6 +11,7 @@ on that.
 """
 
 import json
+import logging
 import sys
 import time
 from dataclasses import replace
@@ -36,6 +37,8 @@ from pretrain.configuration.load import load, usage
 
 if TYPE_CHECKING:
     from finetune.metrics import Figures
+
+logger = logging.getLogger(__name__)
 
 _RESULT = "result.json"
 
@@ -164,6 +167,14 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         start_at_probe(accelerator, config, model, as_they_are(train, numbering=labels.train))
         evaluators = [Evaluator("val", config.run.eval_every, validation)]
         config = fit_minutes(accelerator, config, model, stream, evaluators, begun)
+        if best is not None and config.run.eval_every >= config.optim.num_steps:
+            logger.warning(
+                "run.keep_best=true has no choice: run.eval_every=%d leaves one validation, after "
+                "the last of %s; for one an epoch, set it to %d",
+                config.run.eval_every,
+                count(config.optim.num_steps, "step"),
+                stream.steps_per_epoch,
+            )
         trainer = Trainer.of(accelerator, config, model, stream, evaluators, best=best)
         figures = trainer.train()
         if trainer.load_best() or validation.figures is None:

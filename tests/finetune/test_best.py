@@ -101,6 +101,18 @@ def test_a_run_ends_when_nothing_gets_better_on_all_ranks(
     assert weights(run) == before
 
 
+def test_one_validation_is_said_to_be_no_choice(
+    tmp_path: Path, tiny_finetune: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    told = [*tiny_finetune, "run.keep_best=true", "optim.steps=3", f"run.dir={tmp_path}/run"]
+    start(*told, "run.eval_every=3")
+    assert (
+        "run.keep_best=true has no choice: run.eval_every=3 leaves one validation, after the last "
+        "of 3 steps; for one an epoch, set it to 5"
+    ) in caplog.text
+    assert result(tmp_path / "run")["best_step"] == 3
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [
