@@ -123,7 +123,8 @@ def start_at_probe(
 ) -> None:
     """Fit a linear probe on the training images, and let the head start at it.
 
-    A run that goes on has its head in its checkpoint; nothing is fitted then.
+    The weights of the classes (`data.balance`) count in the probe too. A run that goes on has its
+    head in its checkpoint; nothing is fitted then.
 
     Args:
         accelerator: What `start` gave.
@@ -147,6 +148,9 @@ def start_at_probe(
     model.encoder.cpu()
 
     def fit() -> Linear:
-        return linear_probe(found.features[view]).classifier
+        features, weights = found.features[view], model.class_weights
+        if weights is not None:
+            weights = weights.to(features.values.device, torch.float64)
+        return linear_probe(features, class_weights=weights).classifier
 
     set_head(model, on_main(accelerator, fit))

@@ -177,7 +177,12 @@ def knn(
 
 
 def logistic(
-    features: Tensor, labels: Tensor, num_classes: int, penalty: float, report: Report = silent
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    penalty: float,
+    report: Report = silent,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Fit min_W mean cross-entropy([X, 1] W, labels) + penalty / 2 |W without its bias|^2.
 
@@ -190,6 +195,7 @@ def logistic(
         num_classes: K.
         penalty: Above 0.
         report: Is told of each pass over the features.
+        class_weights: float64 (K,), what an image of each class counts; None: all the same.
 
     Returns:
         W: float64 (D + 1, K).
@@ -212,7 +218,7 @@ def logistic(
         loss.backward()
         value = float(loss.detach())
         for x, y in zip(inputs.split(rows), labels.split(rows), strict=True):
-            part = F.cross_entropy(x @ weights, y, reduction="sum")
+            part = F.cross_entropy(x @ weights, y, class_weights, reduction="sum")
             (part / len(labels)).backward()
             value += float(part.detach()) / len(labels)
         report(0)
@@ -229,11 +235,20 @@ class Linear(NamedTuple):
     weights: Tensor
 
     @classmethod
-    def fit(cls, train: Features, penalty: float, report: Report = silent) -> "Linear":
+    def fit(
+        cls,
+        train: Features,
+        penalty: float,
+        report: Report = silent,
+        class_weights: Tensor | None = None,
+    ) -> "Linear":
         """Fit it on features as they are."""
         scale = Scale.of(train.values)
-        num_classes = _num_classes(train)
-        weights = logistic(scale(train.values), train.labels, num_classes, penalty, report)
+        number = _num_classes(train)
+        if class_weights is not None:
+            class_weights = class_weights[:number]
+        inputs = scale(train.values)
+        weights = logistic(inputs, train.labels, number, penalty, report, class_weights)
         report(1)
         return cls(scale, weights)
 
@@ -283,20 +298,27 @@ def num_linear_fits(penalties: Sequence[float]) -> int:
 
 
 def linear_probe(
-    train: Features, penalties: Sequence[float] = PENALTIES, report: Report = silent
+    train: Features,
+    penalties: Sequence[float] = PENALTIES,
+    report: Report = silent,
+    class_weights: Tensor | None = None,
 ) -> Probe:
     """Fit a logistic regression on all training images, by the penalty of `choose_penalty`.
 
-    Fewer than `MIN_IMAGES` hold none out; then it is the strongest penalty.
+    Fewer than `MIN_IMAGES` hold none out; then it is the strongest penalty. `class_weights` are as
+    in `logistic`, of as many classes or more.
     """
     penalty, held_out = max(penalties), math.inf
     if len(train.labels) >= MIN_IMAGES:
-        penalty, held_out = choose_penalty(train, penalties, report)
-    return Probe(Linear.fit(train, penalty, report), penalty, held_out)
+        penalty, held_out = choose_penalty(train, penalties, report, class_weights)
+    return Probe(Linear.fit(train, penalty, report, class_weights), penalty, held_out)
 
 
 def choose_penalty(
-    train: Features, penalties: Sequence[float], report: Report = silent
+    train: Features,
+    penalties: Sequence[float],
+    report: Report = silent,
+    class_weights: Tensor | None = None,
 ) -> tuple[float, float]:
     """Return the penalty of the least cross-entropy, and that, on a tenth that no fit sees.
 
@@ -310,8 +332,9 @@ def choose_penalty(
 
     best, least = max(penalties), float("inf")
     for place, penalty in enumerate(sorted(penalties, reverse=True), start=1):
-        logits = Linear.fit(fitted, penalty, report)(judged.values)
-        loss = float(F.cross_entropy(logits, judged.labels))
+        logits = Linear.fit(fitted, penalty, report, class_weights)(judged.values)
+        weights = None if class_weights is None else class_weights[: logits.shape[1]]
+        loss = float(F.cross_entropy(logits, judged.labels, weights))
         if loss > least:
             report(len(penalties) - place)  # those are not needed
             break

@@ -9,7 +9,9 @@ from accelerate.state import AcceleratorState
 import finetune.probe
 import finetune.run
 from data.settings import UserError
+from data.shards import write_shard
 from finetune.load import load_classifier
+from tests.conftest import make_sample
 from tests.launching import run_ranks
 
 PLAIN = [f"encoder.{key}=null" for key in ("patch_size", "embed_dim", "depth", "num_heads")]
@@ -33,6 +35,22 @@ def test_tuning_starts_at_the_probe_on_any_number_of_ranks(
             assert torch.allclose(value, tuned.state_dict()[name], rtol=1e-4, atol=1e-4), name
     again = run_ranks([*still, f"run.dir={run}"], 1, tmp_path, script="finetune.run")
     assert "fitting" not in again  # it is in the checkpoint
+
+
+def test_rare_classes_count_as_much_in_that_probe_too(
+    tmp_path: Path, tiny_finetune: list[str]
+) -> None:
+    numbers = [*range(0, 120, 3), *range(1, 30, 3), *range(2, 30, 3)]  # 40, 10 and 10 a class
+    write_shard(tmp_path / "odd.tar", map(make_sample, (200 + number for number in numbers)))
+    still = [*tiny_finetune, "head.init=probe", "optim.lr=0", "optim.steps=1"]
+    still += ["optim.warmup_steps=0", f"data.train={tmp_path}/odd.tar"]
+    heads: list[torch.Tensor] = []
+    for balance in ("false", "true"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run = tmp_path / balance
+        finetune.run.main([*still, f"data.balance={balance}", f"run.dir={run}"])
+        heads.append(load_classifier(run).last_layer.weight.detach())
+    assert not torch.allclose(*heads, rtol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -159,16 +159,23 @@ def test_nearest_neighbours_agree_with_scikit_learn() -> None:
 # ---------------------------------------------------------------- logistic regression
 
 
+@pytest.mark.parametrize("counts", [None, [1.0, 4.0, 0.5, 1.0, 2.0, 1.0, 0.1]])
 @pytest.mark.parametrize("penalty", [1e-4, 1e-1])
 def test_logistic_regression_agrees_with_scikit_learn(
-    penalty: float, monkeypatch: pytest.MonkeyPatch
+    penalty: float, counts: list[float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, val = clusters(210, 5), clusters(70, 6)
     scale = Scale.of(train.values)
     x, y = scale(train.values), train.labels
     monkeypatch.setattr(classifiers, "_NUM_SCORES", 500)  # several chunks
-    weights = logistic(x, y, 7, penalty)
-    theirs = LogisticRegression(C=1 / (len(y) * penalty), tol=1e-10, max_iter=10_000)
+    class_weights = None if counts is None else torch.tensor(counts, dtype=torch.float64)
+    weights = logistic(x, y, 7, penalty, class_weights=class_weights)
+    theirs = LogisticRegression(
+        C=1 / (len(y) * penalty),
+        tol=1e-10,
+        max_iter=10_000,
+        class_weight=None if counts is None else dict(enumerate(counts)),
+    )
     theirs.fit(x.double().numpy(), y.numpy())
     new = scale(val.values).double()
     ours = torch.softmax(new @ weights[:-1] + weights[-1], dim=1).numpy()
