@@ -3,8 +3,10 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -105,9 +107,25 @@ def read_run(folder: Path) -> Run:
         folder,
         [_with_nan(record) for record in records],
         _read_config(folder),
-        newest_intact(folder),
+        _newest_intact(folder, _states(folder / "checkpoints")),
         tuple(r["step"] for r in _read(bad, read_records)) if bad.is_file() else (),
     )
+
+
+@lru_cache(maxsize=1)
+def _newest_intact(folder: Path, _: tuple[Any, ...]) -> Path | None:
+    """Hash the checkpoints only when one has changed: a page that is watched is made often."""
+    return newest_intact(folder)
+
+
+def _states(checkpoints: Path) -> tuple[Any, ...]:
+    """Return what tells whether a checkpoint has changed, without reading it."""
+    states: list[Any] = []
+    for path in sorted(checkpoints.glob("*/**/*")):
+        with suppress(FileNotFoundError):  # the run has just deleted an old one
+            stat = path.lstat()
+            states.append((path, stat.st_size, stat.st_mtime_ns))
+    return tuple(states)
 
 
 def _with_nan(record: dict[str, float | None]) -> Record:

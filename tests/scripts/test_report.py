@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from data.settings import UserError
+from pretrain.records import checkpoint
+from pretrain.records.checkpoint import hash_file
 from scripts._report import watching
 from scripts._report.history import read_run
 from tests import reporting
@@ -335,7 +337,11 @@ def test_a_page_is_kept_up_to_date_until_the_run_ends(
     run: Path, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock is held for two looks; then the run has ended."""
-    looks, pages = [True, True, False], list[str]()
+    looks, pages, hashed = [True, True, False], list[str](), list[Path]()
+
+    def hash_it(path: Path) -> str:
+        hashed.append(path)
+        return hash_file(path)
 
     def is_alive(_: Path) -> bool:
         return looks.pop(0)
@@ -343,6 +349,7 @@ def test_a_page_is_kept_up_to_date_until_the_run_ends(
     def look(_: float) -> None:
         pages.append((run / "report.html").read_text())
 
+    monkeypatch.setattr(checkpoint, "hash_file", hash_it)
     monkeypatch.setattr(watching, "_lives", is_alive)
     monkeypatch.setattr("time.sleep", look)
     said = report(run, "--watch", 7)
@@ -351,6 +358,8 @@ def test_a_page_is_kept_up_to_date_until_the_run_ends(
     for page in pages:
         assert '<meta http-equiv="refresh" content="7">' in page
         assert "They are drawn once the run has ended." in page
+    assert hashed
+    assert len(hashed) == len(set(hashed))  # a checkpoint that stays is read once
     last = (run / "report.html").read_text()
     assert "refresh" not in last
     assert "Reconstructions" in last
