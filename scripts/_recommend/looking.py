@@ -1,6 +1,5 @@
 """Looking at images: a seeded sample of some hundred, never all of a large set."""
 
-import logging
 import time
 import zlib
 from collections.abc import Iterator
@@ -77,7 +76,7 @@ def look(spec: str) -> Images:
         num_near=count_near(sample.pictures),
         num_equal=_count_equal(manifest),
         decode_seconds=float(np.median(sample.seconds)),
-        num_val=_count_validation(spec),
+        num_val=_count_validation(spec, manifest),
     )
 
 
@@ -169,9 +168,8 @@ def _moments(
     mean, square = (np.mean([pair[part] for pair in moments], axis=0) for part in (0, 1))
     std = np.sqrt(np.maximum(square - mean**2, 1e-4))
     used = slice(0, 1) if is_grey else slice(None)
-    return tuple(round(float(m), 4) for m in mean[used]), tuple(
-        round(float(s), 4) for s in std[used]
-    )
+    rounded = (values[used].astype(float).round(4).tolist() for values in (mean, std))
+    return tuple(next(rounded)), tuple(next(rounded))
 
 
 # ---------------------------------------------------------------- duplicates
@@ -249,16 +247,11 @@ def _how_often(values: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- validation
 
 
-def _count_validation(spec: str) -> int:
+def _count_validation(spec: str, train: Manifest) -> int:
     """Count the validation images that the same name holds beside the training images."""
-    logger = logging.getLogger("data.listing")
-    before = logger.level
-    logger.setLevel(logging.WARNING)  # which split is read was said
     try:
         val = list_shards(spec, "data.val_shards")
-        is_apart = not set(val) & set(list_shards(spec, "IMAGES"))
-        return open_manifest(val, "IMAGES").num_samples if is_apart else 0
     except UserError:  # there is no such split
         return 0
-    finally:
-        logger.setLevel(before)
+    is_apart = not set(val) & set(train.shards.locations)
+    return open_manifest(val, "IMAGES").num_samples if is_apart else 0

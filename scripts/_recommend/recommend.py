@@ -96,10 +96,8 @@ def _time(plan: Plan, hours: float, importing: float, size: Size) -> Timing | No
 def _header(recipe: Recipe, made: str, out: Path, measured: dict[str, Timing | None]) -> list[str]:
     """Return the lines of the file's head, in the form of configs/."""
     plan, machine, images = recipe.plan, recipe.plan.machine, recipe.plan.images
-    several = ""
-    if machine.num_gpus > 1:
-        number = machine.num_gpus
-        several = f". One GPU was timed; that {number} are {number} times as fast is a guess"
+    number = machine.num_gpus
+    guess = f". One GPU was timed; that {number} are {number} times as fast is a guess"
     weights = telling.recommend_command(images.spec, init="vit_small_patch14_dinov2.lvd142m")
     return [
         f"A recipe for {images.spec}, made by {made}",
@@ -107,7 +105,7 @@ def _header(recipe: Recipe, made: str, out: Path, measured: dict[str, Timing | N
         f"images:  {telling.images_line(images)}",
         f"machine: {telling.machine_line(machine)}",
         *(f"timed:   {line}" for line in telling.timing_lines(plan.sizes, measured, plan.batch)),
-        f"cost:    {telling.length_line(recipe)}{several}.",
+        f"cost:    {telling.length_line(recipe)}{guess if number > 1 else ''}.",
         *(f"watch:   {line}" for line in telling.watch(plan)),
         f"better:  {telling.better(recipe)}",
         f"instead: {telling.instead(images)}.",

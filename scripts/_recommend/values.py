@@ -132,11 +132,10 @@ def _encoder(recipe: Recipe) -> Iterator[Choice]:
 
 
 def _fresh_encoder(plan: Plan, size: Size) -> Iterator[Choice]:
-    rule = f"sees at least {PATCHES_A_PARAMETER} patches a parameter in the run"
-    if size is SIZES[0]:
-        why = "the smallest: the next size needs a longer run, or more images"
-    else:
-        why = f"the largest that {rule}, and for which there are {size.min_images:,} images"
+    why = "the smallest: the next size needs a longer run, or more images"
+    if size is not SIZES[0]:
+        why = f"the largest that sees {PATCHES_A_PARAMETER} patches a parameter in the run, and "
+        why += f"for which there are {size.min_images:,} images"
     source = "[your machine; the rule is extrapolated]"
     yield Choice("encoder.name", size.timm, f"{size.told}: {why} {source}")
     yield Choice("encoder.patch_size", plan.grid.patch)
