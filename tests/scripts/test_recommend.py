@@ -414,7 +414,7 @@ def test_the_recipe_trains(
     assert lines[0].startswith("images    36 images, 20 x 24 pixels (median), colour")
     assert f"next      {how_to_type('pretrain')} {out}" in lines
     then = f"{how_to_type('finetune')} configs/finetune/small.yaml encoder.init=runs/recommended"
-    assert f" {then} data.train=" in " ".join(" ".join(lines).split())
+    assert f" {then} 'data.train=[" in " ".join(" ".join(lines).split())
     assert "labels    36 labelled images of 3 classes, 9 to 9 images each" in lines
     head = " ".join(line.removeprefix("#").strip() for line in out.read_text().splitlines())
     assert head.startswith(f"A recipe for {shards}, made by")
