@@ -215,6 +215,17 @@ class Trainer:
             logger.info("ended at step %d of %d: %s", done, last, self.best.why_given_up())
         return record
 
+    def take(self, batches: list[Batch], *, is_waited_for: bool = False) -> None:
+        """Take the next step as `train` does, for its time; nothing is logged or committed.
+
+        Args:
+            batches: This rank's micro-batches.
+            is_waited_for: Wait until the device is through with it, and not only with the last.
+        """
+        self._step(self.done, batches)
+        self._settle(self.done + is_waited_for)
+        self.done += 1
+
     @property
     def _is_given_up(self) -> bool:
         return self.best is not None and self.best.is_given_up

@@ -98,7 +98,7 @@ def _measure(config: PretrainConfig, decode_seconds: float, seconds: float) -> T
         _learn(model.target, first[0], num_learnt)
         trainer = Trainer(accelerator, config.run, config.optim, model, stream)
         skipped = 1 + 2 * data.workers * micro // size  # steps whose images were read ahead
-        trainer._step(0, first)
+        trainer.take(first)
         start_seconds = _clock() - begin + num_learnt * decode_seconds / max(1, data.workers)
         step_seconds, wait_ratio = _take_steps(trainer, steps, skipped, seconds)
     peak = held_memory().peak if has_memory_counter() else 0
@@ -136,8 +136,7 @@ def _take_steps(
     waited, number = 0.0, 0
     for step, batches in enumerate(steps, start=1):
         waited += _clock() - marked
-        trainer._step(step, batches)
-        trainer._settle(step)
+        trainer.take(batches)
         marked = _clock()
         number += 1
         if step == skipped:

@@ -9,10 +9,9 @@ import copy
 import logging
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from data.batch import Batch
 from data.sequential.stream import SequentialStream
 from data.settings import UserError, require
 from data.stream import TrainingStream
@@ -166,14 +164,17 @@ def _measure(
         trainer = Trainer(accelerator, run, optim, copy.deepcopy(model), stream)
         batches: Any = stream.steps(0, _ENDLESS)
         with closing(batches):
-            take = _taking(trainer, batches)
+
+            def take() -> None:
+                trainer.take(next(batches), is_waited_for=True)
+
             first = [_timed(take) for _ in range(_LEFT_OUT)]
             start = time.monotonic() - begin
             number = _of_main(accelerator, max(_FEWEST, round(seconds / first[-1])))
             step = sum(_timed(take) for _ in range(number)) / number
         best = trainer.training.best
-        measures = tuple((_timed(partial(e.measure, best)), e.every) for e in evaluators)
-        checkpoint = _timed(lambda: _save(accelerator, trainer, folder))
+        measures = tuple((_timed(e.measure, best), e.every) for e in evaluators)
+        checkpoint = _timed(_save, accelerator, trainer, folder)
     return Costs(max(0.0, start - _LEFT_OUT * step), step, measures, checkpoint)
 
 
@@ -194,20 +195,9 @@ def _thrown_away(accelerator: Accelerator, folder: Path) -> Generator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _taking(trainer: Trainer, batches: Iterator[list[Batch]]) -> Callable[[], None]:
-    numbered = enumerate(batches)
-
-    def take() -> None:
-        step, own = next(numbered)
-        trainer._step(step, own)
-        trainer._settle(step + 1)  # waits for the device
-
-    return take
-
-
-def _timed(work: Callable[[], object]) -> float:
+def _timed(work: Callable[..., object], *arguments: object) -> float:
     begin = time.monotonic()
-    work()
+    work(*arguments)
     return time.monotonic() - begin
 
 

@@ -1,7 +1,7 @@
 """Our own training step as a configuration has it, on a batch that is ready."""
 
 from dataclasses import replace
-from itertools import count
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -49,14 +49,7 @@ def bare_step(trainer: Trainer, batch: Batch) -> Work:
     if torch.cuda.is_available():  # where the loader would have put it
         pinned = {key: tensor.pin_memory() for key, tensor in batch.tensors.items()}
         batch = batch._replace(tensors=pinned)
-    numbers = count()
-
-    def take() -> None:
-        number = next(numbers)
-        trainer._step(number, [batch])
-        trainer._settle(number)
-
-    return take
+    return partial(trainer.take, [batch])
 
 
 def random_batch(shape: tuple[int, ...]) -> Batch:
