@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data.disks import explain
 from data.folder.classes import folders_without_images, in_no_class, label_folders
-from data.folder.images import Listing, extension_of, list_images
+from data.folder.images import Listing, extension_of
 from data.settings import RunStopped, UserError, require
 from data.shards import ImageFile, split_name
 from data.text import printable
@@ -84,38 +84,27 @@ class PlanOptions:
     seed: int
 
 
-def find_images(
-    source: Path,
+def take_images(
+    listing: Listing,
     *,
     is_unlabelled: bool = False,
     classes: Sequence[str] | None = None,
     skip_unreadable: bool = False,
 ) -> SourceImages:
-    """List the images below a folder (see `Listing`).
+    """Take the images of a folder that was listed.
 
     Args:
-        source: The folder.
+        listing: What `list_images` gave.
         is_unlabelled: Take no labels. Else the first folder of each path is its class, unless an
-            image lies directly in `source`: then there are no labels either.
+            image lies directly in the source: then there are no labels either.
         classes: The names of the classes in the order of their labels. None: those of the
             folders, sorted.
         skip_unreadable: Leave out what may not be read, in place of refusing it.
 
     Raises:
-        UserError: It is no folder, holds no image, or something that cannot be read; or its
-            folders cannot be classes.
+        UserError: It holds no image, or something that cannot be read; or its folders cannot be
+            classes.
     """
-    require(source.is_dir(), f"SOURCE={source} is not a folder; give the folder of the images")
-    listing = list_images(source)
-    return take_images(
-        listing, is_unlabelled=is_unlabelled, classes=classes, skip_unreadable=skip_unreadable
-    )
-
-
-def take_images(
-    listing: Listing, *, is_unlabelled: bool, classes: Sequence[str] | None, skip_unreadable: bool
-) -> SourceImages:
-    """Take the images of a folder that was listed; see `find_images`."""
     if skip_unreadable:
         listing = listing.without_unreadable()
     else:
@@ -128,7 +117,7 @@ def take_images(
 def label_by_folder(
     listing: Listing, read: Reader, is_unlabelled: bool, classes: Sequence[str] | None
 ) -> SourceImages:
-    """Give each image of a listing its class: the first folder of its path; see `find_images`."""
+    """Give each image of a listing its class: the first folder of its path; see `take_images`."""
     source = listing.folder
     why = _why_unlabelled(listing, is_unlabelled)
     require(

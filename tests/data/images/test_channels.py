@@ -16,7 +16,8 @@ from torch import Tensor
 
 from data.batch import Request
 from data.config import DataConfig, ImageConfig, LabelledDataConfig
-from data.folder.plan import find_images
+from data.folder.images import list_images
+from data.folder.plan import take_images
 from data.images.augment import RandAugment
 from data.images.transforms import (
     MAX_PIXELS,
@@ -350,12 +351,12 @@ def test_a_folder_of_arrays_is_one_of_images(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "0.npy", values(5))
-    assert [(i.path, i.label) for i in find_images(tmp_path).images] == [
+    assert [(i.path, i.label) for i in take_images(list_images(tmp_path)).images] == [
         ("a/0.npy", 0),
         ("b/0.npy", 1),
     ]
     (tmp_path / "b/1.png").write_bytes(encode(GREY))
-    source = find_images(tmp_path)
+    source = take_images(list_images(tmp_path))
     assert [image.path for image in source.images] == ["b/1.png"]
     assert source.left_out == (
         "2 files that are no images (2 .npy: a/0.npy, b/0.npy)",
