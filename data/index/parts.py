@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 _SALT = 20_271_127  # never to be changed: what was set aside would be trained on
-_NUMBERED = re.compile(rb"~\d+$")  # of two files that differ in their extensions alone
+_NUMBERED = re.compile(rb"(~\d+)+$")  # of two files that differ in their extensions alone
 
 
 @dataclass(frozen=True)

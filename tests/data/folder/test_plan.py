@@ -228,7 +228,7 @@ def test_shards_are_as_large_as_stated(tmp_path: Path) -> None:
     source.mkdir(parents=True)
     for i in range(100):
         (source / f"{i}.jpg").write_bytes(bytes(100 * i + 1))
-    found = take_images(list_images(source).parent)
+    found = take_images(list_images(source.parent))
     sizes: list[int] = []
     for name, shard in plan_shards(found.images, replace(OPTIONS, val_ratio=0)).items():
         write_shard(tmp_path / name, load_samples(source.parent, found, shard))

@@ -26,7 +26,7 @@ TWINS = [f"twins/{number}" for number in range(20)]  # each twice: a png and a j
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     ends = [f"{name}.png" for name in NAMES + TWINS] + [f"{name}.jpg" for name in TWINS]
-    for name in [*ends, *HARD_NAMES]:
+    for name in [*ends, *HARD_NAMES, "odd/1.png", "odd/1.jpg", "odd/1~1.png"]:
         write(tmp_path / "photos" / name)
     return tmp_path / "photos"
 
