@@ -109,6 +109,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
 
     # ---- how long a run they make
     config = settle(accelerator, config, train)
+    data = config.data
     part = share(accelerator, config.run, config.optim)
 
     # ---- the model

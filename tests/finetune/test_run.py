@@ -18,6 +18,7 @@ from timm.models import save_for_hf
 import finetune.run
 from data.settings import RunStopped, UserError
 from finetune.load import load_classifier
+from pretrain.configuration.layers import read_yaml
 from pretrain.encoder.facts import image_size
 from pretrain.records.logs import read_records
 from tests.launching import run_ranks
@@ -82,6 +83,14 @@ def test_the_modern_recipe_continues_to_the_bit(
     run_ranks(told, world, tmp_path, script="finetune.run")
     assert weights(tmp_path / "copy") == weights(tmp_path / "run")
     assert result(tmp_path / "copy") == result(tmp_path / "run")
+
+
+def test_loader_processes_by_the_cores(tmp_path: Path, tiny_finetune: list[str]) -> None:
+    """As it is where nothing is said: each part of a run gets their number, not the word."""
+    run = tmp_path / "run"
+    finetune.run.main([*tiny_finetune, "data.workers=auto", "optim.steps=2", f"run.dir={run}"])
+    assert type(read_yaml(str(run / "config.yaml"))["data"]["workers"]) is int
+    assert result(run)["steps"] == 2
 
 
 @pytest.mark.parametrize("world", [1, 3])
