@@ -25,7 +25,7 @@ from data.storage.locations import user_path
 from data.text import count, duration, percent
 from pretrain.configuration.layers import read_yaml
 from pretrain.records import words
-from pretrain.records.checkpoint import newest_by_name
+from pretrain.records.checkpoint import newest_by_name, step_of
 from pretrain.records.lock import FINISHED, Holder, read_holder
 from pretrain.records.logs import read_records
 
@@ -51,7 +51,9 @@ def _tell(run: Path) -> bool:
     holder = read_holder(run) or Holder(is_alive=False, text="")
     total = _total(optim, last)
     is_finished = not holder.is_alive and (last["step"] == total or holder.text == FINISHED)
-    print(f"{run}: {_how_far(last['step'], total)}, {_how(holder, is_finished)}")
+    newest = newest_by_name(run)
+    reached = max(last["step"], step_of(newest) if newest is not None else 0)
+    print(f"{run}: {_how_far(reached, total)}, {_how(holder, is_finished)}")
     for split, name in (("train", "training"), ("val", "validation"), ("probe", "probe")):
         record = next((r for r in reversed(records) if words.standing(r, split)), None)
         if record is not None:
@@ -65,7 +67,7 @@ def _tell(run: Path) -> bool:
         age = duration(max(0, time.time() - log.stat().st_mtime))
         left = _left(last, total, optim) if holder.is_alive else None
         print(f"  last record: {age} ago" + (f"; about {left} left" if left else ""))
-    _tell_kept(run)
+    _tell_kept(run, newest)
     return holder.is_alive or is_finished
 
 
@@ -102,9 +104,9 @@ def _left(last: dict[str, Any], total: int | None, optim: dict[str, Any]) -> str
     return duration((total - last["step"]) * optim["batch_size"] / rate)
 
 
-def _tell_kept(run: Path) -> None:
+def _tell_kept(run: Path, newest: Path | None) -> None:
     """Name the newest checkpoint, and count what could not be used."""
-    newest, bad = newest_by_name(run), run / "bad_samples.jsonl"
+    bad = run / "bad_samples.jsonl"
     print(f"  kept: {newest if newest is not None else 'no checkpoint yet'}")
     if bad.is_file() and (number := len(read_records(bad))):
         print(f"  not used: {count(number, 'entry', 'entries')} in {bad}")

@@ -48,6 +48,11 @@ def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint, by its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 @contextmanager
 def writing(run: Path, step: int) -> Generator[Path]:
     """Make the temporary folder in which a checkpoint is written; a failure takes it away again."""
@@ -81,7 +86,7 @@ def commit(temporary: Path, keep: int) -> Path:
     temporary.rename(final)
     _sync(final.parent)
     publish(final)
-    _prune(_checkpoints(final.parent), keep)
+    _prune(checkpoints_of(final.parent.parent), keep)
     return final
 
 
@@ -170,7 +175,7 @@ def recover_newest(run: Path) -> Path | None:
 
 def newest_intact(run: Path) -> Path | None:
     """Do as `recover_newest`, but delete nothing: safe while the run goes on."""
-    for checkpoint in _checkpoints(run / "checkpoints"):
+    for checkpoint in checkpoints_of(run):
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
@@ -188,13 +193,13 @@ def has_intact(run: Path) -> bool:
 
     Otherwise `recover_newest`, which a resume calls next, would name them a second time.
     """
-    whole = any(is_intact(checkpoint) for checkpoint in _checkpoints(run / "checkpoints"))
+    whole = any(is_intact(checkpoint) for checkpoint in checkpoints_of(run))
     return whole or newest_intact(run) is not None
 
 
 def newest_by_name(run: Path) -> Path | None:
     """Return the newest checkpoint by its name alone, or None."""
-    return next(iter(_checkpoints(run / "checkpoints")), None)
+    return next(iter(checkpoints_of(run)), None)
 
 
 def check_constants(
@@ -226,8 +231,13 @@ def check_constants(
         )
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
+def checkpoints_of(run: Path) -> list[Path]:
+    """List a run's checkpoints, the newest first; a user's copy beside them, step-old, is none."""
+    folders = (run / "checkpoints").glob("step-*")
+    return sorted(
+        (folder for folder in folders if folder.name.removeprefix("step-").isdecimal()),
+        reverse=True,
+    )
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -24,7 +24,7 @@ from data.index.open import load_index
 from data.index.record import Recorded, read_record
 from data.samples import Samples
 from data.stream import Share, TrainingStream
-from pretrain.records.checkpoint import read_state
+from pretrain.records.checkpoint import checkpoints_of, read_state, step_of
 from pretrain.records.traces import (
     SKIPPED,
     BadSampleReader,
@@ -108,8 +108,8 @@ def verify(run: Path, newest: Path, manifest: Manifest, seed: int, batch_size: i
 
 def _check_checkpoints(run: Path, last: int, stream: TrainingStream) -> Iterator[Violation]:
     """Compare each committed checkpoint's constants with the stream's."""
-    for checkpoint in sorted((run / "checkpoints").glob("step-*")):
-        step = int(checkpoint.name.removeprefix("step-"))
+    for checkpoint in reversed(checkpoints_of(run)):
+        step = step_of(checkpoint)
         if step > last:
             continue
         state = read_state(checkpoint)

@@ -70,6 +70,20 @@ input()
     assert "(40.0 %), stopped: SIGTERM came; step 40 is committed\n" in capsys.readouterr().out
 
 
+def test_how_far_a_run_is_that_stopped_between_two_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its newest checkpoint is ahead of its last record, or there is no record yet."""
+    (tmp_path / "config.yaml").write_text("optim: {steps: 100, batch_size: 10}\n")
+    (tmp_path / "checkpoints/step-00000046").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000046-mine").mkdir()
+    for log in ("", '{"step": 40, "train/loss": 1.5, "speed/images_per_second": 20.0}\n'):
+        (tmp_path / "metrics.jsonl").write_text(log)
+        with pytest.raises(SystemExit, match="1"):
+            status.main([str(tmp_path)])
+        assert ": step 46 of 100 (46.0 %), not running\n" in capsys.readouterr().out
+
+
 def test_a_run_writes_down_how_it_ended(
     finished: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

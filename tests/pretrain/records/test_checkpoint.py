@@ -236,6 +236,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert len(names(tmp_path / "checkpoints")) == 3
 
 
+def test_a_copy_that_the_user_set_aside_is_no_checkpoint(tmp_path: Path) -> None:
+    """Its name sorts behind all steps: a run would resume from it, and prune the others."""
+    copy = commit(tmp_path, 5).rename(tmp_path / "checkpoints/step-of-mine")
+    newest = [commit(tmp_path, step, keep=1) for step in (10, 15)][-1]
+    assert checkpoint.recover_newest(tmp_path) == newest
+    assert names(tmp_path / "checkpoints") == [newest.name, copy.name]
+
+
 def test_the_encoder_link_follows_the_newest(tmp_path: Path) -> None:
     for step in (1, 2):
         commit(tmp_path, step)
