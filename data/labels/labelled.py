@@ -16,6 +16,7 @@ from data.reading.bad import BadSample
 from data.reading.reader import ShardReader
 from data.settings import UserError, require
 from data.shards import LABEL_EXTENSION
+from data.storage.locations import is_list
 from data.text import count, name_some, printable
 
 Label = TypeVar("Label")
@@ -101,6 +102,9 @@ def label_splits(
     elif unknown.size > 0:
         of_fraction = "" if fraction == 1 else f"data.fraction={fraction}"
         _refuse_unknown(unknown, all_values(), names, group, of_fraction)
+    if not is_multi_label:
+        _require_two_classes(train, known, names, train_key)
+    _warn_of_twins(names, train_key)
     return Labels(names, classes.train, classes.val), values
 
 
@@ -109,6 +113,31 @@ def require_folders_of_classes(manifest: Manifest, key: str) -> None:
     for place, table in manifest.shards.tables.items():
         if not FileTable.load(table).classes:
             refuse_unlabelled(manifest.shards.locations[place], key)
+
+
+def _require_two_classes(train: Manifest, labels: np.ndarray, names: list[str], key: str) -> None:
+    """Refuse images of one class: whatever is learnt of them, each answer is right."""
+    is_listed = any(is_list(train.shards.locations[place]) for place in train.shards.tables)
+    rule = " (the first folder of each path in the list)" if is_listed else ""
+    require(
+        int(labels.min()) < int(labels.max()),
+        f"all images of {key} are of one class, {printable(names[labels[0]])}{rule}, and "
+        "a classifier needs two; give a folder that holds a folder of images for each class",
+    )
+
+
+def _warn_of_twins(names: list[str], key: str) -> None:
+    """Say which classes differ in capital letters alone, as by a slip in the name of a folder."""
+    first: dict[str, str] = {}
+    for name in names:
+        if (twin := first.setdefault(name.casefold(), name)) != name:
+            _logger.warning(
+                "%s has the classes %s and %s, which differ in capital letters alone; they are "
+                "learnt as two: where one is meant, give their folders one name",
+                key,
+                printable(twin),
+                printable(name),
+            )
 
 
 def _number_names(

@@ -24,7 +24,7 @@ def test_labels_come_in_listed_order(tmp_path: Path) -> None:
 
 
 def test_class_names_come_from_the_file_beside_the_shards_or_the_one_named(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.tar", [ImageFile("one", "jpg", b"x", 1)])
+    write_shard(tmp_path / "a.tar", [ImageFile(f"{n}", "jpg", b"x", n) for n in (1, 0)])
     manifest = open_manifest(tmp_path / "a.tar", "data.train")
 
     def names(path: str | None = None) -> list[str]:
@@ -66,6 +66,30 @@ def split(path: Path, labels: Sequence[int], fraction: float = 1.0) -> Manifest:
     samples = [ImageFile(f"{place:05d}", "jpg", b"x", n) for place, n in enumerate(labels)]
     write_shard(path, samples)
     return open_manifest(path, "data.train", fraction=fraction)
+
+
+def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
+    """What is learnt of them is right on each: 100 %, which says nothing."""
+    train = split(tmp_path / "a.tar", [1, 1])
+    with pytest.raises(UserError, match=r"all images of data.train are of one class, 1, and a"):
+        label_splits(train, train, None)
+    for name in ("cat/1", "dog/2"):
+        (tmp_path / f"photos/{name}.jpg").parent.mkdir(parents=True)
+        (tmp_path / f"photos/{name}.jpg").write_bytes(b"x")
+    (tmp_path / "all.txt").write_text("photos/cat/1.jpg\nphotos/dog/2.jpg\n")  # as `find` has it
+    listed = open_manifest(tmp_path / "all.txt", "data.train")
+    text = r"of one class, photos \(the first folder of each path in the list\), and a classifier"
+    with pytest.raises(UserError, match=text):
+        label_splits(listed, listed, None)
+
+
+def test_classes_that_differ_in_capitals_alone_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "classes.txt").write_text("Cat\ndog\ncat\n")
+    train = split(tmp_path / "a.tar", [0, 1, 2])
+    assert label_splits(train, train, None)[0].names == ["Cat", "dog", "cat"]
+    assert caplog.text.count("data.train has the classes Cat and cat, which differ in capital") == 1
 
 
 def test_a_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
