@@ -6,6 +6,7 @@ from data.shards import PICTURE_EXTENSIONS
 
 MAKE_SHARDS = "make shards with python scripts/make_shards.py SOURCE OUT"
 NAME_FOLDER = "name the folder of the images, or a text file (.txt) of their paths"
+ZIP = "a zip archive"
 
 _IMAGE = "an image"
 _TEXT = "a text file"
@@ -28,8 +29,8 @@ _BY_CONTENT = {
     b"GIF8": "a GIF image",
     b"II*\0": "a TIFF image",
     b"MM\0*": "a TIFF image",
-    b"PK\x03\x04": "a zip archive",
-    b"PK\x05\x06": "a zip archive",
+    b"PK\x03\x04": ZIP,
+    b"PK\x05\x06": ZIP,
     b"PAR1": "a parquet file",
     b"ARROW1": "an Arrow file",
     b"\x89HDF\r\n": "an HDF5 file",

@@ -7,7 +7,7 @@ from pathlib import Path
 from data.folder.images import Listing, extension_of, list_images
 from data.folder.lists import read_list
 from data.folder.plan import SourceImages, take_images
-from data.listing.foreign import kind_by_content
+from data.listing.foreign import ZIP, kind_by_content
 from data.settings import UserError, require
 from data.sources.datasets import DATASET_ENDINGS, dataset_files, find_in_dataset
 from data.sources.members import ARCHIVE_ENDINGS
@@ -52,8 +52,17 @@ def find_source(source: Path, options: SourceOptions) -> SourceImages:
         return find_in_table(archive, options)
     if ending == _LIST:
         return _take(read_list(archive, "SOURCE"), options, "a list of paths")
-    kind = kind_by_content(_start(archive)) or "a file of another kind"
-    raise UserError(f"SOURCE={printable(str(source))} is {kind}; give {_KINDS}")
+    raise UserError(f"SOURCE={printable(str(source))} is {_kind(_start(archive))} give {_KINDS}")
+
+
+def _kind(start: bytes) -> str:
+    """Say what a file is that is no source, from its first bytes."""
+    kind = kind_by_content(start)
+    if start == b"":
+        return "an empty file; copy it again, or"
+    if kind == ZIP:
+        return "a zip archive without its end, as after a copy that was cut off; copy it again, or"
+    return f"{kind or 'a file of another kind'};"
 
 
 def _find_in_folder(source: Path, options: SourceOptions) -> SourceImages:

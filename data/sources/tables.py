@@ -73,10 +73,11 @@ def _columns(source: Path, table: _Table, options: SourceOptions) -> tuple[str, 
     image = choose_column(columns, options.image_column, IMAGE_COLUMNS, "--image-column", source)
     label = choose_column(columns, options.label_column, LABEL_COLUMNS, "--label-column", source)
     if image is None:
+        held = f"but {name_some(columns, 12)}" if columns else "as it is empty"
         raise UserError(
-            f"SOURCE={printable(str(source))} has no column path, file, filename or image, but "
-            f"{name_some(columns, 12)}; its first line must name the columns: give the one with "
-            "the paths as --image-column NAME"
+            f"SOURCE={printable(str(source))} has no column path, file, filename or image, {held}; "
+            "its first line must name the columns: give the one with the paths as --image-column "
+            "NAME"
         )
     return image, label
 

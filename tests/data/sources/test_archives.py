@@ -313,6 +313,17 @@ def test_files_that_are_no_source(suffix: str, content: bytes, tmp_path: Path) -
         find(source)
 
 
+def test_an_archive_that_was_not_copied_whole(tmp_path: Path) -> None:
+    whole = write_zip(tmp_path / "a.zip", FILES).read_bytes()
+    (tmp_path / "a.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"a.zip is a zip archive without its end, as after"):
+        find(tmp_path / "a.zip")
+    for name in ("a.zip", "a.tar", "a.tar.gz"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=rf"{name} is an empty file; copy it again, or give"):
+            find(tmp_path / name)
+
+
 def test_options_of_tables_are_refused(photos: Path, tmp_path: Path) -> None:
     options = SourceOptions(image_column="x", root=tmp_path)
     for source, what in ((photos, "a folder of images"), (SOURCES["zip"](tmp_path), "an archive")):

@@ -150,7 +150,7 @@ def test_numbers_as_labels_are_in_their_order(images: Path) -> None:
         ("path,label\na.png\n", r"line 2 has 1 value for 2 columns; quote what holds a comma"),
         ("path,path\na.png,b\n", "names a column twice"),
         ('path,label\n"a.png,cat\n', "line 2: unexpected end of data; mend the line"),
-        ("", "has no column path"),
+        ("", "has no column path, file, filename or image, as it is empty; its first line"),
         ("path,label\na.png,caf\u00e9\nb c.png,cafe\u0301\n", "two names are both called"),
         ('path,label\na.png,"new\nline"\n', r"the class name 'new\\nline' has a line break"),
         ("path\n\0.png\n", "cannot be read|null byte|NUL"),
