@@ -192,7 +192,7 @@ def _matches(base: str, pattern: str, key: str, what: str) -> list[str]:
         return [path]
     folder, rest = _follow(path)
     matches = sorted(_glob(folder, Path(rest).parts))
-    read = " and ".join(dict.fromkeys(_PATTERN.findall(pattern)))
+    read = " and ".join(dict.fromkeys(_PATTERN.findall(pattern))) or "["
     verb = "are" if " and " in read else "is"
     escape = "; a name that holds a [ itself is written with [[]" if "[" in pattern else ""
     require(
@@ -267,8 +267,7 @@ def _folder(folder: str, key: str, name: str) -> list[str]:
     try:
         files = sorted(path.name for path in Path(folder).iterdir())
     except OSError as error:
-        message = f"{key}={name}: the folder cannot be read: {explain(error)}"
-        raise UserError(f"{message}; correct the path or its permissions") from error
+        raise UserError(f"{key}={name}: the folder cannot be read: {explain(error)}") from error
     tars = [f"{folder.rstrip('/')}/{file}" for file in files if _is_tar(file)]
     if not tars and _holds_images(folder):
         return _split_folders(folder, key, name)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
+from data.commands import CHECKOUT
 from data.disks import explain, one_line
 from data.settings import UserError, require
 from data.storage.locations import expand_home
@@ -137,12 +138,16 @@ def read_yaml(path: str) -> dict[str, Any]:
 def _compose_file(path: str) -> MappingNode | None:
     own = Path(path, "config.yaml")
     require(not own.is_file(), f"{path} is the folder of a run; its configuration is {own}")
+    is_there = path != "" and Path(expand_home(path)).exists()
+    hint = f"name images by a key, as in data.shards={path}" if is_there else "see --help"
     require(
         path.endswith((".yaml", ".yml")),
-        f"{path} is neither a CONFIG.yaml nor key.sub=value; see --help",
+        f"{path} is neither a CONFIG.yaml nor key.sub=value; {hint}",
     )
     file = Path(expand_home(path))
-    require(file.is_file(), f"{path}: no such configuration file; see configs/")
+    ours = CHECKOUT / path  # README's commands name recipes from there
+    hint = f"did you mean {ours}?" if ours.is_file() else "see configs/"
+    require(file.is_file(), f"{path}: no such configuration file; {hint}")
     try:
         node = _compose(file.read_text(encoding="utf-8-sig"), path)
         if node is not None:

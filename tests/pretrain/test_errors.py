@@ -169,6 +169,21 @@ def test_a_file_that_is_missing(tiny: list[str], name: str, text: str) -> None:
     assert refusal(pretrain.run.main, [name, *tiny]) == text
 
 
+def test_a_recipe_that_is_named_from_another_folder(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "configs/pretrain/small.yaml"
+    text = f"{name}: no such configuration file; did you mean {ROOT / name}?"
+    assert refusal(pretrain.run.main, [name, *tiny]) == text
+
+
+def test_images_in_place_of_a_configuration(tiny: list[str], tmp_path: Path) -> None:
+    text = f"{tmp_path} is neither a CONFIG.yaml nor key.sub=value; name images by a key, as in "
+    told = refusal(pretrain.run.main, [str(tmp_path), *tiny])
+    assert told == f"{text}data.shards={tmp_path}"
+
+
 # ---------------------------------------------------------------- a run that is there
 
 
