@@ -40,10 +40,10 @@ def main(arguments: list[str]) -> None:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__)
-    parser.add_argument(
-        "run", type=expand_home, help="a run's folder, or one that timm or transformers wrote"
-    )
-    parser.add_argument("out", type=user_path, help="folder to write; it must be new or empty")
+    option = parser.add_argument
+    text = "a run's folder, or one that timm or transformers wrote"
+    option("run", type=expand_home, metavar="RUN", help=text)
+    option("out", type=user_path, metavar="OUT", help="folder to write; it must be new or empty")
     parser.add_argument("--to", choices=_FORMATS, default="timm", help="the format (timm)")
     parser.add_argument("--no-head", action="store_true", help="leave a classifier's head out")
     parser.add_argument(

@@ -4,9 +4,10 @@
 
 MODEL is a fine-tuning run, or a folder in timm's format with a head; the training data is not
 needed. Folders are searched for images in sorted order; what lies there and is no image is counted
-on standard error. Images are cut as in validation. JSON is one list of {"path", "classes":
-[{"name", "probability"}]}, or {"path", "error"}. A classifier of many labels gives each class a
-probability of its own; --threshold shows all classes from it on.
+on standard error. A text file (.txt, .lst, .list) names images, a path a line. Images are cut as in
+validation. JSON is one list of {"path", "classes": [{"name", "probability"}]}, or {"path",
+"error"}. A classifier of many labels gives each class a probability of its own; --threshold shows
+all classes from it on.
 
 Status 0: all images were answered. 1: some could not be read; each is named on standard error. 2: a
 mistake in the arguments, or a folder without an image that can be read.
@@ -27,9 +28,10 @@ if not __package__:  # started as a file: search the checkout, not this folder
 from tqdm import tqdm
 
 from data.folder.images import list_images
+from data.folder.lists import read_list
 from data.processes import importing
 from data.settings import OneLineParser, positive, require, require_utf8, run_entry_point
-from data.storage.locations import expand_home, user_path
+from data.storage.locations import expand_home, is_list, user_path
 from data.text import printable
 
 
@@ -74,7 +76,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__)
     option = parser.add_argument
     option("model", type=expand_home, metavar="MODEL", help="a fine-tuning run, or a timm folder")
-    text = "images, folders of images, or both"
+    text = "images, folders of images, lists of paths"
     option("images", nargs="+", type=user_path, metavar="IMAGE_OR_FOLDER", help=text)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--top", type=positive, default=5, help="classes to show (5)")
@@ -91,25 +93,26 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def list_paths(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """List the images: files as they are named, those of a folder by ending and in order.
+    """List the images: files as they are named, those of a folder or list by ending and in order.
 
-    Files of a folder that would be images if they could be read are listed, too: they are named.
+    Files of these that would be images if they could be read are listed, too: they are named.
 
     Returns:
         The images; and what each folder holds beside them.
 
     Raises:
-        UserError: A folder has none that can be read.
+        UserError: A folder or list has none that can be read.
     """
     paths: list[Path] = []
     notes: list[str] = []
     for place in places:
-        if not place.is_dir():
+        is_of_paths = is_list(str(place)) and not place.is_dir()
+        if not (is_of_paths or place.is_dir()):
             paths.append(place)
             continue
-        listing = list_images(place)
+        listing = read_list(place, "IMAGE_OR_FOLDER") if is_of_paths else list_images(place)
         listing.require_images("IMAGE_OR_FOLDER")
-        paths += [place / path for path in listing.all_images()]
+        paths += [listing.folder / path for path in listing.all_images()]
         if others := listing.passed_over():
             notes.append(f"{printable(str(place))}: passed over: {'; '.join(others)}")
     return paths, notes

@@ -100,6 +100,16 @@ def test_the_batch_size_changes_nothing(run: Path, images: Path, capsys: Capture
             assert each["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
+def test_a_list_of_paths(run: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
+    """README names it for each command that takes images."""
+    files = sorted(images.rglob("*.png"))
+    (tmp_path / "some.txt").write_text("".join(f"{file}\n" for file in files[:3]))
+    assert predict(capsys, run, tmp_path / "some.txt") == predict(capsys, run, *files[:3])
+    (tmp_path / "gone.txt").write_text("gone.png\n")
+    with pytest.raises(UserError, match=r"IMAGE_OR_FOLDER=.*gone.txt: 1 of 1 file is not there"):
+        predict(capsys, run, tmp_path / "gone.txt")
+
+
 def test_a_timm_folder(tmp_path: Path, images: Path, capsys: Capture) -> None:
     save(tmp_path / "model")
     (answer,) = predict(capsys, tmp_path / "model", images / "is-1/100.png", "--top", 2)
@@ -155,10 +165,10 @@ def test_what_cannot_be_read_is_named_and_the_others_answered(
     (tmp_path / "a.png").write_bytes(b"no image")
     (tmp_path / "b.png").write_bytes(b"")
     (tmp_path / "c.png").write_bytes((images / "is-1/100.png").read_bytes())
-    (tmp_path / "d.txt").write_text("named, so it counts")
+    (tmp_path / "d.md").write_text("named, so it counts")
     (tmp_path / "e.jpg").symlink_to("nothing")
     os.mkfifo(tmp_path / "f.jpg")
-    named_alone = ("none.png", "d.txt", "f.jpg")
+    named_alone = ("none.png", "d.md", "f.jpg")
     arguments = [str(run), str(tmp_path), *(f"{tmp_path}/{name}" for name in named_alone)]
     for more in ([], ["--json", "--batch-size", "1"]):
         with pytest.raises(SystemExit) as ended:
@@ -167,7 +177,7 @@ def test_what_cannot_be_read_is_named_and_the_others_answered(
         said = capsys.readouterr()
         first, *lines = said.err.splitlines()
         assert first == (
-            f"{tmp_path}: passed over: 1 file that is no image (1 .txt: d.txt); "
+            f"{tmp_path}: passed over: 1 file that is no image (1 .md: d.md); "
             "1 pipe, socket or device (f.jpg)"
         )
         bad = ("a.png", "b.png", "e.jpg", *named_alone)
