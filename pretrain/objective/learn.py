@@ -67,7 +67,7 @@ def _refuse(
         raise RunStopped(
             f"{len(bad):,} of the first {count(total, 'training image')} cannot be used, such as "
             f"{printable(f'{first.shard}/{first.key}')}: {first.reason}; so there are too few "
-            f"patches for {words}: mend the shards",
+            f"patches for {words}: mend the images",
             is_agreed=True,
         )
     raise UserError(

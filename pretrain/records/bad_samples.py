@@ -134,7 +134,7 @@ def judge(num_bad: int, num_seen: int, max_ratio: float, what: str, names: str =
         remedy = ", or raise the key" if num_bad < num_seen else ""
         raise RunStopped(
             f"{num_bad / max(1, num_seen):.1%} of the {what} cannot be used "
-            f"({num_bad} of {num_seen}){rule}{names}: mend the shards{remedy}",
+            f"({num_bad} of {num_seen}){rule}{names}: mend them{remedy}",
             is_agreed=True,
         )
 
