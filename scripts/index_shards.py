@@ -204,9 +204,10 @@ def _check_shard(shard: Shard, *, decodes: bool, channels: int) -> Problem | Non
         members = [f"cannot be read on: {explain(error)}"]
     if shard.damage is None and not members:
         return None
-    number = f"{count(len(members), 'member')} cannot be used" if members else None
+    what, noun = (f"shard {shard.name}", "member") if shard.is_tar else (shard.name, "image")
+    number = f"{count(len(members), noun)} cannot be used" if members else None
     finding = "; ".join(part for part in (shard.damage, number) if part is not None)
-    return Problem(shard.name, f"shard {shard.name}: {finding}", False, tuple(members))
+    return Problem(shard.name, f"{what}: {finding}", False, tuple(members))
 
 
 # ---------------------------------------------------------------- report

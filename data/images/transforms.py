@@ -31,6 +31,7 @@ from data.images.levels import (
 from data.images.resize import resize
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+_TOO_LARGE = "cut it into tiles"
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, to which any common image is converted
 _JPEG_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
@@ -144,10 +145,10 @@ def _open(content: bytes) -> Image.Image:
 def _check_size(width: int, height: int, channels: int) -> None:
     """Refuse what would take too much memory, before it is taken."""
     if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"{width}x{height} pixels, over {MAX_PIXELS}")
+        raise UnreadableImage(f"{width}x{height} pixels, over {MAX_PIXELS}; {_TOO_LARGE}")
     if width * height * channels > 3 * MAX_PIXELS:
         size = f"{width}x{height}x{channels}"
-        raise UnreadableImage(f"{size} values, over {3 * MAX_PIXELS}")
+        raise UnreadableImage(f"{size} values, over {3 * MAX_PIXELS}; {_TOO_LARGE}")
 
 
 def _unidentified(content: bytes, channels: int) -> str:
@@ -162,6 +163,8 @@ def _unidentified(content: bytes, channels: int) -> str:
 
 def _reason(error: Exception) -> str:
     """Return what an error says, without what differs from process to process."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"{first_line(error).partition(', could be')[0]}; {_TOO_LARGE}"
     return re.sub(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?", r"\1", first_line(error))
 
 

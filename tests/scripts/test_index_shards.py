@@ -260,3 +260,11 @@ def test_mistakes_are_one_line_and_status_2(arguments: list[str], text: str) -> 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(text)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_of_images_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, content in (("a.png", make_png(1)), ("b.png", b"none")):
+        (tmp_path / "photos" / name).write_bytes(content)
+    done = run("--check-images", tmp_path / "photos")
+    assert done.stdout.startswith("photos: 1 image cannot be used\n  b.png: no image format that")
