@@ -150,11 +150,11 @@ def better(recipe: Recipe) -> str:
     if images.num_images < above.min_images:
         parts.append(f"{above.min_images:,} images or more, for {above.name}")
     if plan.machine.device == "cpu":
-        gains = ["a GPU: more steps in the time"]
+        gains = ["more steps in the time"] if recipe.length.is_by_hours else []
         gains += ["larger encoders"] if images.num_images >= _GPU_IMAGES else []
         is_large = min(images.height, images.width) >= _GPU_PIXELS
         gains += [f"images of {_GPU_PIXELS} pixels"] if is_large else []
-        parts.append(", ".join(gains))
+        parts += [f"a GPU: {', '.join(gains)}"] if gains else []
     return "; ".join(parts)
 
 

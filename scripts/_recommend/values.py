@@ -172,7 +172,7 @@ def _objective(recipe: Recipe) -> Iterator[Choice]:
 def _optim(recipe: Recipe) -> Iterator[Choice]:
     plan, size, length = recipe.plan, recipe.size, recipe.length
     passes = f"{count(float(length.passes), 'pass')} over the images"
-    why = f"{passes}, which is what {count(recipe.hours, 'hour')} allow {_MACHINE}"
+    why = f"{passes}, as many as fit into {count(recipe.hours, 'hour')} {_MACHINE}"
     if not length.is_by_hours:
         why = f"{MOST_PASSES:,} passes over the images, the most that MAE reports {_MAE}"
     yield Choice("optim.steps", length.steps, why)
