@@ -110,7 +110,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 def user_cache(kind: str) -> Path:
     """Return the folder in which this project keeps one kind of thing for the user."""
-    base = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache", missing="/nonexistent")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # noqa: PTH117 - as its specification has it; "" among them
+        base = expand_home("~/.cache", missing="/nonexistent")
     return Path(base, "masked-patch-pretraining", kind)
 
 
