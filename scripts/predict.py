@@ -106,7 +106,7 @@ def list_paths(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
     paths: list[Path] = []
     notes: list[str] = []
     for place in places:
-        is_of_paths = is_list(str(place)) and not place.is_dir()
+        is_of_paths = is_list(str(place))
         if not (is_of_paths or place.is_dir()):
             paths.append(place)
             continue

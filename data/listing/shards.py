@@ -128,8 +128,11 @@ def _refuse_streams(item: str, key: str) -> None:
 def _refuse_foreign(locations: Iterable[str], key: str) -> None:
     """Refuse what is no tar by its ending."""
     paths = (name.partition("?")[0] if is_remote(name) else name for name in locations)
-    names = [path.rpartition("/")[2] for path in paths if not is_list(path)]
-    foreign = [name for name in names if kind_by_name(name)]
+    foreign = [
+        path.rpartition("/")[2]
+        for path in paths
+        if kind_by_name(path.rpartition("/")[2]) and not (is_list(path) or os.path.isdir(path))  # noqa: PTH112 - of few paths
+    ]
     if foreign:
         kind, is_local = kind_by_name(foreign[0]), not any(map(is_remote, locations))
         remedy = NAME_FOLDER if is_local and _is_image(foreign[0]) else MAKE_SHARDS

@@ -156,7 +156,8 @@ def is_remote(location: str) -> bool:
 
 def is_list(location: str) -> bool:
     """Tell whether a location is a text file of paths of images, by its ending."""
-    return not is_remote(location) and location.lower().endswith(_LIST_ENDINGS)
+    is_named_so = not is_remote(location) and location.lower().endswith(_LIST_ENDINGS)
+    return is_named_so and not os.path.isdir(location)  # noqa: PTH112
 
 
 def protocol_of(location: str) -> str:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data.storage.locations import user_cache
+from data.listing.shards import list_shards
+from data.storage.locations import is_list, user_cache
 
 
 @pytest.mark.parametrize(
@@ -17,3 +18,13 @@ def test_the_cache_never_lies_in_the_folder_of_the_moment(
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("XDG_CACHE_HOME", told)
     assert user_cache("index") == Path(base, "masked-patch-pretraining/index")
+
+
+def test_a_folder_is_no_list_whatever_its_name(tmp_path: Path) -> None:
+    for folder in (tmp_path / "scans.txt", tmp_path / "photos.zip"):
+        folder.mkdir()
+        (folder / "a.jpg").touch()
+        assert list_shards(folder, "data.shards") == [str(folder)]
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    names = ("scans.txt", "list.txt", "gone.LST", "list.csv")
+    assert [is_list(f"{tmp_path}/{name}") for name in names] == [False, True, True, False]
