@@ -15,6 +15,7 @@ from data.processes import INTERRUPTED, ask_to_leave_with_parent, heard_requests
 from data.settings import RunStopped
 
 _ASKED_TO_LEAVE = 75  # a run's status then, `run.requeue_status`
+_WITHIN = "MPP_WITHIN"  # set for what `run_command` starts
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 COMMANDS = {  # of `mpp`: the entry point that each starts
@@ -52,11 +53,14 @@ def file_from_here(name: str) -> str:
 
 
 def name_next(*commands: tuple[str, str]) -> str:
-    """Return lines that name the commands to go on with: names of `COMMANDS` and what follows."""
-    lines = [f"{how_to_type(name)} {arguments}" for name, arguments in commands]
-    return "\n".join(
-        f"{'      ' if number else 'next: '}{line}" for number, line in enumerate(lines)
-    )
+    """Return lines that name the commands to go on with: names of `COMMANDS` and what follows.
+
+    Of what `run_command` started there are none: whoever started it goes on, or says how.
+    """
+    if _WITHIN in os.environ:
+        return ""
+    lines = [f"{how_to_type(name)} {arguments}\n" for name, arguments in commands]
+    return "".join(f"{'      ' if number else 'next: '}{line}" for number, line in enumerate(lines))
 
 
 class CommandFailed(RunStopped):
@@ -90,6 +94,7 @@ def run_command(command: Sequence[str], output: IO[bytes] | None = None) -> int:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
+            env=os.environ | {_WITHIN: "1"},
             stdout=output,
             stderr=None if output is None else subprocess.STDOUT,
             start_new_session=True,

@@ -55,7 +55,7 @@ def main(arguments: list[str], command: str = "python finetune/probe.py") -> Non
     if folder is not None:
         place = quote(str(folder))
         print(f"\nthe linear probe is a classifier in {folder}")
-        print(name_next(("predict", f"{place} IMAGES"), ("export", f"{place} CLASSIFIER")))
+        print(name_next(("predict", f"{place} IMAGES"), ("export", f"{place} CLASSIFIER")), end="")
 
 
 if __name__ == "__main__":

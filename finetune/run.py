@@ -219,7 +219,10 @@ def _report(folder: Path, figures: "Figures", names: list[str], facts: dict[str,
     print(f"{name} {figures.scalars[main_figure]:.2%} {when}")
     print(f"the result is in {folder}/result.json, the classifier in {folder}/encoder")
     run = quote(str(folder))
-    print(name_next(("predict", f"{run} IMAGES"), ("report", run), ("export", f"{run} BACKBONE")))
+    print(
+        name_next(("predict", f"{run} IMAGES"), ("report", run), ("export", f"{run} BACKBONE")),
+        end="",
+    )
 
 
 if __name__ == "__main__":

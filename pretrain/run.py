@@ -112,7 +112,10 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
         say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
         folder = quote(config.run.dir)
         labelled = f"encoder.init={folder} data.train=LABELLED data.val=LABELLED"
-        print(name_next(("report", folder), ("probe", labelled), ("export", f"{folder} BACKBONE")))
+        print(
+            name_next(("report", folder), ("probe", labelled), ("export", f"{folder} BACKBONE")),
+            end="",
+        )
     accelerator.end_training()
     return figures
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.commands import CommandFailed, run_command, run_logged
+from data.commands import CommandFailed, name_next, run_command, run_logged
 from data.settings import RunStopped
 from tests.conftest import signal_does
 
@@ -29,6 +29,20 @@ def test_the_status_is_returned_and_the_output_kept(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         assert run_command(python("print('here'); raise SystemExit(3)"), file) == 3
     assert (tmp_path / "log").read_text() == "here\n"
+
+
+def test_what_comes_next_is_said_by_who_was_started_first(tmp_path: Path) -> None:
+    program = (
+        "from data.commands import name_next; print('done', name_next(('report', 'RUN')), sep='')"
+    )
+    with (tmp_path / "log").open("wb") as file:
+        run_command(python(program), file)
+    assert (tmp_path / "log").read_text() == "done\n"
+    first, second = name_next(("report", "RUN"), ("export", "RUN BACKBONE")).splitlines()
+    assert first.startswith("next: ")
+    assert first.endswith(("report.py RUN", "mpp report RUN"))
+    assert second.startswith("      ")
+    assert second.endswith(" RUN BACKBONE")
 
 
 @pytest.mark.parametrize(
