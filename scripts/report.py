@@ -6,10 +6,10 @@
 RUN is the folder of a pretraining or fine-tuning run, finished or not; nothing in it is changed.
 RUN/report.html is one file that works offline, on a phone, light and dark. For a pretraining run it
 shows reconstructions of validation images, written to RUN/reconstructions.png too, and what the
-encoder has learnt: filters, position embeddings, attention. Start the script from the folder in
-which the run was started, so that its shards are found. What lies in RUN/fewshot/result.json,
-RUN/fewshot-untrained/result.json, RUN/finetune*/result.json and RUN/scratch*/result.json is shown
-too.
+encoder has learnt: nearest images, filters, position embeddings, attention. Start the script from
+the folder in which the run was started, so that its shards are found. What lies in
+RUN/fewshot/result.json, RUN/fewshot-untrained/result.json, RUN/finetune*/result.json and
+RUN/scratch*/result.json is shown too.
 
 Several runs, all of pretraining or all of fine-tuning, are set side by side: what differs in their
 configurations, last figures, curves over each other, and each run's pictures.

@@ -150,6 +150,27 @@ def rollout(images: Tensor, masks: Tensor) -> "Figure":
     return figure
 
 
+def neighbours(images: Tensor, queries: Tensor, found: Mapping[str, Tensor]) -> "Figure":
+    """Draw images in a column, and beside each its nearest ones, a group a name.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        queries: int64 (Q,), places among the images.
+        found: By name, int64 (Q, K), what `neighbours.nearest_images` gave.
+    """
+    tiles, gap = _rgba(images.float() / 255), max(2, images.shape[3] // 20)
+    groups = {"image": queries[:, None], **found}
+    pictures = [_mosaic(tiles[places.numpy()], gap) for places in groups.values()]
+    apart = [np.pad(picture, ((0, 0), (0, 4 * gap), (0, 0))) for picture in pictures]
+    figure, axes = _canvas(np.concatenate(apart, axis=1)[:, : -4 * gap])
+    _hide(axes)
+    ends = np.cumsum([picture.shape[1] for picture in apart])
+    middles = [end - 4 * gap - p.shape[1] / 2 for end, p in zip(ends, pictures, strict=True)]
+    axes.set_xticks(middles, list(groups))
+    axes.xaxis.tick_top()
+    return figure
+
+
 # ---------------------------------------------------------------- tiles
 
 

@@ -1,36 +1,48 @@
-"""Pictures of what an encoder has learnt: filters, positions, attention."""
+"""Pictures of what an encoder has learnt: nearest images, filters, positions, attention."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from data.settings import UserError
+from data.text import count
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.pictures import attention, draw, weights
+from pretrain.pictures.neighbours import nearest_images
 from scripts._report.drawing import drawn
 from scripts._report.figures import Figure, Section
 
 Take = Callable[[int], tuple[Tensor, Tensor]]
 _Part = Figure | str  # or why there is none
 
-_FOR_DISTANCE, _FOR_ROLLOUT = 128, 6  # images
+_FOR_DISTANCE, _FOR_ROLLOUT, _FOR_NEIGHBOURS = 128, 6, 256  # images
+_NUM_QUERIES, _NUM_NEAREST = 6, 4
+_NEIGHBOURS = "Nearest images"
 _FILTERS = "Principal filters of the patch embedding"
 _POSITIONS = "Similarity of position embeddings"
 _DISTANCE = "Mean attention distance"
 _ROLLOUT = "Attention rollout"
 
 
-def learnt(model: MaskedPatchModel, take: Take | None) -> Section:
+def learnt(model: MaskedPatchModel, untrained: VisionTransformer, take: Take | None) -> Section:
     """Draw what an encoder has learnt; notes say what cannot be drawn.
 
     Args:
         model: In evaluation mode, on the CPU.
+        untrained: Its encoder with random weights.
         take: How many images -> that many at most, uint8 (B, C, H, W), and their keys; None
             where there are none.
     """
-    parts = [_filters(model.encoder), _positions(model.encoder), *_attention(model, take)]
+    parts = [
+        _neighbours(model.encoder, untrained, take),
+        _filters(model.encoder),
+        _positions(model.encoder),
+        *_attention(model, take),
+    ]
     figures = tuple(part for part in parts if isinstance(part, Figure))
     notes = tuple(part for part in parts if isinstance(part, str))
     return Section("What the encoder has learnt", figures=figures, notes=notes)
@@ -75,6 +87,36 @@ def _positions(encoder: VisionTransformer) -> _Part:
 
 
 # ---------------------------------------------------------------- from images
+
+
+def _neighbours(
+    encoder: VisionTransformer, untrained: VisionTransformer, take: Take | None
+) -> _Part:
+    if take is None:
+        return f"{_NEIGHBOURS}: none without images."
+    try:
+        images, _ = take(_FOR_NEIGHBOURS)
+    except (UserError, OSError) as error:
+        return f"{_NEIGHBOURS}: none: {error}."
+    if len(images) < 2:
+        return f"{_NEIGHBOURS}: none among {count(len(images), 'image')}."
+    queries = torch.arange(len(images))[:: max(1, len(images) // _NUM_QUERIES)][:_NUM_QUERIES]
+    num = min(_NUM_NEAREST, len(images) - 1)
+    found = {
+        name: nearest_images(of, images, queries, num)
+        for name, of in (("pretrained", encoder), ("untrained", untrained))
+    }
+    figure = drawn(
+        _NEIGHBOURS,
+        partial(draw.neighbours, images, queries, found),
+        f"{count(len(queries), 'image')}, each beside its {num} nearest of {len(images)}, by the "
+        "pretrained encoder and by the same one untrained",
+        f"Each row begins with an image. Beside it are the {num} of {len(images) - 1} others that "
+        "the encoder finds most alike: in the first group as pretrained here, in the second with "
+        "the random weights of an untrained one. Pretraining has helped where the first group "
+        "shows more of the same thing. The rows are evenly spread over the images, not chosen.",
+    )
+    return replace(figure, is_wide=True)
 
 
 def _attention(model: MaskedPatchModel, take: Take | None) -> Iterator[_Part]:

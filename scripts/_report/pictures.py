@@ -11,6 +11,7 @@ from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
 from pretrain.encoder.facts import image_size, num_channels
 from pretrain.objective.model import MaskedPatchModel
+from pretrain.pictures.neighbours import begin_again
 from pretrain.pictures.reconstruct import (
     Reconstruction,
     draw_grid,
@@ -68,6 +69,7 @@ def pictures(run: Run, num_images: int) -> Iterator[Section]:
     try:
         config = load(PretrainConfig, [str(run.folder / "config.yaml")])
         model = load_model(run.checkpoint, config)
+        untrained = begin_again(run.checkpoint, config.run.seed)
     except (UserError, OSError) as error:
         yield _none(error)
         return
@@ -79,7 +81,7 @@ def pictures(run: Run, num_images: int) -> Iterator[Section]:
         yield Section(_TITLE, figures=(_reconstructions(result, images.split, run),))
     except (UserError, OSError) as error:
         yield _none(error)
-    yield learnt(model, take)
+    yield learnt(model, untrained, take)
 
 
 def _none(error: Exception) -> Section:

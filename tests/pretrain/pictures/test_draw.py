@@ -19,6 +19,7 @@ def random(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
+PLACES = torch.tensor([[1, 2], [4, 1]])
 FIGURES: dict[str, Callable[[], Any]] = {
     "filters": lambda: draw.filters(random(28, 3, 16, 16)),
     "few grey filters": lambda: draw.filters(random(3, 1, 4, 8)),
@@ -27,6 +28,9 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "similarity of a long grid": lambda: draw.similarity(random(34, 2, 17)),
     "distances": lambda: draw.distances(random(12, 6) * 100),
     "rollout": lambda: draw.rollout((random(3, 3, 32, 48) * 255).byte(), random(3, 4, 6)),
+    "neighbours": lambda: draw.neighbours(
+        (random(5, 3, 16, 16) * 255).byte(), torch.tensor([0, 3]), dict.fromkeys("ab", PLACES)
+    ),
     "rollout of two channels": lambda: draw.rollout(
         (random(1, 2, 16, 16) * 255).byte(), random(1, 4, 4)
     ),
