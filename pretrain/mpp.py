@@ -35,8 +35,9 @@ mpp: from a folder of images without labels to a vision transformer of your own
   mpp status runs/mine                          how far it is; mpp report runs/mine: its pictures
   mpp probe encoder.init=runs/mine data.train=labelled/train data.val=labelled/val
                                                 is it any good: classify with the encoder frozen
-  mpp finetune encoder.init=runs/mine data.train=labelled/train data.val=labelled/val
-  mpp predict runs/finetune photos/             name what is in new images
+  mpp finetune configs/finetune/small.yaml encoder.init=runs/mine run.dir=runs/tuned \\
+      data.train=labelled/train data.val=labelled/val
+  mpp predict runs/tuned photos/                name what is in new images
   mpp export runs/mine mine-encoder             a backbone that timm loads; mpp embed: features
 
 all commands: {commands}
