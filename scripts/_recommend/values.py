@@ -10,7 +10,7 @@ from scripts._recommend.facts import Machine, Timing
 from scripts._recommend.plan import CPU_BATCH, NUM_WORDS, Plan
 from scripts._recommend.sizes import SIZES, Size
 
-RUN = "runs/recommended"
+RUN = "runs/mine"
 _RATE, _RATE_WIDTH, _RATE_BATCH = 2e-3, 128, 128  # configs/pretrain/cifar10.yaml
 _CONTINUED = 0.25  # of the rate from scratch
 _SMALL = 64  # pixels: smaller images are cut less

@@ -197,7 +197,7 @@ def test_validation_images_are_set_aside_where_there_are_enough() -> None:
 def test_labels_without_validation_images_are_split_by_the_next_command() -> None:
     labels = Labelled("by class", None, None, 30, 0, 3, 7, 11)
     assert then(labels).endswith(
-        " configs/finetune/small.yaml encoder.init=runs/recommended 'data.train=by class' "
+        " configs/finetune/small.yaml encoder.init=runs/mine 'data.train=by class' "
         "data.val_ratio=0.2"
     )
     split = replace(labels, train=["a.tar", "b.tar"], val="c.tar")
@@ -413,7 +413,7 @@ def test_the_recipe_trains(
     assert len(lines) <= 30
     assert lines[0].startswith("images    36 images, 20 x 24 pixels (median), colour")
     assert f"next      {how_to_type('pretrain')} {out}" in lines
-    then = f"{how_to_type('finetune')} configs/finetune/small.yaml encoder.init=runs/recommended"
+    then = f"{how_to_type('finetune')} configs/finetune/small.yaml encoder.init=runs/mine"
     assert f" {then} 'data.train=[" in " ".join(" ".join(lines).split())
     assert "labels    36 labelled images of 3 classes, 9 to 9 images each" in lines
     head = " ".join(line.removeprefix("#").strip() for line in out.read_text().splitlines())
