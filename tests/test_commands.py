@@ -191,7 +191,8 @@ def prepare(command: str, folder: Path, workers: int) -> list[str]:
         return ["probe.neighbours=5", "probe.penalties=[0.1]"]
     if not re.search(r"/run\.py| -m ", command):
         return []
-    words = ["target.num_words=16", "data.image_size=32"] if "words.yaml" in command else []
+    has_words = re.search(r"words\.yaml|pretrain/demo\.yaml", command) and "e/paper" not in command
+    words = ["target.num_words=16", "data.image_size=32"] if has_words else []
     neighbours = ["probe.neighbours=5"] if "probe.val" in command else []
     begun = re.search(r"run\.dir=(\S+)", command)
     if begun and (folder / begun[1]).exists():

@@ -46,10 +46,11 @@ def test_every_pretraining_file_loads(path: Path) -> None:
     assert (config.optim.batch_size or 2) % 2 == 0
 
 
-def test_words_behind_a_recipe_are_the_small_recipes_objective() -> None:
+@pytest.mark.parametrize("name", ["cifar10", "small", "demo"])
+def test_words_behind_a_recipe_are_the_small_recipes_objective(name: str) -> None:
     recipe, words = CONFIGS / "pretrain/vit_base.yaml", CONFIGS / "objective/words.yaml"
     large = load(PretrainConfig, [str(recipe), str(words), SHARDS])
-    small = load(PretrainConfig, [str(CONFIGS / "pretrain/cifar10.yaml"), SHARDS])
+    small = load(PretrainConfig, [str(CONFIGS / f"pretrain/{name}.yaml"), SHARDS])
     for part in ("corruption", "target", "decoder"):
         assert getattr(large, part) == getattr(small, part)
     for key in ("position", "args", "sees_masked"):
@@ -57,6 +58,17 @@ def test_words_behind_a_recipe_are_the_small_recipes_objective() -> None:
     assert large.optim.betas == small.optim.betas
     assert large.encoder.name == "vit_base_patch16_224"
     assert large.data.image_size == 224
+
+
+def test_the_papers_objective_behind_the_demo_is_that_of_the_papers_recipe() -> None:
+    files = [CONFIGS / "pretrain/demo.yaml", CONFIGS / "objective/paper.yaml"]
+    demo = load(PretrainConfig, [*map(str, files), SHARDS])
+    paper = load(PretrainConfig, [str(CONFIGS / "pretrain/vit_base.yaml"), SHARDS])
+    for part in ("corruption", "target", "decoder"):
+        assert getattr(demo, part) == getattr(paper, part)
+    for key in ("placement", "sees_masked"):
+        assert getattr(demo.encoder, key) == getattr(paper.encoder, key)
+    assert demo.optim.betas == paper.optim.betas
 
 
 @pytest.mark.parametrize("path", finetune_files(), ids=lambda path: path.stem)

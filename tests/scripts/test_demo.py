@@ -1,5 +1,6 @@
 """The demo in short: a run without an argument makes its shards, and its configurations fit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
+from scripts import demo
 from tests.launching import Family, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,3 +89,37 @@ def test_what_is_no_option_does_not_start_the_demo(tmp_path: Path) -> None:
     done = run_forked([sys.executable, f"{ROOT}/scripts/demo.py", "optim.steps=2"], cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: unrecognized arguments: optim.steps=2; see --help\n"
+
+
+def test_the_last_lines_say_what_was_gained_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {
+        name: {f"accuracy/{shots}shot": accuracy + shots / 100 for shots in (1, 5, 10, 25)}
+        for name, accuracy in (("fewshot", 0.5), ("fewshot-untrained", 0.4))
+    } | {"finetune": {"accuracy": 0.8}, "scratch": {"accuracy": 0.7}}
+    for name, result in results.items():
+        (tmp_path / "runs/demo" / name).mkdir(parents=True)
+        (tmp_path / "runs/demo" / name / "result.json").write_text(json.dumps(result))
+    figures = {"val/accuracy_neighbour": 0.19, "val/accuracy_mask": 0.2}
+    (tmp_path / "runs/demo/metrics.jsonl").write_text(f"{{}}\n{json.dumps(figures)}\n")
+    monkeypatch.chdir(tmp_path)
+    demo._summarise(177)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("== Done in 3.0 minutes. ")
+    table = {line[2:42].rstrip(): line[42:].split() for line in lines if line.endswith("%")}
+    assert table == {
+        "frozen, 1 labelled tile of each": ["41.0%", "51.0%"],
+        "frozen, 5 labelled tiles of each": ["45.0%", "55.0%"],
+        "frozen, 10 labelled tiles of each": ["50.0%", "60.0%"],
+        "frozen, 25 labelled tiles of each": ["65.0%", "75.0%"],
+        "fine-tuned, all 4,000 labelled tiles": ["70.0%", "80.0%"],
+        "guessing": ["12.5%", "12.5%"],
+        "copying the nearest patch that is seen": ["19.0%"],
+        "the pretrained model": ["20.0%"],
+    }
+    start = lines.index("Next, with a folder of your own images:")
+    assert [line.split()[:2] for line in lines[start + 1 :]][-2:] == [
+        ["mpp", "recommend"],
+        ["mpp", "pretrain"],
+    ]

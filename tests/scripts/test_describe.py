@@ -22,7 +22,7 @@ from scripts.describe import main
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = str(ROOT / "configs/pretrain/demo.yaml")
+RECIPE = str(ROOT / "configs/pretrain/cifar10-mask-tokens.yaml")
 PRESETS = sorted((ROOT / "configs/encoder").glob("*.yaml"))
 PATCHES = (16, 14, 32)  # a preset's own, and others
 SOME = (("ti", 16), ("b", 32), ("h", 14))  # a model of each takes seconds
@@ -88,10 +88,10 @@ def test_a_presets_header_gives_its_commands_and_its_source(path: Path) -> None:
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_holds_a_whole_encoder_and_nothing_else(path: Path) -> None:
     """So that no size of the recipe before it is left over."""
-    config = load(PretrainConfig, [DEMO, str(path), "data.image_size=224"])
+    config = load(PretrainConfig, [RECIPE, str(path), "data.image_size=224"])
     alone = load(PretrainConfig, [str(path), "data.shards=a.tar"])
     assert config.encoder == alone.encoder
-    assert config.optim == load(PretrainConfig, [DEMO]).optim
+    assert config.optim == load(PretrainConfig, [RECIPE]).optim
     assert (config.encoder.embed_dim, config.encoder.depth, config.encoder.num_heads) == (
         PUBLISHED[path.stem][:3]
     )
@@ -161,11 +161,11 @@ def test_operations_follow_the_formula() -> None:
 
 
 def test_masked_patches_that_do_not_enter_cost_less() -> None:
-    whole, fewer = (costs([DEMO, f"encoder.sees_masked={value}"]) for value in ("true", "false"))
+    whole, fewer = (costs([RECIPE, f"encoder.sees_masked={value}"]) for value in ("true", "false"))
     assert whole.transformer is not None
     assert fewer.transformer is not None
-    assert whole.transformer.tokens_in_training == whole.transformer.tokens == 37
-    assert fewer.transformer.tokens_in_training == 37 - 14  # 80 % of 18 corrupted
+    assert whole.transformer.tokens_in_training == whole.transformer.tokens == 65
+    assert fewer.transformer.tokens_in_training == 65 - 26  # 80 % of 32 corrupted
     assert fewer.encoder_flops == whole.encoder_flops
     assert fewer.other_parameters > whole.other_parameters
 
@@ -176,7 +176,7 @@ def test_masked_patches_that_do_not_enter_cost_less() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["random", "block"])
 def test_saved_bytes_are_those_of_real_tensors(precision: str, kind: str) -> None:
-    arguments = [DEMO, f"corruption.kind={kind}"]
+    arguments = [RECIPE, f"corruption.kind={kind}"]
     real = build(arguments, 10)
     real.model.to_empty(device="cpu")
     with torch.no_grad():
@@ -216,7 +216,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
 
 
 def test_a_configuration_is_described_a_figure_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, DEMO, preset("ti"), "data.image_size=[32,64]", "--batch", "4")
+    lines = printed(capsys, RECIPE, preset("ti"), "data.image_size=[32,64]", "--batch", "4")
     assert "encoder           vit_tiny_patch16_224" in lines
     assert "image             32 x 64 pixels" in lines
     assert "grid              2 x 4 = 8 patches" in lines
@@ -227,9 +227,9 @@ def test_a_configuration_is_described_a_figure_a_line(capsys: pytest.CaptureFixt
 
 
 def test_a_table_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, "--table", preset("ti"), DEMO, *SMALL)
+    lines = printed(capsys, "--table", preset("ti"), RECIPE, *SMALL)
     assert lines[0].startswith("| preset | width | depth | heads | tokens | parameters |")
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| ti", "| demo"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| ti", "| cifar10-mask-tokens"]
     assert [line.split(" | ")[4] for line in lines[2:]] == ["17", "17"]
 
 
@@ -239,7 +239,7 @@ def test_a_table_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> 
         ([str(ROOT / "configs/finetune/cifar10.yaml"), "encoder.like=test_vit"], "Classifier"),
         ([preset("ti"), "head.kind=mlp"], "Classifier"),
         ([preset("ti"), "data.train=a.tar"], "Classifier"),
-        ([DEMO], "MaskedPatchModel"),
+        ([RECIPE], "MaskedPatchModel"),
         ([str(ROOT / "configs/pretrain/vit_base.yaml")], "MaskedPatchModel"),
     ],
 )
@@ -288,11 +288,11 @@ def test_a_loaded_encoder_is_described_as_it_was_saved(tmp_path: Path) -> None:
         (["nothing.yaml"], "nothing.yaml: no such configuration file; see configs/"),
         (["optim.steps=3"], "no CONFIG.yaml stands before optim.steps=3"),
         ([], "the following arguments are required"),
-        ([DEMO, "--batch", "0"], "--batch=0 must be above 0"),
-        ([DEMO, "--size"], "unrecognized arguments: --size; see --help"),
-        ([DEMO, "optim.stepz=1"], "optim.stepz is no key; did you mean optim.steps?"),
-        ([DEMO, "encoder.patch_size=7"], "is not a multiple of encoder.patch_size=7"),
-        (["--table", DEMO, "optim.steps=300", DEMO], "stands after a key.sub=value"),
+        ([RECIPE, "--batch", "0"], "--batch=0 must be above 0"),
+        ([RECIPE, "--size"], "unrecognized arguments: --size; see --help"),
+        ([RECIPE, "optim.stepz=1"], "optim.stepz is no key; did you mean optim.steps?"),
+        ([RECIPE, "encoder.patch_size=7"], "is not a multiple of encoder.patch_size=7"),
+        (["--table", RECIPE, "optim.steps=300", RECIPE], "stands after a key.sub=value"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], text: str) -> None:
