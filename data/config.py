@@ -36,8 +36,7 @@ class ImageConfig:
     fraction: float = setting(1.0, "fraction of the training samples that are used at all")
     val_ratio: float = setting(
         0.0,
-        "share of the training samples that is set aside for validation, by a hash of their keys; "
-        "in place of validation images of their own",
+        "share of the training samples that is set aside for validation, by a hash of their keys",
     )
     workers: Any = setting(
         "auto",

@@ -34,6 +34,7 @@ PHOTOGRAPHS = (
     "rocket.jpg",
 )
 _NUM_TRAIN_SHARDS = 4
+_CONTRAST = 16  # of 255, at least in a channel: black corners are all one image
 _CROP = (40, 120)  # pixels a side, before the resize to TILE
 _VAL_PART = 0.3  # of the photograph's width, at its left: in each of them it looks like the whole
 _GAP = 8  # columns between the strips
@@ -48,6 +49,11 @@ class Tile:
     left: int
     top: int
     side: int
+
+    def cut(self, photographs: list[Image.Image]) -> Image.Image:
+        """Return its pixels, in the photograph's own size."""
+        box = (self.left, self.top, self.left + self.side, self.top + self.side)
+        return photographs[self.label].crop(box)
 
 
 def demo_shards_exist(folder: Path) -> bool:
@@ -125,27 +131,27 @@ def _draw_tiles(
 ) -> list[Tile]:
     """Draw tiles in a mixed order, equally many of each photograph."""
     labels = generator.permutation(np.arange(number) % len(photographs))
-    return [
-        _draw_tile(photographs[label].size, int(label), generator, is_val=is_val)
-        for label in labels
-    ]
+    return [_draw_tile(photographs, int(label), generator, is_val=is_val) for label in labels]
 
 
 def _draw_tile(
-    size: tuple[int, int], label: int, generator: np.random.Generator, *, is_val: bool
+    photographs: list[Image.Image], label: int, generator: np.random.Generator, *, is_val: bool
 ) -> Tile:
-    start, end = strip(size[0], is_val=is_val)
-    side = int(generator.integers(_CROP[0], _CROP[1] + 1))
-    left = int(generator.integers(start, end - side + 1))
-    top = int(generator.integers(0, size[1] - side + 1))
-    return Tile(label, left, top, side)
+    width, height = photographs[label].size
+    start, end = strip(width, is_val=is_val)
+    while True:
+        side = int(generator.integers(_CROP[0], _CROP[1] + 1))
+        left = int(generator.integers(start, end - side + 1))
+        top = int(generator.integers(0, height - side + 1))
+        tile = Tile(label, left, top, side)
+        if np.ptp(tile.cut(photographs), axis=(0, 1)).max() >= _CONTRAST:
+            return tile
 
 
 def _samples(photographs: list[Image.Image], tiles: list[Tile]) -> Iterator[ImageFile]:
     for number, tile in enumerate(tiles):
-        box = (tile.left, tile.top, tile.left + tile.side, tile.top + tile.side)
         # Crop first: resize with a box would take pixels from around it.
-        image = photographs[tile.label].crop(box).resize((TILE, TILE), Image.Resampling.BICUBIC)
+        image = tile.cut(photographs).resize((TILE, TILE), Image.Resampling.BICUBIC)
         data = BytesIO()
         image.save(data, "PNG", compress_level=1)
         yield ImageFile(f"{number:08d}", "png", data.getvalue(), tile.label)

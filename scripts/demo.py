@@ -50,8 +50,8 @@ STEPS = (
 )
 
 NEXT = (
-    "mpp recommend photos/ --hours 1            # a recipe for them and this machine: recipe.yaml",
-    "mpp pretrain recipe.yaml run.dir=runs/mine # trains an encoder in that hour",
+    "mpp recommend photos/ --hours 1    # a recipe for them and this machine: recipe.yaml",
+    "mpp pretrain recipe.yaml           # trains an encoder in that hour, in runs/mine",
 )
 
 
