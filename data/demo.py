@@ -144,7 +144,7 @@ def _draw_tile(
         left = int(generator.integers(start, end - side + 1))
         top = int(generator.integers(0, height - side + 1))
         tile = Tile(label, left, top, side)
-        if np.ptp(tile.cut(photographs), axis=(0, 1)).max() >= _CONTRAST:
+        if np.ptp(np.asarray(tile.cut(photographs)), axis=(0, 1)).max() >= _CONTRAST:
             return tile
 
 
