@@ -8,9 +8,11 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.util import Finalize
 from typing import Any, Generic, Self, TypeVar
 
@@ -47,6 +49,9 @@ class Apart(Generic[Thing]):
         context = multiprocessing.get_context("forkserver")
         modules = ["__main__", make.__module__] if preload is None else list(preload)
         context.set_forkserver_preload(modules)
+        resource_tracker.ensure_running()  # the server would start it, and it unblocks SIGINT
+        with _ctrl_c_blocked():  # while the server imports; the process that asks ends it
+            forkserver.ensure_running()
         self._process = ProcessPoolExecutor(1, context, _begin)
         self._is_made = self._process.submit(_make, make, *arguments)
 
@@ -94,6 +99,16 @@ def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
     """
     with Apart(work.__name__, work, *arguments) as process:
         return process.call(_itself)
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Generator[None]:
+    """Block SIGINT in this thread, and for good in what is started from it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _itself(thing: Any) -> Any:
