@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     begin = time.monotonic()
     print(
         "The demo shows what pretraining without labels is worth, on tiles of eight photographs.\n"
-        f"It takes {len(STEPS)} steps, 3 to 5 minutes on 2 CPU cores, and writes below {RUN}:"
+        f"It takes {len(STEPS)} steps, 3 minutes on 2 CPU cores, and writes below {RUN}:"
     )
     for number, (title, _) in enumerate(STEPS, start=1):
         print(f"  {number}. {title}")
