@@ -30,6 +30,7 @@ class Mapped:
     ARRAYS: ClassVar[tuple[str, ...]]  # the fields that are arrays
     NAMES: ClassVar[str]  # the field of names
     KIND: ClassVar[str]  # what messages call it
+    ALWAYS_CHECKED: ClassVar[bool] = True  # older versions too wrote a checksum
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
@@ -67,8 +68,10 @@ class Mapped:
             fields[cls.NAMES] = tuple(json.loads(metadata[cls.NAMES]))
             make: Any = cls
             loaded: Self = make(**fields, sha256=metadata.get("sha256") or None)
-            known = metadata.get("crc32")  # older versions wrote none
-            if known is not None and int(known) != loaded._crc32():
+            if metadata["format"] != "1":
+                raise ValueError("format")
+            has_none = "crc32" not in metadata and not cls.ALWAYS_CHECKED
+            if not has_none and int(metadata["crc32"]) != loaded._crc32():
                 raise ValueError("checksum")
         except _DAMAGES as error:
             message = f"{path} is not {cls.KIND}; delete it and it will be made again"

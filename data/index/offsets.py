@@ -49,6 +49,7 @@ class ShardIndex(Mapped):
     )
     NAMES = "extensions"
     KIND = "an index"
+    ALWAYS_CHECKED = False
 
     member_ends: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]

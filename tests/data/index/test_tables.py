@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save
 
 import data.index.tables
 import scripts.make_shards
@@ -295,6 +297,24 @@ def test_a_table_is_made_once_and_says_what_changed(
         make_images(moved, f"e{number}.png")
         open_manifest(moved, "data.shards")
     assert len(list(cache.rglob("*.files"))) == data.index.tables._NUM_KEPT + 1
+
+
+@pytest.mark.parametrize("change", [{"format": "2"}, {"crc32": None}, {"crc32": "1"}])
+def test_a_table_of_another_format_or_without_its_checksum_is_refused(
+    tmp_path: Path, change: dict[str, str | None]
+) -> None:
+    make_images(tmp_path / "photos", "a.png", "b.png")
+    table = load_index(open_manifest(tmp_path / "photos", "data.shards").shards[0])
+    assert isinstance(table, FileTable)
+    path = tmp_path / "t.files"
+    table.save(path)
+    FileTable.load(path)
+    with safe_open(path, "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        changed = {**file.metadata(), **change}
+    path.write_bytes(save(arrays, {k: v for k, v in changed.items() if v is not None}))
+    with pytest.raises(UserError, match=r"t.files is not a table of files; delete it"):
+        FileTable.load(path)
 
 
 def test_a_damaged_table_is_made_again(tmp_path: Path, cache: Path) -> None:
