@@ -81,10 +81,10 @@ class ImageConfig:
         )
         if self.channels is not None:
             check_values(self.mean, self.std, self.channels)
-        low, high = self.crop_area
+        low, high = self.crop_area or (1, 1)  # null is a value of captioned images
         require(
             0 < low <= high <= 1,
-            f"data.crop_area={list(self.crop_area)} is no range within (0, 1]; try [0.08, 1]",
+            f"data.crop_area={[low, high]} is no range within (0, 1]; try [0.08, 1]",
         )
         require(
             self.std is None or min(self.std, default=1) > 0,

@@ -5,6 +5,7 @@ depends on nothing else. So any number of workers gives the same batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,7 @@ class Samples(Dataset[Batch]):
         self.reader = ShardReader(manifest)
         self.size = size
         self.crop_area = crop_area
+        self.is_training = crop_area is not None
         self.labelled = labelled
         self.num_classes = num_classes
         self.augment = augment
@@ -80,8 +82,17 @@ class Samples(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         """Read, decode and crop one request's samples."""
+        return self._fill(request, self._read, self._crop)
+
+    def _fill(
+        self,
+        request: Request,
+        read: Callable[[int, int], tuple[bytes, int | np.ndarray]],
+        crop: Callable[[bytes, np.ndarray], Tensor],
+    ) -> Batch:
+        """Answer a request, given what reads a sample by its shard and place, and what crops it."""
         ids = self._ids(request)
-        keys = combine(np.full(ids.size, derive(self.order.seed, request.epoch)), ids)
+        keys = self._keys(request.epoch, ids)
         located = {
             slot: self.order.locate(int(ids[slot]))
             for slot in np.flatnonzero(ids != _PADDING).tolist()
@@ -99,10 +110,15 @@ class Samples(Dataset[Batch]):
             keys,
             places,
             (self.channels, *self.size),
-            lambda slot: self._read(*located[slot]),
-            self._crop,
+            lambda slot: read(*located[slot]),
+            crop,
             self.num_classes,
         )
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What decides which samples come when; a checkpoint holds it."""
+        return {**self.order.constants}
 
     def name(self, sample_id: int) -> str:
         """Return SHARD/KEY of a sample by its place among all that are listed."""
@@ -114,20 +130,31 @@ class Samples(Dataset[Batch]):
         """Return the sample ids of a request's slots; padding has the id -1."""
         ids = np.full(request.stop - request.start, _PADDING)
         positions = np.arange(request.start, min(request.stop, self.manifest.num_samples))
-        is_training = self.crop_area is not None
         ids[: positions.size] = (
-            self.order.samples(request.epoch, positions) if is_training else positions
+            self.order.samples(request.epoch, positions) if self.is_training else positions
         )
         return ids
 
+    def _keys(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        """Return the random key of each sample in an epoch."""
+        return combine(np.full(ids.size, derive(self.order.seed, epoch)), ids)
+
     def _read(self, shard: int, place: int) -> tuple[bytes, int | np.ndarray]:
-        """Return the image's bytes and the label; a label is only asked for where it matters."""
+        """Return the image's bytes and the label."""
+        return self._choose(shard, self._members(shard, place))
+
+    def _members(self, shard: int, place: int) -> dict[str, bytes]:
+        """Read what is used of a sample, an image among it; a label only where it matters."""
         wanted = self._wanted | {LABEL_EXTENSION} if self.labelled else self._wanted
         members = self.reader.read(shard, place, wanted)
         if choose_image(members, self.channels) is None:
             members |= self.reader.read(shard, place, {ARRAY_EXTENSION})
         if choose_image(members, self.channels) is None:
             raise BadSample(_without_image(self.reader.extensions(shard, place)))
+        return members
+
+    def _choose(self, shard: int, members: dict[str, bytes]) -> tuple[bytes, int | np.ndarray]:
+        """Return the image's bytes and the label among what was read."""
         label = self._label(shard, members) if self.labelled else NO_LABEL
         return pick_image(members, self.channels), label
 

@@ -2,6 +2,7 @@
 
 A sample is what webdataset makes of consecutive members of a tar: those that share a key. Here it
 holds one image, as its file was on disk, and at most one label: an ASCII integer in a `cls` member.
+A captioned one has a `txt` member, too: UTF-8, a caption a line.
 Images of other channels than RGB's are `npy` and `tif` members; see data/images/transforms.py.
 """
 
@@ -25,6 +26,8 @@ PICTURE_EXTENSIONS = HEIF_EXTENSIONS.union(
 )
 IMAGE_EXTENSIONS = PICTURE_EXTENSIONS | {ARRAY_EXTENSION}
 LABEL_EXTENSION = "cls"
+TEXT_EXTENSION = "txt"
+JSON_EXTENSION = "json"
 INDEX_SUFFIX = ".index"
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -54,12 +57,14 @@ class ImageFile:
         extension: One of `IMAGE_EXTENSIONS`.
         data: The image file's bytes, never encoded again.
         label: The class number, or None without labels.
+        captions: Of the image, each a line; none without captions.
     """
 
     key: str
     extension: str
     data: bytes
     label: int | None = None
+    captions: tuple[str, ...] = ()
 
 
 def split_name(member_name: str) -> tuple[str, str] | None:
@@ -97,6 +102,16 @@ def choose_image(extensions: Iterable[str], channels: int) -> str | None:
     is_picture = channels in (1, 3)
     images.sort(key=lambda e: ((e == ARRAY_EXTENSION) == is_picture, e in HEIF_EXTENSIONS))
     return images[0] if images else None
+
+
+def caption_lines(content: bytes) -> list[str]:
+    """Return the captions of a `txt` member, a line each; blank lines are none.
+
+    Raises:
+        UnicodeDecodeError: It is not in UTF-8, which a BOM may begin.
+    """
+    lines = (line.strip() for line in re.split(r"[\r\n]+", content.decode("utf-8-sig")))
+    return [line for line in lines if line]
 
 
 def compression_of(block: bytes) -> str | None:
@@ -158,10 +173,18 @@ def _check_sample(path: Path, sample: ImageFile, keys: set[str]) -> None:
         f"{path}: {name} is not an image; use one of {', '.join(sorted(IMAGE_EXTENSIONS))}",
     )
     require(sample.key not in keys, f"{path}: the key {sample.key!r} occurs twice; make it unique")
+    for caption in sample.captions:
+        require(
+            caption_lines(caption.encode()) == [caption],
+            f"{path}: {name}: the caption {caption[:40]!r} is no line of text; leave out line "
+            "breaks, and spaces around it",
+        )
 
 
 def _members(sample: ImageFile) -> dict[str, str | bytes]:
     members: dict[str, str | bytes] = {"__key__": sample.key, sample.extension: sample.data}
     if sample.label is not None:
         members[LABEL_EXTENSION] = str(sample.label).encode()
+    if sample.captions:
+        members[TEXT_EXTENSION] = "".join(f"{line}\n" for line in sample.captions).encode()
     return members

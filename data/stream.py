@@ -74,7 +74,7 @@ class TrainingStream:
         return {
             _CONTENT: self.samples.manifest.content,
             "batch_size": self.batch_size,
-            **self.samples.order.constants,
+            **self.samples.constants,
             "consumed": self.consumed(step),  # last: it follows from the others
         }
 

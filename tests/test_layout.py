@@ -26,7 +26,7 @@ ROOMS = [
     "data.reading data.demo",
     "data.labels data.ahead",
     "data.samples data.sources",
-    "data.stream",
+    "data.captions data.stream",
     "data.sequential",
     "pretrain.ranks pretrain.configuration pretrain.machine",
     "pretrain.encoder pretrain.records",

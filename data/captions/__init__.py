@@ -1,0 +1,1 @@
+"""Captioned images: reading and encoding captions, their vocabulary, and samples with both."""

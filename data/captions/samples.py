@@ -1,0 +1,200 @@
+"""Requests -> batches of images and captions.
+
+A text for image-text matching is the image's own, or that of its neighbour in the epoch's order:
+position `p` and `p XOR 1`. So it is the same on any number of ranks and loader processes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from data.batch import Batch, Request
+from data.captions.config import CaptionConfig
+from data.captions.read import caption_extension, read_captions
+from data.captions.vocabulary import Encoded, Vocabulary
+from data.images.boxes import FLIP
+from data.index.manifest import Manifest
+from data.labels.classes import Numbering
+from data.randomness import combine, uniform
+from data.reading.bad import BadSample
+from data.samples import Samples
+from data.text import name_some
+
+_CAPTION, _SWAP = 16, 17  # purposes of a sample's random numbers
+_SWAP_RATIO = 0.5
+_UNFLIPPED = 1.0  # as the number that decides a flip
+
+_Place = tuple[int, int]  # a shard, and the sample's place in it
+
+
+class _Caption(NamedTuple):
+    """A sample's captions, the one that was drawn, and that as numbers."""
+
+    texts: list[str]
+    drawn: str
+    encoded: Encoded
+
+
+class CaptionedSamples(Samples):
+    """Requests -> batches of images and captions, with no state.
+
+    A sample without a usable caption is bad, as one without an image is. The batches have these
+    tensors more, with L = `config.max_tokens`; of a slot with weight 0 the text is empty:
+
+    - `tokens` int64 (B, L): a caption's pieces, as in `Encoded`; where there are several captions,
+      one is drawn while training, and the first is taken in evaluation.
+    - `words` int64 (B, L): the number of the word that each piece belongs to, else -1.
+    - `num_cut` int64 (B,): pieces that had no room.
+    - `pair_tokens` int64 (B, L), `is_match` int64 (B,): the own caption (1), or half of the time
+      the one that the neighbour in the order has (0). A neighbour without a usable caption, or with
+      an equal one, leaves it unswapped.
+
+    Args:
+        manifest: The indexed shards.
+        size: (H, W) of the images.
+        seed: The run's seed.
+        vocabulary: What the captions are encoded by.
+        config: Where captions are, how long, and how images are cut.
+        is_training: In each epoch's order, with `config.crop_area`; else in listed order, whole.
+        labelled: As in `Samples`.
+        num_classes: As in `Samples`.
+        channels: As in `Samples`.
+        numbering: As in `Samples`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        size: tuple[int, int],
+        *,
+        seed: int,
+        vocabulary: Vocabulary,
+        config: CaptionConfig,
+        is_training: bool,
+        labelled: bool = False,
+        num_classes: int | None = None,
+        channels: int = 3,
+        numbering: Numbering | None = None,
+    ) -> None:
+        super().__init__(
+            manifest,
+            size,
+            seed=seed,
+            crop_area=config.crop_area if is_training else None,
+            labelled=labelled,
+            num_classes=num_classes,
+            channels=channels,
+            numbering=numbering,
+        )
+        self.is_training = is_training
+        self.vocabulary = vocabulary
+        self.config = config
+        self._images = self._wanted
+        self._texts = frozenset({caption_extension(config.caption_key)})
+        self._wanted = self._images | self._texts
+
+    def __getitem__(self, request: Request) -> Batch:
+        """Read, decode, crop and encode one request's samples."""
+        captions: dict[_Place, _Caption] = {}
+
+        def read(shard: int, place: int) -> tuple[bytes, int | np.ndarray]:
+            self._require_one_image(shard, place)
+            members = self._members(shard, place)
+            captions[shard, place] = self._caption(members, request.epoch, (shard, place))
+            return self._choose(shard, members)
+
+        batch = self._fill(request, read, self._crop)
+        texts = self._encode(request, batch.tensors["weight"].numpy() > 0, captions)
+        return batch._replace(tensors=batch.tensors | texts)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What decides which samples come when, and what numbers their captions become."""
+        return {**super().constants, "data.vocabulary (sha256)": self.vocabulary.sha256}
+
+    def _encode(
+        self, request: Request, is_used: np.ndarray, captions: Mapping[_Place, _Caption]
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors of the texts, given the captions that were read."""
+        ids = self._ids(request)
+        blank = self.vocabulary.encode("", self.config.max_tokens)
+        is_drawn = uniform(combine(self._keys(request.epoch, ids), _SWAP), 1)[:, 0] < _SWAP_RATIO
+        own, pairs = [blank] * ids.size, [blank.tokens] * ids.size
+        is_match = np.ones(ids.size, np.int64)
+        for slot in np.flatnonzero(is_used).tolist():
+            caption = captions[self.order.locate(int(ids[slot]))]
+            own[slot], pairs[slot] = caption.encoded, caption.encoded.tokens
+            other = None
+            if is_drawn[slot]:
+                other = self._other(request.epoch, request.start + slot, caption, captions)
+            if other is not None:
+                pairs[slot], is_match[slot] = other, 0
+        arrays = {
+            "tokens": np.stack([text.tokens for text in own]),
+            "words": np.stack([text.words for text in own]),
+            "num_cut": np.array([text.num_cut for text in own], np.int64),
+            "pair_tokens": np.stack(pairs),
+            "is_match": is_match,
+        }
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+    def _other(
+        self, epoch: int, position: int, own: _Caption, captions: Mapping[_Place, _Caption]
+    ) -> np.ndarray | None:
+        """Return the tokens of the neighbour's caption; None where it is none, or no other one."""
+        neighbour = position ^ 1
+        if neighbour >= self.manifest.num_samples:
+            neighbour = position - 1  # of the last one of an odd number
+        if neighbour < 0:
+            return None
+        place = self.order.locate(int(self._ids(Request(epoch, neighbour, neighbour + 1))[0]))
+        other = captions.get(place)
+        try:
+            if other is None:  # of another request, or without a usable image
+                other = self._caption(self.reader.read(*place, self._texts), epoch, place)
+        except BadSample:
+            return None
+        is_same = np.array_equal(other.encoded.tokens, own.encoded.tokens)
+        return None if is_same or other.drawn in own.texts else other.encoded.tokens
+
+    def _caption(self, members: Mapping[str, bytes], epoch: int, place: _Place) -> _Caption:
+        """Draw one of a sample's captions, and encode it."""
+        config = self.config
+        texts = read_captions(members, config.caption_key)
+        drawn = texts[self._draw(epoch, place, len(texts)) if self.is_training else 0]
+        encoded = self.vocabulary.encode(drawn, config.max_tokens)
+        if not (encoded.words >= 0).any():
+            raise BadSample("the caption holds no word")
+        if encoded.num_cut and config.long_captions == "refuse":
+            num_tokens = config.max_tokens + encoded.num_cut
+            raise BadSample(
+                f"the caption has {num_tokens} tokens, data.max_tokens={config.max_tokens}"
+            )
+        return _Caption(texts, drawn, encoded)
+
+    def _draw(self, epoch: int, place: _Place, number: int) -> int:
+        """Draw one of so many captions by (seed, epoch, sample)."""
+        if number == 1:
+            return 0
+        sample_id = self.order.starts[place[0]] + place[1]
+        [[share]] = uniform(combine(self._keys(epoch, np.array([sample_id])), _CAPTION), 1)
+        return int(share * number)
+
+    def _require_one_image(self, shard: int, place: int) -> None:
+        """Raise `BadSample` for several images: it is not said which one the caption tells of."""
+        images = images_among(self.reader.extensions(shard, place), self._images)
+        if len(images) > 1:
+            endings = name_some([f".{extension}" for extension in images])
+            raise BadSample(f"{len(images)} images ({endings}), and a caption tells of one")
+
+    def _crop(self, content: bytes, numbers: np.ndarray) -> torch.Tensor:
+        numbers = numbers.copy()
+        numbers[FLIP] = _UNFLIPPED  # the caption may say "left"
+        return super()._crop(content, numbers)
+
+
+def images_among(extensions: Sequence[str], known: frozenset[str]) -> list[str]:
+    """Return which of a sample's extensions are images of a kind that is read."""
+    return [extension for extension in extensions if extension in known]
