@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from data.batch import Batch, Request
+from data.captions.aspect import Aspect
 from data.captions.config import CaptionConfig
 from data.captions.read import caption_extension, read_captions
 from data.captions.vocabulary import Encoded, Vocabulary
@@ -27,6 +28,7 @@ _SWAP_RATIO = 0.5
 _UNFLIPPED = 1.0  # as the number that decides a flip
 
 _Place = tuple[int, int]  # a shard, and the sample's place in it
+_Grid = tuple[int, int]  # rows and columns of patches
 
 
 class _Caption(NamedTuple):
@@ -50,14 +52,17 @@ class CaptionedSamples(Samples):
     - `pair_tokens` int64 (B, L), `is_match` int64 (B,): the own caption (1), or half of the time
       the one that the neighbour in the order has (0). A neighbour without a usable caption, or with
       an equal one, leaves it unswapped.
+    - with `config.long_side`, `grid` int64 (B, 2): the rows and columns of patches of each image,
+      which lies at the top left of (C, long_side, long_side), zeros elsewhere.
 
     Args:
         manifest: The indexed shards.
-        size: (H, W) of the images.
+        size: (H, W) of the images; with `config.long_side`, twice the short side.
         seed: The run's seed.
         vocabulary: What the captions are encoded by.
         config: Where captions are, how long, and how images are cut.
         is_training: In each epoch's order, with `config.crop_area`; else in listed order, whole.
+        patch_size: Pixels a side of a patch, where `config.long_side` is given.
         labelled: As in `Samples`.
         num_classes: As in `Samples`.
         channels: As in `Samples`.
@@ -73,14 +78,16 @@ class CaptionedSamples(Samples):
         vocabulary: Vocabulary,
         config: CaptionConfig,
         is_training: bool,
+        patch_size: int | None = None,
         labelled: bool = False,
         num_classes: int | None = None,
         channels: int = 3,
         numbering: Numbering | None = None,
     ) -> None:
+        self._aspect = _aspect(size, config.long_side, patch_size)
         super().__init__(
             manifest,
-            size,
+            size if self._aspect is None else (self._aspect.long, self._aspect.long),
             seed=seed,
             crop_area=config.crop_area if is_training else None,
             labelled=labelled,
@@ -98,6 +105,7 @@ class CaptionedSamples(Samples):
     def __getitem__(self, request: Request) -> Batch:
         """Read, decode, crop and encode one request's samples."""
         captions: dict[_Place, _Caption] = {}
+        grids: list[_Grid] = []
 
         def read(shard: int, place: int) -> tuple[bytes, int | np.ndarray]:
             self._require_one_image(shard, place)
@@ -105,9 +113,18 @@ class CaptionedSamples(Samples):
             captions[shard, place] = self._caption(members, request.epoch, (shard, place))
             return self._choose(shard, members)
 
-        batch = self._fill(request, read, self._crop)
-        texts = self._encode(request, batch.tensors["weight"].numpy() > 0, captions)
-        return batch._replace(tensors=batch.tensors | texts)
+        def place(content: bytes, _: np.ndarray) -> torch.Tensor:
+            assert self._aspect is not None
+            image, grid = self._aspect.place(content, self.channels)
+            grids.append(grid)
+            return image
+
+        batch = self._fill(request, read, self._crop if self._aspect is None else place)
+        is_used = batch.tensors["weight"].numpy() > 0
+        more = self._encode(request, is_used, captions)
+        if self._aspect is not None:
+            more["grid"] = _fill_grids(is_used, grids)
+        return batch._replace(tensors=batch.tensors | more)
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -193,6 +210,21 @@ class CaptionedSamples(Samples):
         numbers = numbers.copy()
         numbers[FLIP] = _UNFLIPPED  # the caption may say "left"
         return super()._crop(content, numbers)
+
+
+def _aspect(size: tuple[int, int], long: int | None, patch_size: int | None) -> Aspect | None:
+    if long is None:
+        return None
+    assert patch_size is not None
+    assert size[0] == size[1]
+    return Aspect(size[0], long, patch_size)
+
+
+def _fill_grids(is_used: np.ndarray, grids: Sequence[_Grid]) -> torch.Tensor:
+    """Return the grid of each slot; a blank one has a single patch, so that none is empty."""
+    filled = np.ones((is_used.size, 2), np.int64)
+    filled[is_used] = np.array(grids, np.int64).reshape(-1, 2)
+    return torch.from_numpy(filled)
 
 
 def images_among(extensions: Sequence[str], known: frozenset[str]) -> list[str]:
