@@ -28,6 +28,7 @@ from pretrain.training.validation import validate
 logger = logging.getLogger(__name__)
 
 Illustrate = Callable[[Any], dict[str, Any]]
+MakeSamples = Callable[..., Samples]  # (manifest, size, seed=, channels=, crop_area=), as `Samples`
 
 
 class Opened(Configured, Protocol):
@@ -54,7 +55,11 @@ def open_images(accelerator: Accelerator, config: Opened) -> Manifest | None:
 
 
 def open_stream(
-    images: Manifest | None, config: Opened, encoder: VisionTransformer, part: Share
+    images: Manifest | None,
+    config: Opened,
+    encoder: VisionTransformer,
+    part: Share,
+    make: MakeSamples = Samples,
 ) -> TrainingStream | SequentialStream:
     """Open the training samples of this rank.
 
@@ -63,13 +68,14 @@ def open_stream(
         config: The run's.
         encoder: Says the size and channels of images.
         part: This rank's share.
+        make: Makes the samples of images that are indexed.
     """
     data = config.data
     size, channels = image_size(encoder), num_channels(encoder)
     seed, batch_size = config.run.seed, config.optim.num_images
     if images is None:
         return open_sequential(data, size, seed, batch_size, part, channels)
-    samples = Samples(images, size, seed=seed, crop_area=data.crop_area, channels=channels)
+    samples = make(images, size, seed=seed, crop_area=data.crop_area, channels=channels)
     return TrainingStream(samples, batch_size, part, data.workers)
 
 
@@ -80,6 +86,7 @@ def open_evaluators(
     part: Share,
     stream: TrainingStream | SequentialStream,
     illustrator: Callable[[Samples], Illustrate | None] = lambda _: None,
+    make: MakeSamples = Samples,
 ) -> list[Evaluator]:
     """Open what is measured in between: the validation, and the probe, as asked for.
 
@@ -90,6 +97,7 @@ def open_evaluators(
         part: This rank's share.
         stream: What is trained on, which validation must not hold.
         illustrator: The validation's samples -> what makes pictures for the trackers, or None.
+        make: Makes the validation's samples.
     """
     data, evaluators = config.data, list[Evaluator]()
     if key := data.val_key:
@@ -97,7 +105,7 @@ def open_evaluators(
         shards = open_val(accelerator, images, data.val_shards, key, data.storage)
         on_main(accelerator, lambda: _check_apart(stream, shards, ("data.shards", key)))
         size, channels = image_size(encoder), num_channels(encoder)
-        samples = Samples(shards, size, seed=config.run.seed, channels=channels)
+        samples = make(shards, size, seed=config.run.seed, channels=channels)
         batches = partial(evaluation_batches, samples, part, data.workers)
         total = shards.num_samples
         measure = partial(validate, accelerator, batches, key, total)

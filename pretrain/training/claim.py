@@ -1,7 +1,7 @@
 """A run's folder belongs to one run, and to one process group at a time."""
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Container, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,11 @@ from pretrain.records.checkpoint import newest_by_name
 from pretrain.records.lock import FINISHED, NAME, Holder, lock_run, read_holder, unlock_run
 from pretrain.training.config import OptimConfig, RunConfig
 
-_KINDS = {"pretraining": "target", "fine-tuning": "head"}  # a group of keys that no other kind has
+_KINDS = {  # of runs, by a group of keys: the first one that a configuration has
+    "loss": "image-text pretraining",
+    "head": "fine-tuning",
+    "target": "pretraining",
+}
 _OWN = (
     "config.yaml",
     "metrics.jsonl",
@@ -139,12 +143,11 @@ def _lock(folder: Path) -> int:
 def _check_unchanged(config: Any, saved: dict[str, Any]) -> None:
     """Refuse to resume a run with keys that would change its result."""
     groups = {key.name.split(".")[0] for key in keys(type(config))}
-    for kind, of in _KINDS.items():
-        require(
-            of in groups or of not in saved,
-            f"run.dir={config.run.dir} holds a {kind} run, and this one is not; name another "
-            "run.dir",
-        )
+    kind = _kind(saved)
+    require(
+        kind in (None, _kind(groups)),
+        f"run.dir={config.run.dir} holds a {kind} run, and this one is not; name another run.dir",
+    )
     length = list(_changes_of_length(config, saved))
     different = list(length)
     for key in keys(type(config)):
@@ -167,6 +170,10 @@ def _check_unchanged(config: Any, saved: dict[str, Any]) -> None:
         not different,
         f"run.dir={folder} holds a run of another configuration: {'; '.join(different)}; {remedy}",
     )
+
+
+def _kind(groups: Container[str]) -> str | None:
+    return next((kind for group, kind in _KINDS.items() if group in groups), None)
 
 
 _LENGTH = (

@@ -166,7 +166,12 @@ class Need:
         if self.run.compile:
             return 0  # a compiled model may compute anything again
         with _on_fake_tensors(self.model, self.device) as model:
-            batch = example_batch(model.encoder, num_images, self.num_labels)
+            make = getattr(model, "example_batch", None)  # of a model that takes more than images
+            batch = (
+                make(num_images)
+                if make
+                else example_batch(model.encoder, num_images, self.num_labels)
+            )
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             return count_saved_bytes(model, batch, self.run.precision, self.device.type)
 

@@ -1,0 +1,56 @@
+"""From a run's configuration: the model and the samples."""
+
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+
+from data.captions.samples import CaptionedSamples
+from data.captions.vocabulary import Vocabulary
+from data.index.manifest import Manifest
+from pretrain.vilt.config import ViltConfig
+from pretrain.vilt.model import Canvas, Pieces, ViltModel
+
+
+def make_model(config: ViltConfig, encoder: VisionTransformer, vocabulary: Vocabulary) -> ViltModel:
+    """Make the model, its transformer given.
+
+    Raises:
+        UserError: The transformer is none that takes captions, or sizes do not fit together.
+    """
+    pieces = Pieces(vocabulary.size, vocabulary.pad, vocabulary.mask, frozenset(vocabulary.special))
+    data = config.data
+    canvas = Canvas(data.long_side, data.max_patches) if data.long_side else None
+    patches = config.corruption, config.target
+    return ViltModel(encoder, pieces, data.max_tokens, config.text, config.loss, patches, canvas)
+
+
+def make_samples(
+    config: ViltConfig,
+    vocabulary: Vocabulary,
+    manifest: Manifest,
+    size: tuple[int, int],
+    *,
+    seed: int,
+    channels: int,
+    crop_area: Any = ...,
+) -> CaptionedSamples:
+    """Make captioned samples as `pretrain.inputs` asks for samples.
+
+    Args:
+        config: The run's.
+        vocabulary: What the captions are encoded by.
+        manifest: The indexed shards.
+        size: (H, W) of the images.
+        seed: The run's seed.
+        channels: Of the images.
+        crop_area: Given for training alone.
+    """
+    return CaptionedSamples(
+        manifest,
+        size,
+        seed=seed,
+        vocabulary=vocabulary,
+        config=config.data,
+        is_training=crop_area is not ...,
+        channels=channels,
+    )

@@ -1,0 +1,99 @@
+"""Image-text models that exist already: whole, to use them, or as what a run starts from."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from data.captions.vocabulary import Vocabulary
+from data.settings import UserError, require
+from data.text import name_some
+from pretrain.configuration.layers import read_yaml
+from pretrain.configuration.load import load
+from pretrain.encoder import load_encoder
+from pretrain.records.checkpoint import handed_on, newest_by_name
+from pretrain.training.state import load_weights
+from pretrain.vilt.building import make_model
+from pretrain.vilt.config import ViltConfig
+from pretrain.vilt.model import ViltModel
+from pretrain.vilt.vocabulary import NAME
+
+_logger = logging.getLogger(__name__)
+_ENCODER = "encoder."  # before the names of weights that `make_encoder` takes over
+
+
+class Vilt(NamedTuple):
+    """A trained model, in evaluation mode, with what it needs to be used.
+
+    Attributes:
+        model: The model, on the CPU.
+        vocabulary: Of its captions.
+        config: Of the run that trained it.
+    """
+
+    model: ViltModel
+    vocabulary: Vocabulary
+    config: ViltConfig
+
+
+def is_run(path: str | Path) -> bool:
+    """Tell whether a folder is that of an image-text pretraining run."""
+    config = Path(path, "config.yaml")
+    return config.is_file() and "loss" in read_yaml(str(config))
+
+
+def load_vilt(path: str | Path) -> Vilt:
+    """Load the model of an image-text run.
+
+    Args:
+        path: The run's folder.
+
+    Raises:
+        UserError: It is no such run, or has no checkpoint yet.
+    """
+    run = Path(path)
+    require(is_run(run), f"{run} is no image-text run; name a run.dir of pretrain/vilt/run.py")
+    config = load(ViltConfig, [str(run / "config.yaml")])
+    newest = newest_by_name(run)
+    if newest is None:
+        raise UserError(f"{run} has no checkpoint yet; wait for its first")
+    vocabulary = Vocabulary.load(run / NAME, "the run's vocabulary")
+    model = make_model(config, load_encoder(run), vocabulary)
+    load_weights(model, handed_on(newest))
+    return Vilt(model.eval(), vocabulary, config)
+
+
+def begin_from(model: ViltModel, init: str | None) -> None:
+    """Take over the text's half and the heads of the run that `encoder.init` names, if it is one.
+
+    The encoder itself has been taken over by `make_encoder`. Heads that only one of the two has
+    stay as they are.
+
+    Raises:
+        UserError: The model has more positions for pieces, or another vocabulary or width.
+    """
+    if init is None or not is_run(init):
+        return
+    source = load_vilt(init).model
+    _check_tokens(model, source, init)
+    own, found = _rest(model), _rest(source)
+    found["text.positions"] = found["text.positions"][: model.max_tokens]
+    for name in own.keys() & found.keys():
+        own[name].copy_(found[name])
+    if new := sorted(own.keys() - found.keys()):
+        _logger.info("encoder.init=%s has no %s; they begin at random", init, name_some(new))
+
+
+def _check_tokens(model: ViltModel, source: ViltModel, init: str) -> None:
+    require(
+        model.max_tokens <= source.max_tokens,
+        f"data.max_tokens={model.max_tokens} is over the {source.max_tokens} of "
+        f"encoder.init={init}; lower it",
+    )
+
+
+def _rest(model: ViltModel) -> dict[str, Tensor]:
+    """Return the weights that are not the encoder's."""
+    state = model.state_dict()
+    return {name: value for name, value in state.items() if not name.startswith(_ENCODER)}

@@ -1,0 +1,84 @@
+"""The vocabulary of a run: its own, a given one, that of the weights it starts from, or learnt.
+
+A run keeps it as `tokenizer.json` in its folder, whatever becomes of the file that was named.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from data.captions.config import CaptionedDataConfig
+from data.captions.read import caption_extension, read_captions
+from data.captions.vocabulary import Vocabulary
+from data.index.manifest import Manifest
+from data.reading.bad import BadSample
+from data.reading.reader import ShardReader
+from data.settings import require
+from pretrain.ranks import on_main
+from pretrain.vilt.config import ViltConfig
+
+NAME = "tokenizer.json"
+
+
+def open_vocabulary(accelerator: Accelerator, config: ViltConfig, images: Manifest) -> Vocabulary:
+    """Open the vocabulary, the same on all ranks.
+
+    Args:
+        accelerator: What `start` gave.
+        config: The run's.
+        images: From whose captions one is learnt, where there is none.
+
+    Raises:
+        UserError: It cannot be read, or is another than the one that `encoder.init` was trained
+            with.
+    """
+
+    def find() -> Vocabulary:
+        path, init = config.data.vocabulary, _of_init(config)
+        kept = Path(config.run.dir, NAME)
+        if path is not None:
+            vocabulary = Vocabulary.load(path)
+            _check_same(vocabulary, init, config)
+            return vocabulary
+        if kept.is_file():
+            return Vocabulary.load(kept, "run.dir")
+        if init is not None:
+            return init
+        return Vocabulary.learn(_captions(images, config.data), config.data.vocabulary_size)
+
+    return on_main(accelerator, find)
+
+
+def _of_init(config: ViltConfig) -> Vocabulary | None:
+    """Return the vocabulary of what `encoder.init` names; None where it has none."""
+    init = config.encoder.init
+    path = Path(init or "", NAME)
+    has_one = init not in (None, "none") and path.is_file()
+    return Vocabulary.load(path, "encoder.init") if has_one else None
+
+
+def _check_same(vocabulary: Vocabulary, init: Vocabulary | None, config: ViltConfig) -> None:
+    require(
+        init is None or vocabulary.sha256 == init.sha256,
+        f"data.vocabulary={config.data.vocabulary} is not the vocabulary of "
+        f"encoder.init={config.encoder.init}, whose pieces have other numbers; leave "
+        "data.vocabulary out",
+    )
+
+
+def keep_vocabulary(accelerator: Accelerator, folder: Path, vocabulary: Vocabulary) -> None:
+    """Write the vocabulary into a run's folder, once."""
+    path = folder / NAME
+    on_main(accelerator, lambda: path.is_file() or vocabulary.save(path))
+
+
+def _captions(images: Manifest, data: CaptionedDataConfig) -> Iterator[str]:
+    """Yield the captions of the first samples that have some."""
+    reader = ShardReader(images)
+    wanted = {caption_extension(data.caption_key)}
+    for shard, row in enumerate(images.shards):
+        for place in range(row.num_samples):
+            with suppress(BadSample):
+                yield from read_captions(reader.read(shard, place, wanted), data.caption_key)
