@@ -2,14 +2,16 @@
 
 A sample is what webdataset makes of consecutive members of a tar: those that share a key. Here it
 holds one image, as its file was on disk, and at most one label: an ASCII integer in a `cls` member.
-A captioned one has a `txt` member, too: UTF-8, a caption a line.
+A captioned one has a `txt` member, too: UTF-8, a caption a line. A `json` member holds what else is
+known of it.
 Images of other channels than RGB's are `npy` and `tif` members; see data/images/transforms.py.
 """
 
+import json
 import os
 import re
 import secrets
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,7 @@ class ImageFile:
         data: The image file's bytes, never encoded again.
         label: The class number, or None without labels.
         captions: Of the image, each a line; none without captions.
+        record: What else is known of it, for a `json` member; or None.
     """
 
     key: str
@@ -65,6 +68,7 @@ class ImageFile:
     data: bytes
     label: int | None = None
     captions: tuple[str, ...] = ()
+    record: Mapping[str, object] | None = None
 
 
 def split_name(member_name: str) -> tuple[str, str] | None:
@@ -187,4 +191,6 @@ def _members(sample: ImageFile) -> dict[str, str | bytes]:
         members[LABEL_EXTENSION] = str(sample.label).encode()
     if sample.captions:
         members[TEXT_EXTENSION] = "".join(f"{line}\n" for line in sample.captions).encode()
+    if sample.record is not None:
+        members[JSON_EXTENSION] = json.dumps(sample.record).encode()
     return members

@@ -54,7 +54,7 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
     """
     begun = time.monotonic()
     with importing():  # here, so that no help and no mistake in a key waits for torch
-        from data.demo import make_demo_shards
+        from data.demo.tiles import make_demo_shards
         from pretrain.encoder import make_encoder
         from pretrain.encoder.extensions import say_what_timm_lacks
         from pretrain.encoder.facts import resolve

@@ -21,7 +21,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()
 
 from data.commands import CHECKOUT, how_to_type, run_command
-from data.demo import FOLDER, NUM_TRAIN, PHOTOGRAPHS, make_demo_shards
+from data.demo.tiles import FOLDER, NUM_TRAIN, PHOTOGRAPHS, make_demo_shards
 from data.settings import OneLineParser, run_entry_point
 from data.text import count
 

@@ -34,7 +34,7 @@ from data.storage.remote import list_remote
 from data.text import count, escaped, name_some
 
 _OWN_FILES = frozenset({"manifest.jsonl", "plan.json", "classes.txt"})
-_DEMO = "shards/demo/"  # data/demo.py
+_DEMO = "shards/demo/"  # data/demo/tiles.py
 _OPTIONAL = frozenset({"data.val_shards"})  # keys that can be none
 _MAX_LOOK = 2000  # files of a folder that are looked at to say what it holds
 _PATTERN = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\*+|\?")

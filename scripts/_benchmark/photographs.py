@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageOps
 
-from data.demo import load_photographs
+from data.demo.tiles import load_photographs
 from data.shards import ImageFile, write_shard
 
 NUM_IMAGES = 96

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.demo import photograph_files
+from data.demo.tiles import photograph_files
 from data.folder.images import list_images
 from data.images.transforms import MODES, UnreadableImage, evaluation_crop
 from data.index.open import open_manifest

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.demo
-from data.demo import PHOTOGRAPHS, TILE, demo_shards_exist, make_demo_shards, strip
+import data.demo.making
+import data.demo.tiles
+from data.demo.tiles import PHOTOGRAPHS, TILE, demo_shards_exist, make_demo_shards, strip
 from data.index.open import open_manifest
 from data.reading.reader import ShardReader
 from data.settings import UserError
@@ -62,13 +63,13 @@ def test_no_pixel_is_in_both_splits() -> None:
     """Brighten the validation strips: no training tile may be bright, each validation tile is."""
     generator = np.random.default_rng(1)
     photographs: list[Image.Image] = []
-    for photo in data.demo.load_photographs():
+    for photo in data.demo.tiles.load_photographs():
         pixels = generator.integers(0, 50, (photo.height, photo.width, 3), np.uint8)
         pixels[:, : strip(photo.width, is_val=True)[1]] += 200
         photographs.append(Image.fromarray(pixels))
     for is_val in (False, True):
-        tiles = data.demo._draw_tiles(photographs, 400, generator, is_val=is_val)
-        for sample in data.demo._samples(photographs, tiles):
+        tiles = data.demo.tiles._draw_tiles(photographs, 400, generator, is_val=is_val)
+        for sample in data.demo.tiles._samples(photographs, tiles):
             is_bright = np.asarray(Image.open(io.BytesIO(sample.data))) > 125
             assert (is_bright == is_val).all()
 
@@ -80,13 +81,13 @@ def test_no_two_tiles_are_equal(demo: Path) -> None:
         with tarfile.open(path) as tar:
             files = [tar.extractfile(member) for member in tar if member.name.endswith(".png")]
             tiles += [file.read() for file in files if file]
-    assert len(set(tiles)) == len(tiles) == data.demo.NUM_TRAIN + data.demo.NUM_VAL
+    assert len(set(tiles)) == len(tiles) == data.demo.tiles.NUM_TRAIN + data.demo.tiles.NUM_VAL
 
 
 @pytest.fixture
 def fewer_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.demo, "NUM_TRAIN", 80)
-    monkeypatch.setattr(data.demo, "NUM_VAL", 16)
+    monkeypatch.setattr(data.demo.tiles, "NUM_TRAIN", 80)
+    monkeypatch.setattr(data.demo.tiles, "NUM_VAL", 16)
 
 
 @pytest.mark.usefixtures("fewer_tiles")
@@ -112,7 +113,7 @@ def test_it_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
         return write_shard(path, samples)
 
-    monkeypatch.setattr(data.demo, "write_shard", fail_at_the_last)
+    monkeypatch.setattr(data.demo.making, "write_shard", fail_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         make_demo_shards(tmp_path / "demo")
     assert list(tmp_path.iterdir()) == []

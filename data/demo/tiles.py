@@ -5,20 +5,17 @@ so that no pixel is in both.
 """
 
 import importlib.util
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from data.index.open import open_manifest
+from data.demo.making import as_png, make_whole, write_shards
 from data.settings import UserError
-from data.shards import ImageFile, write_shard
+from data.shards import ImageFile
 
 FOLDER = Path("shards/demo")  # below the working folder
 TILE = 48  # pixels a side
@@ -70,19 +67,8 @@ def make_demo_shards(folder: Path = FOLDER) -> None:
     Raises:
         UserError: If scikit-image is missing, or the folder exists and holds something else.
     """
-    if demo_shards_exist(folder):
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds other files than the demo's; delete it or name another")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    photographs = load_photographs()
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        work = Path(temporary) / "shards"
-        work.mkdir()
-        _write(work, photographs)
-        shutil.rmtree(folder, ignore_errors=True)  # empty, or it was refused above
-        work.rename(folder)
-    open_manifest(folder, "demo")
+    if not demo_shards_exist(folder):
+        make_whole(folder, _write)
 
 
 def photograph_files() -> list[Path]:
@@ -105,17 +91,14 @@ def load_photographs() -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in photograph_files()]
 
 
-def _write(folder: Path, photographs: list[Image.Image]) -> None:
+def _write(folder: Path) -> None:
+    photographs = load_photographs()
     generator = np.random.default_rng(_SEED)
     train = _draw_tiles(photographs, NUM_TRAIN, generator, is_val=False)
     val = _draw_tiles(photographs, NUM_VAL, generator, is_val=True)
-    plan = {f"train-{i:06d}.tar": train[i::_NUM_TRAIN_SHARDS] for i in range(_NUM_TRAIN_SHARDS)} | {
-        "val-000000.tar": val
-    }
-    total = NUM_TRAIN + NUM_VAL
-    with tqdm(total=total, desc="demo tiles", unit="tile", delay=2, disable=None) as progress:
-        for name, tiles in plan.items():
-            progress.update(write_shard(folder / name, _samples(photographs, tiles)))
+    plan = {f"train-{i:06d}.tar": train[i::_NUM_TRAIN_SHARDS] for i in range(_NUM_TRAIN_SHARDS)}
+    plan["val-000000.tar"] = val
+    write_shards(folder, plan, partial(_samples, photographs), "tile")
     names = [f"{Path(name).stem}\n" for name in PHOTOGRAPHS]
     (folder / "classes.txt").write_text("".join(names))
 
@@ -148,10 +131,8 @@ def _draw_tile(
             return tile
 
 
-def _samples(photographs: list[Image.Image], tiles: list[Tile]) -> Iterator[ImageFile]:
+def _samples(photographs: list[Image.Image], tiles: Sequence[Tile]) -> Iterator[ImageFile]:
     for number, tile in enumerate(tiles):
         # Crop first: resize with a box would take pixels from around it.
         image = tile.cut(photographs).resize((TILE, TILE), Image.Resampling.BICUBIC)
-        data = BytesIO()
-        image.save(data, "PNG", compress_level=1)
-        yield ImageFile(f"{number:08d}", "png", data.getvalue(), tile.label)
+        yield ImageFile(f"{number:08d}", "png", as_png(image), tile.label)
