@@ -22,6 +22,7 @@ COMMANDS = {  # of `mpp`: the entry point that each starts
     "recommend": "scripts/recommend.py",
     "shards": "scripts/make_shards.py",
     "index": "scripts/index_shards.py",
+    "vocabulary": "scripts/make_vocabulary.py",
     "pretrain": "pretrain/run.py",
     "status": "scripts/status.py",
     "report": "scripts/report.py",

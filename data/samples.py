@@ -128,11 +128,14 @@ class Samples(Dataset[Batch]):
 
     def _ids(self, request: Request) -> np.ndarray:
         """Return the sample ids of a request's slots; padding has the id -1."""
-        ids = np.full(request.stop - request.start, _PADDING)
-        positions = np.arange(request.start, min(request.stop, self.manifest.num_samples))
-        ids[: positions.size] = (
-            self.order.samples(request.epoch, positions) if self.is_training else positions
-        )
+        return self._at(request.epoch, np.arange(request.start, request.stop))
+
+    def _at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Return the sample ids at positions; -1 where there is no such position."""
+        ids = np.full(positions.size, _PADDING)
+        is_there = (positions >= 0) & (positions < self.manifest.num_samples)
+        known = positions[is_there]
+        ids[is_there] = self.order.samples(epoch, known) if self.is_training else known
         return ids
 
     def _keys(self, epoch: int, ids: np.ndarray) -> np.ndarray:

@@ -135,7 +135,8 @@ class CaptionedSamples(Samples):
         self, request: Request, is_used: np.ndarray, captions: Mapping[_Place, _Caption]
     ) -> dict[str, torch.Tensor]:
         """Return the tensors of the texts, given the captions that were read."""
-        ids = self._ids(request)
+        positions = np.arange(request.start, request.stop)
+        ids, others = self._at(request.epoch, positions), self._neighbours(request.epoch, positions)
         blank = self.vocabulary.encode("", self.config.max_tokens)
         is_drawn = uniform(combine(self._keys(request.epoch, ids), _SWAP), 1)[:, 0] < _SWAP_RATIO
         own, pairs = [blank] * ids.size, [blank.tokens] * ids.size
@@ -143,11 +144,11 @@ class CaptionedSamples(Samples):
         for slot in np.flatnonzero(is_used).tolist():
             caption = captions[self.order.locate(int(ids[slot]))]
             own[slot], pairs[slot] = caption.encoded, caption.encoded.tokens
-            other = None
-            if is_drawn[slot]:
-                other = self._other(request.epoch, request.start + slot, caption, captions)
-            if other is not None:
-                pairs[slot], is_match[slot] = other, 0
+            if is_drawn[slot] and others[slot] >= 0:
+                place = self.order.locate(int(others[slot]))
+                other = captions.get(place) or self._read_caption(place, request.epoch)
+                if other is not None and not _is_same(other, caption):
+                    pairs[slot], is_match[slot] = other.encoded.tokens, 0
         arrays = {
             "tokens": np.stack([text.tokens for text in own]),
             "words": np.stack([text.words for text in own]),
@@ -157,24 +158,18 @@ class CaptionedSamples(Samples):
         }
         return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
-    def _other(
-        self, epoch: int, position: int, own: _Caption, captions: Mapping[_Place, _Caption]
-    ) -> np.ndarray | None:
-        """Return the tokens of the neighbour's caption; None where it is none, or no other one."""
-        neighbour = position ^ 1
-        if neighbour >= self.manifest.num_samples:
-            neighbour = position - 1  # of the last one of an odd number
-        if neighbour < 0:
-            return None
-        place = self.order.locate(int(self._ids(Request(epoch, neighbour, neighbour + 1))[0]))
-        other = captions.get(place)
+    def _neighbours(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Return the id of the sample whose text may stand beside each position's image, or -1."""
+        others = positions ^ 1
+        is_last = others == self.manifest.num_samples  # of an odd number
+        return self._at(epoch, np.where(is_last, positions - 1, others))
+
+    def _read_caption(self, place: _Place, epoch: int) -> _Caption | None:
+        """Read a caption alone: of another request, or of a sample without a usable image."""
         try:
-            if other is None:  # of another request, or without a usable image
-                other = self._caption(self.reader.read(*place, self._texts), epoch, place)
+            return self._caption(self.reader.read(*place, self._texts), epoch, place)
         except BadSample:
             return None
-        is_same = np.array_equal(other.encoded.tokens, own.encoded.tokens)
-        return None if is_same or other.drawn in own.texts else other.encoded.tokens
 
     def _caption(self, members: Mapping[str, bytes], epoch: int, place: _Place) -> _Caption:
         """Draw one of a sample's captions, and encode it."""
@@ -210,6 +205,11 @@ class CaptionedSamples(Samples):
         numbers = numbers.copy()
         numbers[FLIP] = _UNFLIPPED  # the caption may say "left"
         return super()._crop(content, numbers)
+
+
+def _is_same(other: _Caption, own: _Caption) -> bool:
+    """Tell whether a text is one of an image's own, or looks so to the model."""
+    return other.drawn in own.texts or np.array_equal(other.encoded.tokens, own.encoded.tokens)
 
 
 def _aspect(size: tuple[int, int], long: int | None, patch_size: int | None) -> Aspect | None:

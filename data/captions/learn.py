@@ -1,0 +1,87 @@
+"""A vocabulary out of the captions of shards."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
+from tqdm import tqdm
+
+from data.captions.config import CaptionedDataConfig
+from data.captions.read import caption_extension, read_captions
+from data.captions.vocabulary import NO_WORD, Vocabulary, count_words
+from data.index.manifest import Manifest
+from data.reading.bad import BadSample
+from data.reading.reader import ShardReader
+from data.settings import require
+from data.text import count, printable
+
+MOST_CAPTIONS = 100_000  # that a vocabulary is learnt from: more change few of its pieces
+_logger = logging.getLogger(__name__)
+
+
+def learn_vocabulary(manifest: Manifest, config: CaptionedDataConfig) -> Vocabulary:
+    """Learn the vocabulary of a run from its first captions, in listed order.
+
+    Args:
+        manifest: The training shards.
+        config: Says where the captions are, and how many pieces there shall be.
+
+    Raises:
+        UserError: There is no caption that can be used.
+    """
+    captions = read_some(manifest, config.caption_key, "data.shards")
+    return Vocabulary.learn(captions, config.vocabulary_size)
+
+
+def read_some(
+    manifest: Manifest, caption_key: str | None, key: str, most: int = MOST_CAPTIONS
+) -> list[str]:
+    """Read the first captions of shards, all of each sample; bad samples are passed over.
+
+    Args:
+        manifest: The indexed shards.
+        caption_key: As in `read_captions`.
+        key: What names the shards, for messages.
+        most: Captions that are read.
+
+    Raises:
+        UserError: There is no caption that can be used.
+    """
+    reasons: list[str] = []
+    found = islice(_read(manifest, caption_key, reasons), most)
+    captions = list(tqdm(found, "captions", unit="caption", delay=2, disable=None))
+    first = f", the first: {reasons[0]}" if reasons else ""
+    require(bool(captions), f"{key}: no sample has a caption that can be used{first}")
+    if reasons:
+        _logger.info(
+            "passed over %s without a usable caption%s", count(len(reasons), "sample"), first
+        )
+    return captions
+
+
+def _read(manifest: Manifest, caption_key: str | None, reasons: list[str]) -> Iterator[str]:
+    reader = ShardReader(manifest)
+    wanted = {caption_extension(caption_key)}
+    for number, shard in enumerate(manifest.shards):
+        for sample in range(shard.num_samples):
+            try:
+                members = reader.read(number, sample, wanted)
+                yield from read_captions(members, caption_key)
+            except BadSample as error:
+                name = printable(f"{shard.name}/{reader.key(number, sample)}")
+                reasons.append(f"{name}: {error}")
+    reader.close()
+
+
+def whole_ratio(vocabulary: Vocabulary, captions: list[str]) -> float:
+    """Return what part of the words of captions are a piece of their own."""
+    counts: Counter[str] = count_words(captions)
+    whole = sum(number for word, number in counts.items() if _is_whole(vocabulary, word))
+    return whole / counts.total()
+
+
+def _is_whole(vocabulary: Vocabulary, word: str) -> bool:
+    encoded = vocabulary.encode(word, 4)
+    [first, second] = encoded.words[1:3].tolist()
+    return (first, second) == (0, NO_WORD) and encoded.tokens[1] != vocabulary.unknown
