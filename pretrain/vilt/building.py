@@ -8,7 +8,8 @@ from data.captions.samples import CaptionedSamples
 from data.captions.vocabulary import Vocabulary
 from data.index.manifest import Manifest
 from pretrain.vilt.config import ViltConfig
-from pretrain.vilt.model import Canvas, Pieces, ViltModel
+from pretrain.vilt.model import ViltModel
+from pretrain.vilt.pairs import Canvas, Pieces
 
 
 def make_model(config: ViltConfig, encoder: VisionTransformer, vocabulary: Vocabulary) -> ViltModel:
