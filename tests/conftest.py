@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,6 +91,51 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, numbers in cuts.items():
         write_shard(folder / f"{name}.tar", map(make_sample, range(*numbers)))
     return folder
+
+
+COLOURS = ("red", "green", "blue")
+
+
+def make_captioned(number: int) -> ImageFile:
+    """Make a sample with two captions, of its class and its number."""
+    colour = COLOURS[number % NUM_CLASSES]
+    captions = f"a {colour} picture, number {number}", f"number {number}: {colour} and smooth"
+    return replace(make_sample(number), captions=captions)
+
+
+@pytest.fixture(scope="session")
+def captioned_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the samples of `shards`, each with two captions; one of training has none."""
+    folder = tmp_path_factory.mktemp("captioned")
+    cuts = {"train-0": (0, 20), "train-1": (20, 36), "val-0": (100, 110)}
+    for name, numbers in cuts.items():
+        samples = [make_captioned(number) for number in range(*numbers)]
+        if name == "train-1":
+            samples[10] = replace(samples[10], captions=())  # number 30
+        write_shard(folder / f"{name}.tar", samples)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vilt(captioned_shards: Path, encoder: list[str]) -> list[str]:
+    """Give the arguments of an image-text run of 4 epochs; 36 images make 3 batches of 12."""
+    return [
+        *encoder,
+        f"data.shards={captioned_shards}/train-*.tar",
+        f"data.val_shards={captioned_shards}/val-0.tar",
+        "data.max_tokens=12",
+        "data.vocabulary_size=100",
+        "data.trace=true",
+        "data.workers=0",
+        "optim.steps=12",
+        "optim.batch_size=12",
+        "optim.lr=2e-3",
+        "run.log_every=1",
+        "run.checkpoint_every=4",
+        "run.keep_checkpoints=0",
+        "run.eval_every=6",
+        "run.threads=1",
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -63,13 +63,14 @@ class CaptionConfig(ImageConfig):
             f"data.crop_area={self.crop_area} and data.long_side={self.long_side} exclude each "
             "other: the one crops, the other keeps the whole image; leave one out",
         )
-        short = self.image_size
+        short, other = self.size or (1, 1)
         require(
-            short is None or isinstance(short, int),
-            f"data.image_size={short} has two sides; with data.long_side give one, the short side",
+            short == other,
+            f"data.image_size={self.image_size} has two sides; with data.long_side give one, the "
+            "short side",
         )
         require(
-            self.long_side >= (short or 1),
+            self.long_side >= short,
             f"data.long_side={self.long_side} is below data.image_size={short}, the short side; "
             "try 5/3 of it",
         )

@@ -25,9 +25,9 @@ from pretrain.records.lock import FINISHED, NAME, Holder, lock_run, read_holder,
 from pretrain.training.config import OptimConfig, RunConfig
 
 _KINDS = {  # of runs, by a group of keys: the first one that a configuration has
-    "loss": "image-text pretraining",
-    "head": "fine-tuning",
-    "target": "pretraining",
+    "loss": "an image-text pretraining",
+    "head": "a fine-tuning",
+    "target": "a pretraining",
 }
 _OWN = (
     "config.yaml",
@@ -146,7 +146,7 @@ def _check_unchanged(config: Any, saved: dict[str, Any]) -> None:
     kind = _kind(saved)
     require(
         kind in (None, _kind(groups)),
-        f"run.dir={config.run.dir} holds a {kind} run, and this one is not; name another run.dir",
+        f"run.dir={config.run.dir} holds {kind} run, and this one is not; name another run.dir",
     )
     length = list(_changes_of_length(config, saved))
     different = list(length)

@@ -7,6 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from data.captions.samples import CaptionedSamples
 from data.captions.vocabulary import Vocabulary
 from data.index.manifest import Manifest
+from pretrain.encoder.facts import patch_size
 from pretrain.vilt.config import ViltConfig
 from pretrain.vilt.model import ViltModel
 from pretrain.vilt.pairs import Canvas, Pieces
@@ -27,6 +28,7 @@ def make_model(config: ViltConfig, encoder: VisionTransformer, vocabulary: Vocab
 
 def make_samples(
     config: ViltConfig,
+    encoder: VisionTransformer,
     vocabulary: Vocabulary,
     manifest: Manifest,
     size: tuple[int, int],
@@ -39,6 +41,7 @@ def make_samples(
 
     Args:
         config: The run's.
+        encoder: The transformer, of whose patches images of their own aspect are made.
         vocabulary: What the captions are encoded by.
         manifest: The indexed shards.
         size: (H, W) of the images.
@@ -54,4 +57,5 @@ def make_samples(
         config=config.data,
         is_training=crop_area is not ...,
         channels=channels,
+        patch_size=patch_size(encoder)[0],
     )

@@ -75,7 +75,7 @@ def run(config: ViltConfig) -> dict[str, float]:
     config = keep_passes(config, part)
 
     # ---- the stream, and what is measured in between
-    make = partial(make_samples, config, vocabulary)
+    make = partial(make_samples, config, encoder, vocabulary)
     stream = open_stream(images, config, encoder, part, make)
     evaluators = open_evaluators(accelerator, config, encoder, part, stream, make=make)
 
