@@ -42,9 +42,11 @@ def run(config: ViltConfig) -> dict[str, float]:
     """
     begun = time.monotonic()
     with importing():  # here, so that no help and no mistake in a key waits for torch
+        from data.captions.check import check_captions
         from pretrain.encoder import make_encoder
         from pretrain.encoder.facts import resolve
         from pretrain.inputs import open_evaluators, open_images, open_stream
+        from pretrain.ranks import on_main
         from pretrain.training.claim import claim
         from pretrain.training.launch import share, start
         from pretrain.training.length.rehearsal import fit_minutes
@@ -61,6 +63,7 @@ def run(config: ViltConfig) -> dict[str, float]:
     # ---- the images and captions, and how long a run they make
     images = open_images(accelerator, config)
     assert images is not None, "data.read=sequential is refused"
+    on_main(accelerator, lambda: check_captions(images, config.data, "data.shards"))
     vocabulary = open_vocabulary(accelerator, config, images)
     config = settle(accelerator, config, images)
     part = share(accelerator, config.run, config.optim)

@@ -3,18 +3,13 @@
 A run keeps it as `tokenizer.json` in its folder, whatever becomes of the file that was named.
 """
 
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from data.captions.config import CaptionedDataConfig
-from data.captions.read import caption_extension, read_captions
+from data.captions.learn import learn_vocabulary
 from data.captions.vocabulary import Vocabulary
 from data.index.manifest import Manifest
-from data.reading.bad import BadSample
-from data.reading.reader import ShardReader
 from data.settings import require
 from pretrain.ranks import on_main
 from pretrain.vilt.config import ViltConfig
@@ -44,9 +39,7 @@ def open_vocabulary(accelerator: Accelerator, config: ViltConfig, images: Manife
             return vocabulary
         if kept.is_file():
             return Vocabulary.load(kept, "run.dir")
-        if init is not None:
-            return init
-        return Vocabulary.learn(_captions(images, config.data), config.data.vocabulary_size)
+        return init or learn_vocabulary(images, config.data)
 
     return on_main(accelerator, find)
 
@@ -72,13 +65,3 @@ def keep_vocabulary(accelerator: Accelerator, folder: Path, vocabulary: Vocabula
     """Write the vocabulary into a run's folder, once."""
     path = folder / NAME
     on_main(accelerator, lambda: path.is_file() or vocabulary.save(path))
-
-
-def _captions(images: Manifest, data: CaptionedDataConfig) -> Iterator[str]:
-    """Yield the captions of the first samples that have some."""
-    reader = ShardReader(images)
-    wanted = {caption_extension(data.caption_key)}
-    for shard, row in enumerate(images.shards):
-        for place in range(row.num_samples):
-            with suppress(BadSample):
-                yield from read_captions(reader.read(shard, place, wanted), data.caption_key)
