@@ -160,6 +160,10 @@ class Vocabulary:
         """Return a piece by its number; "" where there is none."""
         return self._tokenizer.id_to_token(number) or ""
 
+    def text(self, numbers: Sequence[int]) -> str:
+        """Join pieces to the text that they stand for; special tokens keep their names."""
+        return self._tokenizer.decode(list(numbers), skip_special_tokens=False).strip()
+
     def _no_pieces(self, numbers: Mapping[str, int]) -> set[int]:
         added = self._tokenizer.get_added_tokens_decoder().items()
         return {

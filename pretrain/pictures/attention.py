@@ -32,7 +32,7 @@ BUDGET = 2**28  # bytes of attention maps at a time; a few such tensors are aliv
 MOST_TOKENS = 8192  # of rollout: three (T, T) matrices are then 3 BUDGET
 ROWS = ("patches", "class")
 
-_Look = Callable[[int, Iterator[tuple[int, Tensor]]], None]
+Look = Callable[[int, Iterator[tuple[int, Tensor]]], None]
 
 
 def distances(encoder: VisionTransformer, images: Tensor) -> Tensor:
@@ -152,26 +152,34 @@ def _flow(encoder: VisionTransformer, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _pass(encoder: VisionTransformer, images: Tensor, look: _Look, first: int = 0) -> None:
+def _pass(encoder: VisionTransformer, images: Tensor, look: Look, first: int = 0) -> None:
     """Run the encoder on small batches, and show `look` each layer's attention on the way.
 
     Args:
         encoder: Left in the mode in which it was.
         images: Float (B, C, H, W).
-        look: Told the layer, and parts of its queries: the number of the first one, and their
-            logits over all keys, float32 (b, heads, Q, T).
+        look: As `watched` calls it.
         first: The first query that counts.
     """
-    _check(encoder)
+    check(encoder)
     device = next(encoder.parameters()).device
-    with evaluating(encoder), _watched(encoder, look, first):
+    with evaluating(encoder), watched(encoder, look, first):
         for part in _batches(encoder, images):
             with torch.autocast(device.type, enabled=False):
                 encoder.forward_features(part.to(device))
 
 
 @contextmanager
-def _watched(encoder: VisionTransformer, look: _Look, first: int) -> Generator[None]:
+def watched(encoder: VisionTransformer, look: Look, first: int = 0) -> Generator[None]:
+    """Show `look` each layer's attention while the blocks run, whatever tokens go through them.
+
+    Args:
+        encoder: With attention of a kind that `is_supported`.
+        look: Told the layer, and parts of its queries: the number of the first one, and their
+            logits over all keys before any mask, float32 (B, heads, Q, T). What it does not read
+            is not computed.
+        first: The first query that counts.
+    """
     with ExitStack() as hooks:
         for layer, block in enumerate(encoder.blocks):
             attention = cast(Any, block).attn
@@ -181,7 +189,7 @@ def _watched(encoder: VisionTransformer, look: _Look, first: int) -> Generator[N
 
 
 def _hook(
-    look: _Look,
+    look: Look,
     layer: int,
     first: int,
     attention: Attention,
@@ -222,18 +230,19 @@ def _batches(encoder: VisionTransformer, images: Tensor) -> tuple[Tensor, ...]:
 # ---------------------------------------------------------------- what it is
 
 
-def _check(encoder: VisionTransformer) -> None:
+def check(encoder: VisionTransformer) -> None:
+    """Raise `UserError` for blocks whose attention maps are not known here."""
     if not is_supported(encoder):
         block: Any = encoder.blocks[0]
         kind = type(getattr(block, "attn", block)).__name__
         raise UserError(
             f"the encoder's attention is timm's {kind}, whose maps are not known here; "
-            "attention distance and rollout are for its usual Attention"
+            "pictures of attention are for its usual Attention"
         )
 
 
 def _num_heads(encoder: VisionTransformer) -> int:
-    _check(encoder)
+    check(encoder)
     return cast(Any, encoder.blocks[0]).attn.num_heads
 
 

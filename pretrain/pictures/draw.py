@@ -7,7 +7,7 @@ readable on light and on dark.
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -171,19 +171,41 @@ def neighbours(images: Tensor, queries: Tensor, found: Mapping[str, Tensor]) -> 
     return figure
 
 
+def sheet(pictures: Tensor, rows: Sequence[str], columns: Sequence[str]) -> "Figure":
+    """Draw pictures in named rows and columns.
+
+    Args:
+        pictures: uint8 (rows, columns, C, H, W).
+        rows: Their names.
+        columns: Their names.
+    """
+    height, width = pictures.shape[3:]
+    tiles, gap = _rgba(pictures.flatten(0, 1).float() / 255), max(2, width // 20)
+    figure, axes = _canvas(_mosaic(_in_rows(tiles, len(columns)), gap))
+    _hide(axes)
+    axes.set_xticks(_middles(len(columns), width, gap), columns)
+    axes.set_yticks(_middles(len(rows), height, gap), rows)
+    axes.xaxis.tick_top()
+    return figure
+
+
 # ---------------------------------------------------------------- tiles
 
 
-def _rgba(pictures: Tensor) -> np.ndarray:
-    """Colour pictures in 0..1: (K, C, H, W) -> (K, H, W, 4).
+def rgb(pictures: Tensor) -> Tensor:
+    """Show pictures of any channels in three: (B, C, H, W) -> (B, 3, H, W).
 
     One channel is grey. Of more than three the first three are red, green and blue; of two, blue
     is 0.
     """
-    channels = pictures.shape[1]
-    pictures = pictures.expand(-1, 3, -1, -1) if channels == 1 else pictures[:, :3]
-    pictures = F.pad(pictures, (0, 0, 0, 0, 0, max(0, 3 - pictures.shape[1])))
-    return F.pad(pictures, (0, 0, 0, 0, 0, 1), value=1.0).permute(0, 2, 3, 1).numpy()
+    if pictures.shape[1] == 1:
+        return pictures.expand(-1, 3, -1, -1)
+    return F.pad(pictures[:, :3], (0, 0, 0, 0, 0, max(0, 3 - pictures.shape[1])))
+
+
+def _rgba(pictures: Tensor) -> np.ndarray:
+    """Colour pictures in 0..1: (K, C, H, W) -> (K, H, W, 4)."""
+    return F.pad(rgb(pictures), (0, 0, 0, 0, 0, 1), value=1.0).permute(0, 2, 3, 1).numpy()
 
 
 def _in_rows(tiles: np.ndarray, columns: int) -> np.ndarray:

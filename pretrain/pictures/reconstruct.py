@@ -26,6 +26,7 @@ from pretrain.objective.model import MaskedPatchModel
 from pretrain.objective.pixels import Pixels, to_images
 from pretrain.objective.targets import Target
 from pretrain.objective.words import Words
+from pretrain.pictures.draw import rgb
 from pretrain.training.state import load_weights
 
 COLUMNS = ("input", "corrupted", "predicted", "true")
@@ -184,18 +185,6 @@ def panels(result: Reconstruction) -> Tensor:
     hatch = _hatch(height, width, result.patch).expand_as(images)
     fills = [hatch, rgb(result.predicted), rgb(result.true)]
     return torch.stack([images, *(torch.where(is_hidden, fill, images) for fill in fills)], dim=1)
-
-
-def rgb(images: Tensor) -> Tensor:
-    """Show images of any channels in three: uint8 (B, C, H, W) -> (B, 3, H, W).
-
-    One channel is grey. Of more than three the first three are red, green and blue; of two, blue
-    is 0.
-    """
-    if images.shape[1] == 1:
-        return images.expand(-1, 3, -1, -1)
-    missing = images.new_zeros(len(images), max(0, 3 - images.shape[1]), *images.shape[2:])
-    return torch.cat([images[:, :3], missing], dim=1)
 
 
 def _over_pixels(values: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:

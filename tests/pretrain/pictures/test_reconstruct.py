@@ -17,13 +17,13 @@ from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from pretrain.objective.classes import class_colours
 from pretrain.objective.config import TARGETS, CorruptionConfig, DecoderConfig, TargetConfig
 from pretrain.objective.model import MaskedPatchModel
+from pretrain.pictures.draw import rgb
 from pretrain.pictures.reconstruct import (
     Reconstruction,
     draw_grid,
     load_model,
     panels,
     reconstruct,
-    rgb,
 )
 from tests.visual_words import learn_from_noise
 
