@@ -11,11 +11,11 @@ from data.settings import UserError
 from finetune.backbone import is_transformer, load_as_saved
 from finetune.config import TIMM_POOLINGS, FinetuneConfig, HeadConfig
 from finetune.head import MULTI_LABEL, Classifier
-from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.encoder.facts import image_data
 from pretrain.encoder.saved import find_saved
 from pretrain.records.checkpoint import handed_on, newest_by_name
+from pretrain.records.kinds import Kind, kind_of_run
 from pretrain.training.state import load_weights
 
 _POOLINGS = {timm: ours for ours, timm in TIMM_POOLINGS.items()}
@@ -30,9 +30,8 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         UserError: There is none.
     """
-    config = Path(path, "config.yaml")
-    is_run = config.is_file() and "head" in read_yaml(str(config))
-    model = _load_run(Path(path), config) if is_run else _load_folder(path)
+    is_run = kind_of_run(path) is Kind.FINE_TUNING
+    model = _load_run(Path(path)) if is_run else _load_folder(path)
     return model.eval()
 
 
@@ -58,8 +57,8 @@ def saved_names(run: str | Path) -> list[str] | None:
     return None if saved is None else saved.class_names
 
 
-def _load_run(run: Path, config: Path) -> Classifier:
-    configuration = load(FinetuneConfig, [str(config)])
+def _load_run(run: Path) -> Classifier:
+    configuration = load(FinetuneConfig, [str(run / "config.yaml")])
     newest = newest_by_name(run)
     if newest is None:
         raise UserError(f"{run} has no checkpoint yet; wait for its first")

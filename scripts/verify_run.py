@@ -16,7 +16,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -24,6 +24,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()
 
+from data.captions.config import CaptionedDataConfig
 from data.config import DataConfig, LabelledDataConfig
 from data.disks import explain
 from data.index.open import open_manifest
@@ -40,9 +41,9 @@ from data.shards import atomic_write
 from data.storage.locations import user_path
 from data.text import count
 from finetune.config import TunedRunConfig
-from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.records.checkpoint import newest_intact
+from pretrain.records.kinds import Kind, kind_of_run
 from pretrain.records.traces import trace_files
 from pretrain.training.config import OptimConfig, RunConfig
 
@@ -62,12 +63,24 @@ class _Pretraining:
 
 
 @dataclass(frozen=True)
+class _ImageText:
+    """The same of images with captions."""
+
+    run: RunConfig = setting(RunConfig, "the seed")
+    data: CaptionedDataConfig = setting(CaptionedDataConfig, "the images and their captions")
+    optim: OptimConfig = setting(OptimConfig, "the batch size")
+
+
+@dataclass(frozen=True)
 class _FineTuning:
     """The same of fine-tuning."""
 
     run: TunedRunConfig = setting(TunedRunConfig, "the seed")
     data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
     optim: OptimConfig = setting(OptimConfig, "the batch size")
+
+
+_CONFIGS: dict[Kind | None, Any] = {Kind.FINE_TUNING: _FineTuning, Kind.IMAGE_TEXT: _ImageText}
 
 
 def main(arguments: list[str]) -> None:
@@ -100,9 +113,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _verify(run: Path, shards: list[str] | None) -> "Verdict":
     path = run / "config.yaml"
     require(path.is_file(), f"RUN={run} has no config.yaml; name the folder of a run")
-    is_pretraining = "shards" in read_yaml(str(path)).get("data", {})
-    config = load(_Pretraining if is_pretraining else _FineTuning, [str(path)], is_part=True)
-    data, key = config.data, "shards" if is_pretraining else "train"
+    kind = kind_of_run(run)
+    config = load(_CONFIGS.get(kind, _Pretraining), [str(path)], is_part=True)
+    data, key = config.data, "train" if kind is Kind.FINE_TUNING else "shards"
     require(
         getattr(data, "read", "random") != "sequential",
         f"RUN={run} has data.read=sequential, where samples may repeat or be missed; only "

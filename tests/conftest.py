@@ -139,6 +139,16 @@ def tiny_vilt(captioned_shards: Path, encoder: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def vilt_run(tmp_path_factory: pytest.TempPathFactory, tiny_vilt: list[str]) -> Path:
+    """Train an image-text run of 12 steps, which no test may change."""
+    import pretrain.vilt.run  # its own imports are paid for by those who ask for it
+
+    run = tmp_path_factory.mktemp("vilt") / "mine"
+    pretrain.vilt.run.main([*tiny_vilt, "data.max_bad_ratio=0.2", f"run.dir={run}"])
+    return run
+
+
+@pytest.fixture(scope="session")
 def encoder() -> list[str]:
     """Name an encoder that trains at once: 16 patches of 4x4 pixels, two blocks of width 32."""
     return [

@@ -1,7 +1,7 @@
 """A run's folder belongs to one run, and to one process group at a time."""
 
 import os
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +21,10 @@ from pretrain.configuration.load import keys, plain_value, to_yaml
 from pretrain.configuration.values import as_held, shown
 from pretrain.ranks import on_main
 from pretrain.records.checkpoint import newest_by_name
+from pretrain.records.kinds import kind_of
 from pretrain.records.lock import FINISHED, NAME, Holder, lock_run, read_holder, unlock_run
 from pretrain.training.config import OptimConfig, RunConfig
 
-_KINDS = {  # of runs, by a group of keys: the first one that a configuration has
-    "loss": "an image-text pretraining",
-    "head": "a fine-tuning",
-    "target": "a pretraining",
-}
 _OWN = (
     "config.yaml",
     "metrics.jsonl",
@@ -143,10 +139,11 @@ def _lock(folder: Path) -> int:
 def _check_unchanged(config: Any, saved: dict[str, Any]) -> None:
     """Refuse to resume a run with keys that would change its result."""
     groups = {key.name.split(".")[0] for key in keys(type(config))}
-    kind = _kind(saved)
+    kind = kind_of(saved)
     require(
-        kind in (None, _kind(groups)),
-        f"run.dir={config.run.dir} holds {kind} run, and this one is not; name another run.dir",
+        kind is None or kind == kind_of(groups),
+        f"run.dir={config.run.dir} holds {kind and kind.value} run, and this one is not; name "
+        "another run.dir",
     )
     length = list(_changes_of_length(config, saved))
     different = list(length)
@@ -170,10 +167,6 @@ def _check_unchanged(config: Any, saved: dict[str, Any]) -> None:
         not different,
         f"run.dir={folder} holds a run of another configuration: {'; '.join(different)}; {remedy}",
     )
-
-
-def _kind(groups: Container[str]) -> str | None:
-    return next((kind for group, kind in _KINDS.items() if group in groups), None)
 
 
 _LENGTH = (

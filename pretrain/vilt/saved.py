@@ -9,10 +9,10 @@ from torch import Tensor
 from data.captions.vocabulary import Vocabulary
 from data.settings import UserError, require
 from data.text import name_some
-from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.encoder import load_encoder
 from pretrain.records.checkpoint import handed_on, newest_by_name
+from pretrain.records.kinds import Kind, kind_of_run
 from pretrain.training.state import load_weights
 from pretrain.vilt.building import make_model
 from pretrain.vilt.config import ViltConfig
@@ -39,8 +39,7 @@ class Vilt(NamedTuple):
 
 def is_run(path: str | Path) -> bool:
     """Tell whether a folder is that of an image-text pretraining run."""
-    config = Path(path, "config.yaml")
-    return config.is_file() and "loss" in read_yaml(str(config))
+    return kind_of_run(path) is Kind.IMAGE_TEXT
 
 
 def load_vilt(path: str | Path) -> Vilt:

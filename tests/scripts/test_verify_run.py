@@ -445,3 +445,10 @@ def test_a_run_is_verified_from_any_folder(
     main([str(here / "run"), "--shards", f"{tmp_path}/elsewhere/train-*.tar"])
     with pytest.raises(UserError, match=r"^--shards.* does not exist"):
         main([str(here / "run"), "--shards", "nothing.tar"])
+
+
+def test_an_image_text_run_is_verified_too(vilt_run: Path, capsys: pytest.CaptureFixture[str]):
+    main([str(vilt_run)])
+    printed = capsys.readouterr().out
+    assert "epoch 3: expected 36, once 34, bad 2, skipped 0, missing 0, twice 0" in printed
+    assert "exactly once: 4 epochs, 136 samples in 12 steps; 8 named as bad" in printed
