@@ -31,6 +31,7 @@ LABEL_EXTENSION = "cls"
 TEXT_EXTENSION = "txt"
 JSON_EXTENSION = "json"
 INDEX_SUFFIX = ".index"
+MAX_TEXT_BYTES = 4 << 20  # of a member with captions: beyond, it holds something else
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -112,10 +113,24 @@ def caption_lines(content: bytes) -> list[str]:
     """Return the captions of a `txt` member, a line each; blank lines are none.
 
     Raises:
-        UnicodeDecodeError: It is not in UTF-8, which a BOM may begin.
+        ValueError: It is not in UTF-8, or longer than any caption.
     """
-    lines = (line.strip() for line in re.split(r"[\r\n]+", content.decode("utf-8-sig")))
-    return [line for line in lines if line]
+    text = member_text(content).replace("\ufeff", " ")
+    return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+
+
+def member_text(content: bytes) -> str:
+    """Return the text of a member that holds captions, which a BOM may begin.
+
+    Raises:
+        ValueError: It is not in UTF-8, or longer than any caption.
+    """
+    if len(content) > MAX_TEXT_BYTES:
+        raise ValueError(f"{len(content)} bytes, more than a caption has")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not in UTF-8 (byte {error.start})") from error
 
 
 def compression_of(block: bytes) -> str | None:

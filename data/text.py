@@ -63,6 +63,11 @@ def escaped(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def is_text(text: str) -> bool:
+    """Tell whether a text can be written in UTF-8; one of JSON may hold half of a character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def is_utf8(text: str) -> bool:
     """Tell whether a name, as Python has it from the system, is UTF-8."""
     return escaped(text) == text

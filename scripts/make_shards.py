@@ -17,6 +17,10 @@ with --val-ratio, and with labels classes.txt (line number, from 0, = label). In
 archive, an image that lies in no folder of a class means that there are no labels; so does
 --unlabelled. Started again after a stop, it keeps the shards that are complete.
 
+With --captions each image takes the text that tells of it, for pretrain/vilt/run.py: x.txt beside
+x.jpg, a caption a line, or the cell of a table or dataset (--caption-column), where an image may
+have several rows. An image without a caption is refused, or left out by --skip-unreadable.
+
 What is left out is counted and named. What cannot be read (a closed or missing file, an encrypted
 or damaged member), a class that would lose all its images, and folders such as train and val in
 place of classes are refused before anything is written; --skip-unreadable leaves out what cannot
@@ -99,6 +103,8 @@ def _make(arguments: argparse.Namespace) -> None:
             skip_unreadable=arguments.skip_unreadable,
             image_column=arguments.image_column,
             label_column=arguments.label_column,
+            captions=arguments.captions or arguments.caption_column is not None,
+            caption_column=arguments.caption_column,
             root=arguments.root,
         ),
     )
@@ -147,6 +153,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     text = "column of a table or dataset with the {} (by its name: {})"
     option("--image-column", metavar="NAME", help=text.format("images", "image, path, file ..."))
     option("--label-column", metavar="NAME", help=text.format("labels", "label, class ..."))
+    option(
+        "--captions",
+        action="store_true",
+        help="take captions: x.txt beside x.jpg, or a column of a table or dataset",
+    )
+    option("--caption-column", metavar="NAME", help=text.format("captions", "caption, text ..."))
     option("--root", type=user_path, metavar="FOLDER", help="of a table's paths (the table's own)")
     option("--overwrite", action="store_true", help="replace the shards of another plan in OUT")
     options = parser.parse_args(arguments)

@@ -112,11 +112,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind = ("cat", "dog")[number % 2]
         for name in ("by-class", "by-class-test", "labelled/train", "labelled/val"):
             write_file(folder / f"{name}/{kind}/{number}.png", make_png(number))
+        write_file(folder / f"captioned/{number}.png", make_png(number))
+        write_file(folder / f"captioned/{number}.txt", captions_of(number))
         array = io.BytesIO()
         np.save(array, np.full((20, 24, 4), number % 256, np.uint8))
         write_file(folder / f"scans/{number}.npy", array.getvalue())
     keep_in_other_ways(folder)
     return folder
+
+
+def captions_of(number: int) -> bytes:
+    colour = ("red", "green", "blue", "black")[number % 4]
+    return f"A {colour} square.\nThe square is {colour}, and number {number}.\n".encode()
 
 
 def keep_in_other_ways(folder: Path) -> None:
@@ -126,6 +133,8 @@ def keep_in_other_ways(folder: Path) -> None:
     images = sorted((folder / "by-class").rglob("*.png"), key=lambda path: path.name)
     rows = [f"{path.relative_to(folder)},{path.parent.name}\n" for path in images]
     write_file(folder / "list.csv", "".join(["path,label\n", *rows]).encode())
+    rows = [f"{path.relative_to(folder)},a {path.parent.name}\n" for path in 2 * images]
+    write_file(folder / "captions.csv", "".join(["path,caption\n", *rows]).encode())
     if HAS_PYARROW:
         pyarrow, parquet = map(importlib.import_module, ("pyarrow", "pyarrow.parquet"))
         cells = [{"bytes": path.read_bytes(), "path": path.name} for path in images]

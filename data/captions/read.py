@@ -6,10 +6,8 @@ from typing import Any
 
 from data.disks import one_line
 from data.reading.bad import BadSample
-from data.shards import JSON_EXTENSION, TEXT_EXTENSION, caption_lines
-from data.text import name_some, printable
-
-_MAX_BYTES = 4 << 20  # of a member with captions: beyond, it holds something else
+from data.shards import JSON_EXTENSION, TEXT_EXTENSION, caption_lines, member_text
+from data.text import is_text, name_some, printable
 
 
 def caption_extension(caption_key: str | None) -> str:
@@ -32,12 +30,8 @@ def read_captions(members: Mapping[str, bytes], caption_key: str | None) -> list
     content = members.get(extension)
     if content is None:
         raise BadSample(f"no caption: it has no .{extension} member")
-    if len(content) > _MAX_BYTES:
-        raise BadSample(f".{extension} has {len(content)} bytes, which is no caption")
     try:
         texts = caption_lines(content) if caption_key is None else _of_json(content, caption_key)
-    except UnicodeDecodeError as error:
-        raise BadSample(f".{extension} is not in UTF-8 ({one_line(error)})") from error
     except ValueError as error:
         raise BadSample(f".{extension}: {one_line(error)}") from error
     if not texts:
@@ -52,7 +46,7 @@ def json_object(content: bytes) -> dict[str, Any]:
         ValueError: It holds something else.
     """
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = json.loads(member_text(content))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except json.JSONDecodeError as error:
@@ -71,10 +65,6 @@ def _of_json(content: bytes, key: str) -> list[str]:
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) < len([value for value in values if value is not None]):
         raise ValueError(f"the key {printable(key)} is no text, nor a list of texts")
-    if not all(map(_is_text, texts)):
+    if not all(map(is_text, texts)):
         raise ValueError(f"the key {printable(key)} holds half a character, as \\ud800 is")
     return [text.strip() for text in texts if text.strip()]
-
-
-def _is_text(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)

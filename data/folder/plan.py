@@ -34,6 +34,7 @@ class SourceImage:
         num_bytes: The file's size.
         label: The class number, or None without labels.
         is_val: Whether it is for validation, where the source itself says so; else None.
+        captions: What it shows, a line each; none where no captions are taken.
     """
 
     path: str
@@ -41,6 +42,7 @@ class SourceImage:
     num_bytes: int
     label: int | None
     is_val: bool | None = None
+    captions: tuple[str, ...] = ()
 
 
 Reader = Callable[[Sequence[SourceImage]], Iterator[bytes]]
@@ -243,16 +245,19 @@ def _cut(images: Sequence[SourceImage], shard_bytes: int) -> list[list[SourceIma
 
 def _tar_bytes(image: SourceImage) -> int:
     """Return what a sample takes in a tar: a header and whole blocks for each member."""
-    label_bytes = 0 if image.label is None else 2 * _BLOCK
-    return _BLOCK + -(-image.num_bytes // _BLOCK) * _BLOCK + label_bytes
+    texts = sum(len(caption.encode()) + 1 for caption in image.captions)
+    sizes = [image.num_bytes, *([] if image.label is None else [1]), *([texts] if texts else [])]
+    return sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in sizes)
 
 
 def plan_hash(source: SourceImages, options: PlanOptions) -> str:
-    """Hash what decides the shards' bytes: files, sizes, labels, classes, splits and options."""
+    """Hash what decides the shards' bytes: files, sizes, labels, captions, splits and options."""
     digest = sha256(json.dumps([asdict(options), source.classes]).encode())
     for image in source.images:
         split = [] if image.is_val is None else [image.is_val]
-        digest.update(json.dumps([image.path, image.num_bytes, image.label, *split]).encode())
+        texts = [image.captions] if image.captions else []
+        row = [image.path, image.num_bytes, image.label, *split, *texts]
+        digest.update(json.dumps(row).encode())
     if kept := sorted(kept_in_training(source.images, options)):
         digest.update(json.dumps(kept).encode())
     return digest.hexdigest()
@@ -293,4 +298,4 @@ def load_samples(
         if len(data) != image.num_bytes:
             path = printable(str(place / image.path))
             raise UserError(f"{path} has changed since it was listed; start again when it is whole")
-        yield ImageFile(image.key, extension_of(image.path), data, image.label)
+        yield ImageFile(image.key, extension_of(image.path), data, image.label, image.captions)

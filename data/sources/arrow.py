@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -18,6 +18,15 @@ from data.text import printable
 _BATCH_ROWS = 64  # of a parquet file; an Arrow file has its own
 _STREAM, _FILE = b"\xff\xff\xff\xff", b"ARROW1"
 _Image = tuple[bytes | None, str | None]  # the encoded file, its path
+
+
+class ArrowRow(NamedTuple):
+    """A row: its number in the file, and its cells; None of a column that is not asked for."""
+
+    number: int
+    image: _Image
+    label: object
+    caption: object
 
 
 class ArrowFile:
@@ -75,6 +84,13 @@ class ArrowFile:
             kind = kind.value_type
         return types.is_integer(kind) or self._is_text(kind) or types.is_null(kind)
 
+    def is_caption(self, column: str) -> bool:
+        """Tell whether a column holds texts, or lists of texts."""
+        kind, types = self._schema.field(column).type, self._pyarrow.types
+        if types.is_list(kind) or types.is_large_list(kind):
+            kind = kind.value_type
+        return self._is_text(kind)
+
     def _is_bytes(self, kind: Any) -> bool:
         types = self._pyarrow.types
         return bool(
@@ -89,24 +105,29 @@ class ArrowFile:
         return bool(types.is_string(kind) or types.is_large_string(kind))
 
     def rows(
-        self, image: str, label: str | None, wanted: set[int] | None = None
-    ) -> Iterator[tuple[int, _Image, object]]:
-        """Yield rows: their number, image and label.
+        self,
+        image: str,
+        label: str | None = None,
+        caption: str | None = None,
+        wanted: set[int] | None = None,
+    ) -> Iterator[ArrowRow]:
+        """Yield rows.
 
         Args:
             image: A column.
             label: A column; None: each label is None.
+            caption: A column; None: each caption is None.
             wanted: The rows to be read; None: all.
         """
-        columns = [image] if label is None else [image, label]
+        columns = [name for name in (image, label, caption) if name is not None]
         batches = self._parquet_batches if self._is_parquet else self._arrow_batches
         for start, batch in batches(columns, wanted):
             images = batch.column(image)
-            labels = batch.column(label) if label is not None else None
+            others = [None if name is None else batch.column(name) for name in (label, caption)]
             for place in range(batch.num_rows):
                 if wanted is None or start + place in wanted:
-                    value = None if labels is None else labels[place].as_py()
-                    yield start + place, _parts(images[place].as_py()), value
+                    values = [None if own is None else own[place].as_py() for own in others]
+                    yield ArrowRow(start + place, _parts(images[place].as_py()), *values)
 
     def _parquet_batches(
         self, columns: Sequence[str], wanted: set[int] | None

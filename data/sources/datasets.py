@@ -7,6 +7,7 @@ fits into memory.
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -26,8 +27,10 @@ from data.sources.rows import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     Row,
+    choose_caption_column,
     choose_column,
     label_rows,
+    read_caption,
     split_of,
 )
 from data.text import count, name_some, printable
@@ -44,6 +47,14 @@ class _File(NamedTuple):
 
     path: Path
     split: str | None
+
+
+class _Columns(NamedTuple):
+    """The columns that are used; None where there is none."""
+
+    image: str
+    label: str | None
+    caption: str | None
 
 
 class _Found(NamedTuple):
@@ -87,10 +98,11 @@ def find_in_dataset(source: Path, paths: Sequence[Path], options: SourceOptions)
             "SOURCE", "mend it, or leave such rows out by --skip-unreadable"
         )
     rows = [image.row for image in images]
-    read = partial(_read, [file.path for file in files], columns[0], places)
+    read = partial(_read, [file.path for file in files], columns.image, places)
     own = label_rows(listing, rows, read, options, names)
-    used = f"{count(len(files), 'file')} of a dataset, images by {printable(columns[0])}"
-    used += f", labels by {printable(columns[1])}" if columns[1] and own.classes else ""
+    used = f"{count(len(files), 'file')} of a dataset, images by {printable(columns.image)}"
+    used += f", labels by {printable(columns.label)}" if columns.label and own.classes else ""
+    used += f", captions by {printable(columns.caption)}" if columns.caption else ""
     left_out = (*own.left_out, *([_describe_tests(tests)] if tests else []))
     return SourceImages(own.images, own.classes, left_out, own.why_unlabelled, own.read, used)
 
@@ -128,10 +140,10 @@ def _splits(source: Path, paths: Sequence[Path]) -> list[_File]:
 
 def _list(
     source: Path, root: Path, files: Sequence[_File], options: SourceOptions, found: Found
-) -> tuple[list[_Found], tuple[str, str | None], list[str] | None]:
+) -> tuple[list[_Found], _Columns, list[str] | None]:
     """List all rows; return the images, the columns used, and the classes' names if it has them."""
     images: list[_Found] = []
-    columns: tuple[str, str | None] | None = None
+    columns: _Columns | None = None
     names: list[str] | None = None
     has_val = any(file.split == "validation" for file in files)
     for number, file in enumerate(files):
@@ -143,7 +155,7 @@ def _list(
                 f"{files[0].path.name}; give files of one table",
             )
             columns = own
-            own_names = class_names(table, own[1], root) if own[1] else None
+            own_names = class_names(table, own.label, root) if own.label else None
             require(
                 names is None or own_names == names,
                 f"SOURCE={printable(str(source))}: {file.path.name} names other classes than the "
@@ -156,8 +168,8 @@ def _list(
     return _with_names(images), columns, names
 
 
-def _columns(path: Path, table: ArrowFile, options: SourceOptions) -> tuple[str, str | None]:
-    """Choose the columns of images and labels, and refuse those of other types."""
+def _columns(path: Path, table: ArrowFile, options: SourceOptions) -> _Columns:
+    """Choose the columns of images, labels and captions, and refuse those of other types."""
     source, names = printable(str(path)), table.columns
     image = choose_column(names, options.image_column, IMAGE_COLUMNS, "--image-column", path)
     if image is None:
@@ -171,30 +183,37 @@ def _columns(path: Path, table: ArrowFile, options: SourceOptions) -> tuple[str,
         "those are encoded files, as bytes or as a struct of bytes and path; give another "
         "--image-column, or save decoded arrays as .png or .npy files",
     )
+    caption = choose_caption_column(names, options, path)
+    require(
+        caption is None or table.is_caption(caption),
+        f"SOURCE={source}: the column {printable(str(caption))} holds no texts, nor lists of them; "
+        "give another --caption-column",
+    )
     label = choose_column(names, options.label_column, LABEL_COLUMNS, "--label-column", path)
     if label is None or options.is_unlabelled:
-        return image, label if options.label_column else None
+        return _Columns(image, label if options.label_column else None, caption)
     require(
         table.is_label(label),
         f"SOURCE={source}: the column {printable(label)} holds {table.type_of(label)}, no label an "
         "image, which is a whole number or a name; give another --label-column, or --unlabelled",
     )
-    return image, label
+    return _Columns(image, label, caption)
 
 
 def _rows(
     path: Path,
     table: ArrowFile,
     number: int,
-    columns: tuple[str, str | None],
+    columns: _Columns,
     is_val: bool | None,
     found: Found,
 ) -> Iterator[_Found]:
     """Yield the images of a file; a name that is not the dataset's own begins with "<"."""
-    for index, image, label in table.rows(*columns):
+    for index, image, label, text in table.rows(*columns):
         where = f"{path.name} row {index}"
         content, name = image
-        row = Row(where, name or "", _label(label), is_val)
+        captions = read_caption(text, where, str(columns.caption), path) if columns.caption else ()
+        row = Row(where, name or "", _label(label), is_val, captions)
         if not content and (name is None or content is not None):
             found.refuse(_NO_IMAGE, where)
         elif content is None:
@@ -206,8 +225,7 @@ def _rows(
             if ending is None:
                 found.refuse(_NO_FORMAT, where)
                 continue
-            own = Row(where, row.name + ending, row.label, is_val)
-            yield _Found(own, len(content), (number, index))
+            yield _Found(replace(row, name=row.name + ending), len(content), (number, index))
 
 
 def _label(value: object) -> str | int | None:
@@ -256,7 +274,7 @@ def _with_names(images: Sequence[_Found]) -> list[_Found]:
 
 
 def _named(row: Row, place: int) -> Row:
-    return Row(row.where, f"{place:08d}{Path('x' + row.name).suffix}", row.label, row.is_val)
+    return replace(row, name=f"{place:08d}{Path('x' + row.name).suffix}")
 
 
 # ---------------------------------------------------------------- reading
@@ -294,8 +312,8 @@ def _read(
 
 def _contents(path: Path, column: str, rows: set[int]) -> Iterator[tuple[int, bytes]]:
     with open_file(path) as table:
-        for index, (content, _), _ in table.rows(column, None, rows):
-            yield index, b"" if content is None else content
+        for row in table.rows(column, wanted=rows):
+            yield row.number, row.image[0] or b""
 
 
 def _file(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import logging
 import zipfile
+from functools import partial
 from pathlib import Path
 
 from data.folder.images import Listing, extension_of, list_images
@@ -9,6 +10,7 @@ from data.folder.lists import read_list
 from data.folder.plan import SourceImages, take_images
 from data.listing.foreign import ZIP, kind_by_content
 from data.settings import UserError, require
+from data.sources.captions import take_captioned
 from data.sources.datasets import DATASET_ENDINGS, dataset_files, find_in_dataset
 from data.sources.members import ARCHIVE_ENDINGS
 from data.sources.options import SourceOptions
@@ -93,12 +95,13 @@ def _refuse_other_sources(listing: Listing) -> None:
 
 def _take(listing: Listing, options: SourceOptions, what: str) -> SourceImages:
     options.refuse_those_of_tables(what)
-    return take_images(
-        listing,
+    take = partial(
+        take_images,
         is_unlabelled=options.is_unlabelled,
         classes=options.classes,
         skip_unreadable=options.skip_unreadable,
     )
+    return take_captioned(listing, options, take)
 
 
 def _within(source: Path) -> tuple[Path, str]:

@@ -9,6 +9,7 @@ from data.folder.plan import Reader, SourceImages, label_by_folder
 from data.folder.walk import Found, is_noted_by_name
 from data.reading.bad import MAX_MEMBER_BYTES
 from data.settings import require
+from data.sources.captions import take_captioned
 from data.sources.options import TOO_LARGE, SourceOptions
 from data.text import name_some, printable
 
@@ -129,7 +130,11 @@ def describe(
         "give each archive as a SOURCE of its own",
     )
     listing.require_images("SOURCE")
-    found = label_by_folder(listing, read, options.is_unlabelled, options.classes)
+    found = take_captioned(
+        listing,
+        options,
+        lambda own: label_by_folder(own, read, options.is_unlabelled, options.classes),
+    )
     below = f", images below {printable(members.top)}/" if members.top else ""
     return SourceImages(
         found.images, found.classes, found.left_out, found.why_unlabelled, read, what + below

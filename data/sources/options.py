@@ -25,6 +25,8 @@ class SourceOptions:
         skip_unreadable: Leave out what cannot be read, in place of refusing it.
         image_column: The column of a table that holds the images, or their paths.
         label_column: The column of a table that holds the labels.
+        captions: Take captions: text files beside the images, or a column of a table.
+        caption_column: The column of a table that holds them.
         root: The folder below which a table's paths are; None: the table's own.
     """
 
@@ -33,11 +35,13 @@ class SourceOptions:
     skip_unreadable: bool = False
     image_column: str | None = None
     label_column: str | None = None
+    captions: bool = False
+    caption_column: str | None = None
     root: Path | None = None
 
     def refuse_those_of_tables(self, what: str) -> None:
         """Raise `UserError` for an option that says nothing about a source of this kind."""
-        own = ("image_column", "label_column", "root")
+        own = ("image_column", "label_column", "caption_column", "root")
         given = [f"--{name.replace('_', '-')}" for name in own if getattr(self, name) is not None]
         require(
             not given,

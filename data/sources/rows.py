@@ -4,18 +4,21 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from data.folder.classes import number_classes
 from data.folder.images import Listing
 from data.folder.plan import Reader, SourceImage, SourceImages, unique_keys
 from data.settings import UserError, require
+from data.sources.captions import require_captions
 from data.sources.options import SourceOptions
-from data.text import count, name_some, printable
+from data.text import count, is_text, name_some, printable
 
 IMAGE_COLUMNS = (
     *("image", "img", "path", "file", "filename", "file_name", "filepath", "image_path"),
     *("picture", "photo", "jpg", "jpeg", "png", "image_bytes", "bytes"),
 )
+CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentence", "sentences", "description")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "fine_label", "target", "category")
 _VAL = re.compile(r"(val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
 _TRAIN = re.compile(r"train(ing)?(?![a-z])", re.IGNORECASE)
@@ -32,12 +35,14 @@ class Row:
         name: The image's path as the table says it, or a name that is made for it.
         label: As the table says it; None where it says none.
         is_val: Whether the dataset has it for validation; None where it does not say.
+        captions: As the table says them, a line each.
     """
 
     where: str
     name: str
     label: str | int | None
     is_val: bool | None = None
+    captions: tuple[str, ...] = ()
 
 
 def choose_column(
@@ -57,6 +62,43 @@ def choose_column(
         return given
     by_name = {name.strip().lower(): name for name in reversed(columns)}
     return next((by_name[name] for name in known if name in by_name), None)
+
+
+def choose_caption_column(
+    columns: Sequence[str], options: SourceOptions, source: Path
+) -> str | None:
+    """Return the column of the captions; None where none are taken.
+
+    Raises:
+        UserError: Captions are to be taken, and there is no such column.
+    """
+    if not options.captions:
+        return None
+    given, option = options.caption_column, "--caption-column"
+    chosen = choose_column(columns, given, CAPTION_COLUMNS, option, source)
+    require(
+        chosen is not None,
+        f"SOURCE={printable(str(source))} has no column caption or text for --captions, but "
+        f"{name_some(columns, 12)}; give the one with the captions as --caption-column NAME",
+    )
+    return chosen
+
+
+def read_caption(value: object, where: str, column: str, source: Path) -> tuple[str, ...]:
+    """Return the captions of a cell, one or a list of them, each on one line; blank ones are none.
+
+    Raises:
+        UserError: It holds no text.
+    """
+    values = cast(list[object], value) if isinstance(value, list) else [value]
+    texts = [text for text in values if isinstance(text, str)]
+    require(
+        len(texts) == sum(text is not None for text in values) and all(map(is_text, texts)),
+        f"SOURCE={printable(str(source))}, {where}: {printable(column)} is no text, nor a list of "
+        "texts; give the column of the captions as --caption-column NAME",
+    )
+    lines = (" ".join(text.replace("\ufeff", " ").split()) for text in texts)
+    return tuple(line for line in lines if line)
 
 
 def split_of(name: str) -> str | None:
@@ -99,11 +141,12 @@ def label_rows(
     labels = [numbers[text] for text in texts] if not why else [None] * len(own)
     keys = unique_keys([row.name for row in own])
     images = tuple(
-        SourceImage(row.name, key, listing.found.sizes[row.name], label, row.is_val)
+        SourceImage(row.name, key, listing.found.sizes[row.name], label, row.is_val, row.captions)
         for row, key, label in zip(own, keys, labels, strict=True)
     )
     classes = tuple(numbers if options.classes is None else options.classes)
-    return SourceImages(images, classes, tuple(listing.left_out()), why, read)
+    source = SourceImages(images, classes, tuple(listing.left_out()), why, read)
+    return require_captions(listing.folder, source, options)
 
 
 def _why_unlabelled(source: Path, rows: Sequence[Row], options: SourceOptions) -> str | None:

@@ -3,7 +3,7 @@
 import csv
 import json
 import posixpath
-from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -20,8 +20,10 @@ from data.sources.rows import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     Row,
+    choose_caption_column,
     choose_column,
     label_rows,
+    read_caption,
     require_one_label,
 )
 from data.text import count, name_some, printable
@@ -29,6 +31,14 @@ from data.text import count, name_some, printable
 TABLE_ENDINGS = ("csv", "tsv", "jsonl", "ndjson")
 _AGAIN = ("row that repeats an earlier one", "rows that repeat earlier ones")
 _NO_PATH = ("row without a path", "rows without a path")
+
+
+class _Columns(NamedTuple):
+    """The columns that are used; None where there is none."""
+
+    image: str
+    label: str | None
+    caption: str | None
 
 
 class _Table(NamedTuple):
@@ -53,22 +63,24 @@ def find_in_table(source: Path, options: SourceOptions) -> SourceImages:
         root.is_dir(), f"--root={printable(str(root))} is not a folder; give the images' folder"
     )
     table = _read_table(source)
-    image, label = _columns(source, table, options)
+    columns = _columns(source, table, options)
     found = Found()
-    rows = list(_rows(source, table, image, label, found))
+    rows = _rows(source, table, columns, found)
     for row in rows:
         _look_at(root, row, found)
     listing = list_names(source, found)
     if not options.skip_unreadable:
         _require_all(source, root, found, len(rows))
     images = label_rows(listing, rows, partial(read_files, root), options)
-    used = f"{extension_of(source.name)} table, images by {printable(image)}"
-    used += f", labels by {printable(label)}" if label and not options.is_unlabelled else ""
+    label = None if options.is_unlabelled else columns.label
+    used = f"{extension_of(source.name)} table, images by {printable(columns.image)}"
+    used += f", labels by {printable(label)}" if label else ""
+    used += f", captions by {printable(columns.caption)}" if columns.caption else ""
     parts = (images.images, images.classes, images.left_out, images.why_unlabelled, images.read)
     return SourceImages(*parts, used)
 
 
-def _columns(source: Path, table: _Table, options: SourceOptions) -> tuple[str, str | None]:
+def _columns(source: Path, table: _Table, options: SourceOptions) -> _Columns:
     columns = table.columns
     image = choose_column(columns, options.image_column, IMAGE_COLUMNS, "--image-column", source)
     label = choose_column(columns, options.label_column, LABEL_COLUMNS, "--label-column", source)
@@ -79,16 +91,15 @@ def _columns(source: Path, table: _Table, options: SourceOptions) -> tuple[str, 
             "its first line must name the columns: give the one with the paths as --image-column "
             "NAME"
         )
-    return image, label
+    return _Columns(image, label, choose_caption_column(columns, options, source))
 
 
-def _rows(
-    source: Path, table: _Table, image: str, label: str | None, found: Found
-) -> Iterator[Row]:
-    """Yield the rows, each image once."""
+def _rows(source: Path, table: _Table, columns: _Columns, found: Found) -> list[Row]:
+    """Return the rows, each image once, with the captions of all of its rows."""
     first: dict[str, Row] = {}
+    image = columns.image
     for line, values in table.rows:
-        path, own = values.get(image), values.get(label) if label else None
+        path, own = values.get(image), values.get(columns.label) if columns.label else None
         require(
             path is None or isinstance(path, str),
             f"SOURCE={printable(str(source))}, line {line}: {printable(image)} is no path but "
@@ -97,13 +108,20 @@ def _rows(
         if not (path or "").strip():
             found.refuse(_NO_PATH, f"line {line}")
             continue
-        row = Row(f"line {line}", _normal(str(path)), _label(source, line, own))
-        if row.name not in first:
-            first[row.name] = row
-            yield row
+        where, own_captions = f"line {line}", ()
+        if columns.caption:
+            text = values.get(columns.caption)
+            own_captions = read_caption(text, where, columns.caption, source)
+        row = Row(where, _normal(str(path)), _label(source, line, own), captions=own_captions)
+        before = first.setdefault(row.name, row)
+        if before is row:
             continue
-        require_one_label(source, first[row.name], row)
-        found.refuse(_AGAIN, f"line {line}: {row.name}")
+        require_one_label(source, before, row)
+        if own_captions:
+            first[row.name] = replace(before, captions=before.captions + own_captions)
+        else:
+            found.refuse(_AGAIN, f"line {line}: {row.name}")
+    return list(first.values())
 
 
 def _normal(path: str) -> str:

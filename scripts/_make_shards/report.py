@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,10 +16,24 @@ from data.labels.classes import CLASSES_NAME
 from data.shards import ARRAY_EXTENSION
 from data.text import count, name_some, printable
 
-_RECIPE = "configs/pretrain/small.yaml"
-_GPU_RECIPE = "configs/pretrain/vit_base.yaml"
 _SHOWN_CLASSES = 10
 _Plan = dict[str, list[SourceImage]]
+
+
+class _Recipe(NamedTuple):
+    """An entry point, and its configurations for any machine and for GPUs."""
+
+    script: str
+    small: str
+    on_gpus: str
+
+
+_IMAGES = _Recipe(
+    "pretrain/run.py", "configs/pretrain/small.yaml", "configs/pretrain/vit_base.yaml"
+)
+_CAPTIONED = _Recipe(
+    "pretrain/vilt/run.py", "configs/pretrain/vilt-small.yaml", "configs/pretrain/vilt.yaml"
+)
 
 
 def report(place: Path, out: Path, source: SourceImages, plan: _Plan, *, has_split: bool) -> None:
@@ -47,12 +62,15 @@ def report(place: Path, out: Path, source: SourceImages, plan: _Plan, *, has_spl
         _report_classes(source, images["val"], has_split=has_split)
     else:
         print(f"labels: none ({source.why_unlabelled})")
+    if num_captions := sum(len(image.captions) for image in source.images):
+        print(f"captions: {num_captions:,} of {count(len(source.images), 'image')}")
     print(f"left out: {'; '.join(source.left_out) or 'nothing'}")
     origin = f" ({source.origin})" if source.origin else ""
     from_to = f"{printable(str(place))}{origin} to {printable(str(out))}"
     print(f"written from {from_to}; next, a small encoder, on any machine:")
-    print(_command(out, has_val=len(images["val"]) > 0, channels=_channels(source)))
-    print(f"(on GPUs: accelerate launch -q in place of python, and {_GPU_RECIPE})")
+    recipe = _CAPTIONED if num_captions else _IMAGES
+    print(_command(recipe, out, has_val=len(images["val"]) > 0, channels=_channels(source)))
+    print(f"(on GPUs: accelerate launch -q in place of python, and {recipe.on_gpus})")
 
 
 def _by_class(source: SourceImages, images: Sequence[SourceImage]) -> str:
@@ -98,13 +116,13 @@ def _channels(source: SourceImages) -> int:
     return int(shape[2]) if len(shape) == 3 else 1
 
 
-def _command(out: Path, *, has_val: bool, channels: int) -> str:
+def _command(recipe: _Recipe, out: Path, *, has_val: bool, channels: int) -> str:
     """Return a command that pretrains on the shards, as a shell takes it."""
     is_plain = re.fullmatch(r"[\w./][\w./ -]*", str(out), re.ASCII)
     folder = str(out if is_plain else out.absolute())  # which nobody takes for a list or a URL
     root = Path(__file__).resolve().parents[2]
     is_here = Path.cwd() == root
-    files = [name if is_here else str(root / name) for name in ("pretrain/run.py", _RECIPE)]
+    files = [name if is_here else str(root / name) for name in recipe[:2]]
     val_shards = f"{folder}/val-*.tar" if has_val else "null"
     keys = [f"data.shards={folder}/train-*.tar", f"data.val_shards={val_shards}"]
     keys += [f"data.channels={channels}"] if channels != 3 else []

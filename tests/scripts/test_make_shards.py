@@ -418,6 +418,21 @@ def next_command(printed: str) -> str:
     return printed[start : printed.index("\n(on GPUs")]
 
 
+def test_captions_go_with_the_images(tmp_path: Path, capsys: Printed) -> None:
+    source = put(tmp_path / "source", *(f"{n}.png" for n in range(5)))
+    for number in range(5):
+        (source / f"{number}.txt").write_text(f"number {number}\nanother\n")
+    make(source, tmp_path / "out", "--captions")
+    said = capsys.readouterr().out
+    assert "captions: 10 of 5 images\n" in said
+    assert "left out: nothing\n" in said
+    assert "pretrain/vilt/run.py" in said
+    assert "vilt-small.yaml" in said
+    reader = ShardReader(open_manifest(f"{tmp_path}/out", "data.shards"))
+    texts = {reader.key(0, n): reader.read(0, n, {"txt"})["txt"] for n in range(5)}
+    assert texts == {f"{n}": f"number {n}\nanother\n".encode() for n in range(5)}
+
+
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_the_printed_command_names_the_shards(
     tmp_path: Path, name: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch

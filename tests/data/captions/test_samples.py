@@ -246,7 +246,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 BAD = {
     "c": ([("png", None)], "no caption: it has no .txt member"),
     "e": ([("png", None), ("txt", b"\n")], ".txt: the caption is empty"),
-    "f": ([("png", None), ("txt", b"caf\xe9")], ".txt is not in UTF-8"),
+    "f": ([("png", None), ("txt", b"caf\xe9")], ".txt: not in UTF-8"),
     "g": ([("txt", b"a cat")], "no image among its members (.txt)"),
     "h": ([("png", b"none"), ("txt", b"a dog")], "no image format that Pillow knows"),
     "i": ([("png", None), ("jpg", None), ("txt", b"a")], "2 images (.png, .jpg), and a caption"),
