@@ -4,6 +4,8 @@ config.json then has the key `additions`, which timm passes over and `load_encod
 at the stem is saved as timm's `pos_embed`, and so timm loads the encoder too, equal in its outputs;
 that the table is fixed, or of rows and columns, only `additions` says. All else (positions in the
 layers, CNN stems) is saved under an architecture that timm does not know, and timm refuses it.
+Where the eps of the layer norms is not timm's, config.json has it as `norm_eps`: timm loads the
+encoder and computes with its own.
 """
 
 import logging
@@ -11,13 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from data.settings import UserError, require
 from pretrain.encoder import positions
 from pretrain.encoder.config import check_position
 from pretrain.encoder.saved import Saved
 from pretrain.encoder.stems import install_stem, stem_of
-from pretrain.encoder.timm_model import create_model, plain
+from pretrain.encoder.timm_model import EPS, create_model, plain
 
 logger = logging.getLogger(__name__)
 
@@ -108,12 +111,31 @@ def timm_format(encoder: VisionTransformer, what: str) -> VisionTransformer:
 
 def describe_extensions(encoder: VisionTransformer) -> dict[str, Any]:
     """Return what config.json states of the extensions: nothing where the encoder is timm's own."""
-    extensions = extensions_of(encoder)
+    extensions, eps = extensions_of(encoder), norm_eps(encoder)
+    described: dict[str, Any] = {} if eps == EPS else {"norm_eps": eps}
     if extensions.is_none:
-        return {}
+        return described
     data = cast(dict[str, Any], encoder.pretrained_cfg)
     prefix = "" if extensions.beyond_timm is None else _PREFIX
-    return {"architecture": prefix + data["architecture"], "additions": asdict(extensions)}
+    architecture = prefix + data["architecture"]
+    return described | {"architecture": architecture, "additions": asdict(extensions)}
+
+
+def norm_eps(encoder: VisionTransformer) -> float:
+    """Return the eps of an encoder's layer norms; timm's where it has none."""
+    return next((norm.eps for norm in _norms(encoder)), EPS)
+
+
+def set_norm_eps(encoder: VisionTransformer, eps: float | None) -> None:
+    """Give all layer norms of an encoder one eps; None leaves them as they are."""
+    for norm in _norms(encoder):
+        norm.eps = norm.eps if eps is None else eps
+
+
+def _norms(encoder: VisionTransformer) -> list[nn.LayerNorm]:
+    parts = (encoder.blocks, encoder.norm_pre, encoder.norm, encoder.fc_norm)
+    modules = (module for part in parts for module in part.modules())
+    return [module for module in modules if isinstance(module, nn.LayerNorm)]
 
 
 def say_what_timm_lacks(encoder: Any, folder: str) -> None:

@@ -1,5 +1,8 @@
 """Between timm's VisionTransformer and Hugging Face's ViT: names and settings, in both directions.
 
+The image's half of a ViLT model is such a ViT too. What reads text there is no part of an encoder:
+`pretrain/vilt/huggingface.py` knows it.
+
 It knows the files that transformers writes, and needs no transformers: the names are those in
 `model.safetensors`, which transformers 4 and 5 share.
 """
@@ -8,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +19,10 @@ from torch import Tensor
 
 from data.settings import require
 from pretrain.encoder.saved import Saved, read_json
+from pretrain.encoder.timm_model import EPS
 
-EPS = 1e-6  # of timm's layer norms
-_MODEL_TYPES = ("vit", "vit_mae")  # a masked autoencoder's encoder is the same ViT
+_VILT = "vilt"
+_MODEL_TYPES = ("vit", "vit_mae", _VILT)  # a masked autoencoder's encoder is the same ViT
 
 # timm's parameter or module -> Hugging Face's, of which several are stacked; # is the block
 _NAMES = {
@@ -38,6 +43,10 @@ _NAMES = {
     "head": ("classifier",),
 }
 _BASE = "vit."  # before all names but the classifier's, where a model is more than the encoder
+_VILT_BASE = "vilt."  # likewise
+
+MODALITY = "embeddings.token_type_embeddings.weight"  # of ViLT, which all of its tokens get
+TEXT, IMAGE = 0, 1  # its rows
 
 ACTIVATIONS = {  # Hugging Face's -> timm's
     "gelu": "gelu",
@@ -59,6 +68,7 @@ _DEFAULTS = {  # transformers' own, for what a config.json leaves out
     "num_channels": 3,
     "qkv_bias": True,
 }
+_OF_VILT = {"image_size": 384, "patch_size": 32}
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
@@ -113,7 +123,7 @@ def from_hf(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Renamed:
         tensors: The weights as transformers wrote them.
         names: The parameters that the timm model has.
     """
-    base = _BASE if any(name.startswith(_BASE) for name in tensors) else ""
+    base = base_of(tensors)
     parts = {name: [base + hf for hf in hf_names(name)] for name in names}
     missing = [hf for hfs in parts.values() for hf in hfs if hf not in tensors]
     state = {
@@ -125,6 +135,32 @@ def from_hf(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Renamed:
     return Renamed(state, missing, sorted(tensors.keys() - used))
 
 
+def base_of(tensors: Iterable[str]) -> str:
+    """Return what stands before the names of the transformer's weights; it may be empty."""
+    bases = (base for name in tensors for base in (_BASE, _VILT_BASE) if name.startswith(base))
+    return next(bases, "")
+
+
+def of_vilt(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Renamed:
+    """Rename the image's half of a ViLT model; what else is in the file is left aside.
+
+    Its modal-type embedding, which ViLT adds to all tokens of an image, becomes a part of the
+    position embeddings: an equal function.
+
+    Args:
+        tensors: As `from_hf` takes them.
+        names: Likewise.
+    """
+    base, absorbed = base_of(tensors), dict(tensors)
+    [place] = (base + name for name in hf_names("pos_embed"))
+    kinds = absorbed.get(base + MODALITY)
+    if kinds is None:
+        return Renamed({}, [base + MODALITY], [])
+    if place in absorbed:
+        absorbed[place] = absorbed[place] + kinds[IMAGE]
+    return from_hf(absorbed, names)._replace(unused=[])
+
+
 # ---------------------------------------------------------------- settings
 
 
@@ -134,17 +170,19 @@ class HFSettings:
 
     Attributes:
         arguments: Those of timm's VisionTransformer.
+        eps: Of the layer norms.
         data: `mean` and `std`, where preprocessor_config.json has them.
         notes: What is not taken over as it is, one a line.
     """
 
     arguments: dict[str, Any]
+    eps: float
     data: dict[str, tuple[float, ...]]
     notes: list[str]
 
 
 def read_hf_settings(saved: Saved, source: str) -> HFSettings:
-    """Read what kind of ViT a folder holds: a ViT model of any head, or a masked autoencoder.
+    """Read what kind of ViT a folder holds: of any head, of a masked autoencoder, or of ViLT.
 
     Args:
         saved: Of a folder that transformers wrote.
@@ -153,23 +191,36 @@ def read_hf_settings(saved: Saved, source: str) -> HFSettings:
     Raises:
         UserError: It is another model, or has what timm's VisionTransformer lacks.
     """
-    config = _DEFAULTS | saved.config
+    config: dict[str, Any] = _DEFAULTS | (_OF_VILT if is_vilt(saved) else {}) | saved.config
     kind = config["model_type"]
     require(
         kind in _MODEL_TYPES,
         f"{source}: model_type={kind} is not read; of transformers' models only "
-        f"{' and '.join(_MODEL_TYPES)} are",
+        f"{', '.join(_MODEL_TYPES)} are",
     )
-    path = saved.folder / "preprocessor_config.json"
-    seen = read_json(path) if path.is_file() else {}
+    seen = _read_processor(saved.folder)
     data = {key: tuple(seen[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in seen}
-    return HFSettings(_arguments(config, source), data, list(_notes(config)))
+    eps = config["layer_norm_eps"] if is_vilt(saved) else EPS
+    return HFSettings(_arguments(config, source), eps, data, list(_notes(config)))
+
+
+def is_vilt(saved: Saved) -> bool:
+    """Tell whether it is a ViLT model that transformers wrote."""
+    return saved.config.get("model_type") == _VILT
+
+
+def _read_processor(folder: Path) -> dict[str, Any]:
+    """Return the settings of a folder's image processor, which may stand within those of a pair."""
+    alone, within = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if alone.is_file():
+        return read_json(alone)
+    return read_json(within).get("image_processor", {}) if within.is_file() else {}
 
 
 def _arguments(config: dict[str, Any], source: str) -> dict[str, Any]:
     refused = {
         "hidden_act": config["hidden_act"] not in ACTIVATIONS,
-        "layer_norm_eps": config["layer_norm_eps"] > EPS,
+        "layer_norm_eps": config["layer_norm_eps"] > EPS and config["model_type"] != _VILT,
     }
     for key, is_refused in refused.items():
         require(
@@ -201,7 +252,9 @@ def _ratio(width: int, hidden: int) -> float:
 
 
 def _notes(config: dict[str, Any]) -> Iterator[str]:
-    if config["layer_norm_eps"] != EPS:
+    if config["model_type"] == _VILT:
+        yield "the encoder is a ViLT model's image half; its words and heads are no part of it"
+    elif config["layer_norm_eps"] != EPS:
         yield f"layer_norm_eps={config['layer_norm_eps']} becomes timm's {EPS}"
     for key in _DROPOUTS:
         if config.get(key):

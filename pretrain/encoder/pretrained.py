@@ -14,8 +14,8 @@ from torch import nn
 from data.disks import one_line
 from data.settings import UserError, require
 from pretrain.encoder.config import DEFAULT_NAME
-from pretrain.encoder.extensions import rebuild
-from pretrain.encoder.huggingface import Renamed, from_hf, read_hf_settings
+from pretrain.encoder.extensions import rebuild, set_norm_eps
+from pretrain.encoder.huggingface import Renamed, from_hf, is_vilt, of_vilt, read_hf_settings
 from pretrain.encoder.positions import unbaked_state
 from pretrain.encoder.saved import Saved, find_saved
 from pretrain.encoder.timm_internals import update_model_args
@@ -95,9 +95,12 @@ def _create_described(saved: Saved, args: dict[str, Any], source: str) -> Vision
     if saved.is_transformers:
         return _create_hf(saved, args, source)
     if saved.extensions is not None:
-        return rebuild(saved, args)
-    model = create_model(f"local-dir:{saved.folder}", args, source=source)
-    return plain(model, str(saved.folder), source)
+        encoder = rebuild(saved, args)
+    else:
+        model = create_model(f"local-dir:{saved.folder}", args, source=source)
+        encoder = plain(model, str(saved.folder), source)
+    set_norm_eps(encoder, saved.norm_eps)
+    return encoder
 
 
 def _find(path: str, source: str) -> Saved | None:
@@ -118,6 +121,7 @@ def _create_hf(saved: Saved, args: dict[str, Any], source: str) -> VisionTransfo
     """Create timm's VisionTransformer of a ViT that transformers wrote, without a head."""
     settings = read_hf_settings(saved, source)
     encoder = plain(create_model(DEFAULT_NAME, settings.arguments | args | BARE), DEFAULT_NAME)
+    set_norm_eps(encoder, settings.eps)
     size = (encoder.in_chans, *settings.arguments["img_size"])
     cast(dict[str, Any], encoder.pretrained_cfg).update(settings.data, input_size=size)
     for note in settings.notes:
@@ -129,7 +133,7 @@ def _renamed(encoder: VisionTransformer, saved: Saved, source: str) -> Renamed:
     """Read a folder's weights under the encoder's own names."""
     own, tensors = encoder.state_dict(), saved.read_weights(source)
     if saved.is_transformers:
-        return from_hf(tensors, own)
+        return of_vilt(tensors, own) if is_vilt(saved) else from_hf(tensors, own)
     try:
         tensors = unbaked_state(encoder, tensors)
     except UserError as error:

@@ -68,6 +68,11 @@ class Saved:
         """The kind of classifier, in transformers' words; None if it states none."""
         return self.config.get("problem_type")
 
+    @property
+    def norm_eps(self) -> float | None:
+        """The eps of its layer norms; None where it is that of the timm model."""
+        return self.config.get("norm_eps")
+
     def read_weights(self, source: str) -> dict[str, Tensor]:
         """Read the weights.
 

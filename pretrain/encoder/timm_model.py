@@ -12,6 +12,7 @@ from data.disks import first_line, one_line
 from data.settings import UserError, require
 from pretrain.encoder.config import DEFAULT_NAME
 
+EPS = 1e-6  # of timm's layer norms
 HYBRIDS = "vision_transformer_hybrid"  # timm's modules
 FAMILIES = ("vision_transformer", HYBRIDS)
 BARE: dict[str, Any] = {"num_classes": 0, "global_pool": "avg", "fc_norm": False}

@@ -16,6 +16,7 @@ from pretrain.records.kinds import Kind, kind_of_run
 from pretrain.training.state import load_weights
 from pretrain.vilt.building import make_model
 from pretrain.vilt.config import ViltConfig
+from pretrain.vilt.huggingface import find_vilt, read_vilt
 from pretrain.vilt.model import ViltModel
 from pretrain.vilt.vocabulary import NAME
 
@@ -64,19 +65,19 @@ def load_vilt(path: str | Path) -> Vilt:
 
 
 def begin_from(model: ViltModel, init: str | None) -> None:
-    """Take over the text's half and the heads of the run that `encoder.init` names, if it is one.
+    """Take over the text's half and the heads of what `encoder.init` names, if it has some.
 
-    The encoder itself has been taken over by `make_encoder`. Heads that only one of the two has
-    stay as they are.
+    That is an image-text run, or a ViLT model that transformers wrote. The encoder itself has been
+    taken over by `make_encoder`. Heads that only one of the two has stay as they are.
 
     Raises:
         UserError: The model has more positions for pieces, or another vocabulary or width.
     """
-    if init is None or not is_run(init):
+    found = None if init is None else _find_rest(model, init)
+    if found is None:
         return
-    source = load_vilt(init).model
-    _check_tokens(model, source, init)
-    own, found = _rest(model), _rest(source)
+    own = _rest(model)
+    _check_tokens(model, len(found["text.positions"]), init)
     found["text.positions"] = found["text.positions"][: model.max_tokens]
     for name in own.keys() & found.keys():
         own[name].copy_(found[name])
@@ -84,11 +85,23 @@ def begin_from(model: ViltModel, init: str | None) -> None:
         _logger.info("encoder.init=%s has no %s; they begin at random", init, name_some(new))
 
 
-def _check_tokens(model: ViltModel, source: ViltModel, init: str) -> None:
+def _find_rest(model: ViltModel, init: str) -> dict[str, Tensor] | None:
+    """Return the weights beside the encoder's in what `encoder.init` names; None where are none."""
+    if is_run(init):
+        return _rest(load_vilt(init).model)
+    saved = find_vilt(init)
+    if saved is None:
+        return None
+    taken = read_vilt(saved, model.pieces.size, f"encoder.init={init}")
+    if taken.unused:
+        _logger.info("encoder.init=%s: not used: %s", init, name_some(taken.unused))
+    return taken.state
+
+
+def _check_tokens(model: ViltModel, most: int, init: str | None) -> None:
     require(
-        model.max_tokens <= source.max_tokens,
-        f"data.max_tokens={model.max_tokens} is over the {source.max_tokens} of "
-        f"encoder.init={init}; lower it",
+        model.max_tokens <= most,
+        f"data.max_tokens={model.max_tokens} is over the {most} of encoder.init={init}; lower it",
     )
 
 

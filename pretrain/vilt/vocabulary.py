@@ -13,6 +13,7 @@ from data.index.manifest import Manifest
 from data.settings import require
 from pretrain.ranks import on_main
 from pretrain.vilt.config import ViltConfig
+from pretrain.vilt.huggingface import find_vilt
 
 NAME = "tokenizer.json"
 
@@ -39,7 +40,14 @@ def open_vocabulary(accelerator: Accelerator, config: ViltConfig, images: Manife
             return vocabulary
         if kept.is_file():
             return Vocabulary.load(kept, "run.dir")
-        return init or learn_vocabulary(images, config.data)
+        if init is not None:
+            return init
+        require(
+            find_vilt(config.encoder.init) is None,
+            f"encoder.init={config.encoder.init} has words, and no tokenizer.json or vocab.txt "
+            "beside them; put it there, or set data.vocabulary",
+        )
+        return learn_vocabulary(images, config.data)
 
     return on_main(accelerator, find)
 
@@ -47,9 +55,9 @@ def open_vocabulary(accelerator: Accelerator, config: ViltConfig, images: Manife
 def _of_init(config: ViltConfig) -> Vocabulary | None:
     """Return the vocabulary of what `encoder.init` names; None where it has none."""
     init = config.encoder.init
-    path = Path(init or "", NAME)
-    has_one = init not in (None, "none") and path.is_file()
-    return Vocabulary.load(path, "encoder.init") if has_one else None
+    files = [Path(init or "", name) for name in (NAME, "vocab.txt")]
+    has_one = init not in (None, "none") and any(file.is_file() for file in files)
+    return Vocabulary.load(files[0].parent, "encoder.init") if has_one else None
 
 
 def _check_same(vocabulary: Vocabulary, init: Vocabulary | None, config: ViltConfig) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from data.settings import require
 from pretrain.encoder.facts import image_size, num_channels, patch_size
-from pretrain.encoder.huggingface import EPS
 from pretrain.encoder.recompute import recomputed
+from pretrain.encoder.timm_model import EPS
 from scripts._export.hugging_face import find_obstacles
 
 

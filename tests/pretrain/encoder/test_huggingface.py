@@ -163,7 +163,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ({"model_type": "deit"}, "model_type=deit is not read; of transformers' models only vit "),
+        ({"model_type": "deit"}, "model_type=deit is not read; of transformers' models only vit, "),
         ({"hidden_act": "mish"}, "hidden_act=mish is nothing that this project's encoders have"),
         ({"layer_norm_eps": 1e-3}, "layer_norm_eps=0.001 is nothing that"),
         ({"num_channels": 1}, "size mismatch for patch_embed.proj.weight"),
