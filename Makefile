@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_ROUNDS ?= 3
 
-.PHONY: help install demo quick test test-faults test-lowest test-newest docs bench bench-compiled \
-	lint format clean
+.PHONY: help install demo demo-vilt quick test test-faults test-lowest test-newest docs bench \
+	bench-compiled lint format clean
 
 help:
 	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
 	@echo "make demo      the whole job on 8 photographs, 3 minutes on 2 CPU cores"
+	@echo "make demo-vilt   images with captions, on drawn scenes, 2 minutes on 2 CPU cores"
 	@echo "make quick     unit tests that start no process, 90 seconds on 2 CPU cores"
 	@echo "make test      the test suite, about 12 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
@@ -20,7 +21,7 @@ help:
 	@echo "make bench-compiled   training steps again, compiled by torch.compile; 40 minutes"
 	@echo "make lint      ruff and pyright (strict)"
 	@echo "make format    apply ruff's formatting and fixes"
-	@echo "make clean     delete runs/demo and shards/demo"
+	@echo "make clean     delete what the demos made, in runs/ and shards/"
 
 install: .venv/installed
 
@@ -36,6 +37,9 @@ install: .venv/installed
 
 demo: install
 	@$(BIN)/python scripts/demo.py
+
+demo-vilt: install
+	@$(BIN)/python scripts/demo.py --vilt
 
 SUITE := pytest -n 3 --dist loadfile --no-loadscope-reorder
 
@@ -105,4 +109,4 @@ format: install
 	$(BIN)/ruff format
 
 clean:
-	rm -rf runs/demo shards/demo
+	rm -rf runs/demo shards/demo runs/demo-vilt shards/scenes

@@ -100,12 +100,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names += ["labelled/train-000000", "labelled/val-000000"]
     names += [f"theirs/train-{number:06d}" for number in range(4)]
     names += [f"demo/train-{number:06d}" for number in range(4)] + ["cifar10/test-000001"]
+    names += [f"scenes/train-{number:06d}" for number in range(4)] + ["scenes/val-000000"]
     names += [f"cifar10/train-{number:06d}" for number in range(10)]
     paths = [f"shards/{name}.tar" for name in names]
     for place, path in enumerate(paths):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         images = range(12 * place, 12 * place + 12)
-        samples = (ImageFile(f"{n:04d}", "png", make_png(n), n % 3) for n in images)
+        samples = (
+            ImageFile(f"{n:04d}", "png", make_png(n), n % 3, (f"picture number {n}",))
+            for n in images
+        )
         write_shard(folder / path, samples)
     for number in range(1000, 1040):
         write_file(folder / f"photos/{number}.png", make_png(number))

@@ -34,7 +34,7 @@ from data.storage.remote import list_remote
 from data.text import count, escaped, name_some
 
 _OWN_FILES = frozenset({"manifest.jsonl", "plan.json", "classes.txt"})
-_DEMO = "shards/demo/"  # data/demo/tiles.py
+_MAKERS = {"shards/demo/": "make demo", "shards/scenes/": "make demo-vilt"}  # data/demo/
 _OPTIONAL = frozenset({"data.val_shards"})  # keys that can be none
 _MAX_LOOK = 2000  # files of a folder that are looked at to say what it holds
 _PATTERN = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\*+|\?")
@@ -81,7 +81,7 @@ def _identity(location: str, key: str) -> object:
         stat = os.stat(location)  # noqa: PTH116 - a tenth of a Path's time, for 1e5 shards
     except FileNotFoundError as error:
         less = f", or give {key}=none to do without" if key in _OPTIONAL else ""
-        made = "; `make demo` makes those of the demo" if _DEMO in location else ""
+        made = next((f"; `{by}` makes it" for part, by in _MAKERS.items() if part in location), "")
         message = f"{key}: {location} does not exist; correct the path or the pattern{less}{made}"
         raise UserError(message) from error
     except (OSError, ValueError) as error:

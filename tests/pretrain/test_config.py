@@ -18,6 +18,7 @@ from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.hints import _USUAL  # pyright: ignore[reportPrivateUsage]
 from pretrain.configuration.load import keys, load, plain_value, to_yaml, usage
+from pretrain.vilt.config import ViltConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHARDS = "data.shards=a.tar"
@@ -25,7 +26,12 @@ LABELLED = ["data.train=a.tar", "data.val=b.tar"]
 
 
 def pretrain_files() -> list[Path]:
-    return sorted((CONFIGS / "pretrain").glob("*.yaml"))
+    files = sorted((CONFIGS / "pretrain").glob("*.yaml"))
+    return [path for path in files if path not in vilt_files()]
+
+
+def vilt_files() -> list[Path]:
+    return sorted((CONFIGS / "pretrain").glob("vilt*.yaml"))
 
 
 def preset_files() -> list[Path]:
@@ -44,6 +50,12 @@ def test_every_pretraining_file_loads(path: Path) -> None:
     config = load(PretrainConfig, [str(path), SHARDS])
     assert config.data.shards == "a.tar"
     assert (config.optim.batch_size or 2) % 2 == 0
+
+
+@pytest.mark.parametrize("path", vilt_files(), ids=lambda path: path.stem)
+def test_every_file_for_images_with_captions_loads(path: Path) -> None:
+    config = load(ViltConfig, [str(path), SHARDS])
+    assert config.data.shards == "a.tar"
 
 
 @pytest.mark.parametrize("name", ["cifar10", "small", "demo"])
@@ -79,6 +91,7 @@ def test_every_fine_tuning_file_loads(path: Path) -> None:
 
 def test_there_are_files() -> None:
     assert {"demo", "cifar10", "vit_base"} <= {path.stem for path in pretrain_files()}
+    assert "vilt-demo" in {path.stem for path in vilt_files()}
     assert {"demo", "paper"} <= {path.stem for path in finetune_files()}
 
 

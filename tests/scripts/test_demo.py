@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts import demo
+import data.demo.scenes
+from scripts._demo import steps
+from scripts._demo.scenes import SCENES
+from scripts._demo.steps import show, summarise
+from scripts._demo.tiles import TILES
 from tests.launching import Family, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +108,7 @@ def test_the_last_lines_say_what_was_gained_and_how_to_go_on(
     figures = {"val/accuracy_neighbour": 0.19, "val/accuracy_mask": 0.2}
     (tmp_path / "runs/demo/metrics.jsonl").write_text(f"{{}}\n{json.dumps(figures)}\n")
     monkeypatch.chdir(tmp_path)
-    demo._summarise(177)
+    summarise(TILES, 177)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("== Done in 3.0 minutes. ")
     table = {line[2:42].rstrip(): line[42:].split() for line in lines if line.endswith("%")}
@@ -123,3 +127,39 @@ def test_the_last_lines_say_what_was_gained_and_how_to_go_on(
         ["mpp", "recommend"],
         ["mpp", "pretrain"],
     ]
+
+
+# ---------------------------------------------------------------- images with captions
+
+SHORT = ["optim.steps=2", "optim.warmup_steps=1", "optim.batch_size=16", "run.threads=1"]
+
+
+def run_short(command: list[str]) -> int:
+    """Run a step's command, cut to two optimizer steps."""
+    done = run_forked([sys.executable, *command[1:], *SHORT, "data.workers=0"], cwd=Path.cwd())
+    print(done.stderr)
+    return done.returncode
+
+
+def test_the_demo_with_captions_does_its_steps_and_says_what_was_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("pretrain", "finetune", "scripts", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data.demo.scenes, "NUM_TRAIN", 80)
+    monkeypatch.setattr(data.demo.scenes, "NUM_VAL", 20)
+    monkeypatch.setattr(steps, "run_command", run_short)
+    show(SCENES)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("The demo shows what a transformer learns from images with captions")
+    table = {line[2:46].rstrip(): line[46:].split() for line in lines if line.endswith("%")}
+    assert list(table) == [
+        "guessing",
+        "the pretrained model",
+        "the most frequent word, always",
+        "the pretrained model, without the picture",
+    ]
+    assert table["guessing"] == ["50.0%"]
+    for path in SCENES.places:
+        assert (tmp_path / path.split()[0]).exists()
