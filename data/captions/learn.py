@@ -1,8 +1,10 @@
 """A vocabulary out of the captions of shards."""
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from tqdm import tqdm
@@ -14,9 +16,14 @@ from data.index.manifest import Manifest
 from data.reading.bad import BadSample
 from data.reading.reader import ShardReader
 from data.settings import require
+from data.storage.files import keep_connections
+from data.storage.locations import is_remote
 from data.text import count, printable
 
 MOST_CAPTIONS = 100_000  # that a vocabulary is learnt from: more change few of its pieces
+_REMOTE_THREADS = 16  # a request a caption: one after the other would take an hour
+_CHUNK = 256  # samples
+_MAX_OPEN = 4  # shards that a thread holds open
 _logger = logging.getLogger(__name__)
 
 
@@ -61,17 +68,42 @@ def read_some(
 
 
 def _read(manifest: Manifest, caption_key: str | None, reasons: list[str]) -> Iterator[str]:
+    """Yield the captions of all samples; note why there are none."""
     reader = ShardReader(manifest)
-    wanted = {caption_extension(caption_key)}
-    for number, shard in enumerate(manifest.shards):
-        for sample in range(shard.num_samples):
-            try:
-                members = reader.read(number, sample, wanted)
-                yield from read_captions(members, caption_key)
-            except BadSample as error:
-                name = printable(f"{shard.name}/{reader.key(number, sample)}")
-                reasons.append(f"{name}: {error}")
-    reader.close()
+    for (shard, sample), members in _members(manifest, caption_extension(caption_key)):
+        try:
+            if isinstance(members, BadSample):
+                raise members
+            yield from read_captions(members, caption_key)
+        except BadSample as error:
+            name = printable(f"{manifest.shards.names[shard]}/{reader.key(shard, sample)}")
+            reasons.append(f"{name}: {error}")
+
+
+class _OwnReader(threading.local):
+    """A reader for each thread."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.reader = ShardReader(manifest, max_open=_MAX_OPEN)
+
+
+def _members(
+    manifest: Manifest, extension: str
+) -> Iterator[tuple[tuple[int, int], dict[str, bytes] | BadSample]]:
+    """Read one member of all samples, in listed order; of remote shards, many at a time."""
+    own = _OwnReader(manifest)
+
+    def read(place: tuple[int, int]) -> dict[str, bytes] | BadSample:
+        try:
+            return own.reader.read(*place, {extension})
+        except BadSample as error:
+            return error
+
+    num_threads = _REMOTE_THREADS if any(map(is_remote, manifest.shards.locations)) else 1
+    places = ((s, i) for s, shard in enumerate(manifest.shards) for i in range(shard.num_samples))
+    with keep_connections(), ThreadPoolExecutor(num_threads) as pool:
+        while chunk := list(islice(places, _CHUNK)):
+            yield from zip(chunk, pool.map(read, chunk), strict=True)
 
 
 def whole_ratio(vocabulary: Vocabulary, captions: list[str]) -> float:

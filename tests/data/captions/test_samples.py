@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from data.batch import Batch, Request
-from data.captions.config import CaptionConfig
+from data.captions.config import CaptionConfig, CaptionedDataConfig
+from data.captions.learn import learn_vocabulary
 from data.captions.samples import CaptionedSamples
 from data.captions.vocabulary import Vocabulary
 from data.images.transforms import decode
@@ -18,9 +19,11 @@ from data.index.manifest import Manifest
 from data.index.open import open_manifest
 from data.samples import Samples
 from data.shards import ImageFile, write_shard
+from data.storage.locations import Storage
 from data.stream import Share, TrainingStream, evaluation_batches
 from tests.conftest import make_png
 from tests.data.captions.conftest import NUM_SAMPLES, caption_of
+from tests.servers import flaky_http
 
 SIZE = (16, 24)
 BATCH = 12
@@ -112,6 +115,21 @@ def test_ranks_in_evaluation_give_the_listed_order(
         assert torch.equal(parts[name][:NUM_SAMPLES], value[:NUM_SAMPLES]), name
     texts = [text_of(tokens, vocabulary) for tokens in whole["tokens"][:NUM_SAMPLES]]
     assert texts == [words(caption_of(number)) for number in range(NUM_SAMPLES)]
+
+
+def test_shards_on_a_server_give_what_local_ones_do(
+    captioned: Path, samples: CaptionedSamples, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    storage = Storage(cache_dir=tmp_path / "cache")
+    with flaky_http(captioned) as server:
+        urls = [f"{server.url}/{name}.tar" for name in ("a", "b")]
+        remote = open_manifest(urls, "data.shards", storage)
+        share = Share(0, 1, 3)  # odd: every third neighbour is in another request
+        assert_same(
+            steps(make_samples(remote, vocabulary), share, 0, 2), steps(samples, share, 0, 2)
+        )
+        config = CaptionedDataConfig(vocabulary_size=200)
+        assert learn_vocabulary(remote, config).sha256 == vocabulary.sha256
 
 
 def test_images_are_those_of_an_uncaptioned_set(
