@@ -16,7 +16,7 @@ from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
-_KEYS = ("config", "common", "budget", "seeds", "show", "paper", "measures", "rows")
+_KEYS = ("script", "config", "common", "budget", "seeds", "show", "paper", "measures", "rows")
 _SHOWN = ("val/loss", "val/accuracy", "val/accuracy_mask", "val/accuracy_neighbour")
 _UNTRAINED = {"optim.steps": 1, "optim.warmup_steps": 0, "optim.lr": 0.0}
 _ALIKE = "which the ablation sets alike in all rows; use common or seeds"
@@ -45,6 +45,7 @@ PRETRAININGS = {
     "alternative": Script(
         "scripts/benchmark.py pretrain", "scripts._benchmark.alternatives.config:load_alternative"
     ),
+    "vilt": Script("pretrain/vilt/run.py", "pretrain.vilt.config:ViltConfig"),
 }
 MEASURES = {
     "fewshot": Script(
@@ -167,7 +168,8 @@ def read_plan(name: str, arguments: Sequence[str]) -> Plan:
     fixed |= {"optim.warmup_steps": _ALIKE} if minutes else {}
     fixed |= dict.fromkeys(typed, "as the command line does; change it in a copy of the YAML")
     common = _flat("common", content.get("common")) | typed
-    base = Command("", PRETRAININGS["pretrain"], content.get("config"), common)
+    script = _pretraining(str(path), content.get("script", "pretrain"))
+    base = Command("", script, content.get("config"), common)
     written = _mapping("rows", content.get("rows"))
     require(bool(written), f"{path} has no rows; see configs/ablate/")
     rows = {key: _read_row(key, value, base, fixed) for key, value in written.items()}
@@ -230,16 +232,21 @@ def _read_row(name: str, written: Any, base: Command, fixed: Mapping[str, str]) 
     """Read a row over the pretraining that all share; `fixed` says why it must not set a key."""
     where = f"row {name}"
     values = _mapping(where, written, ("script", "config", "set", "untrained", "paper"))
-    script, known = values.get("script", "pretrain"), ", ".join(PRETRAININGS)
-    require(script in PRETRAININGS, f"{where}: script={script} is not one of {known}")
+    script = _pretraining(where, values["script"]) if "script" in values else base.script
     own, is_untrained = _flat(f"{where}: set", values.get("set")), bool(values.get("untrained"))
     for key in own:
         require(key not in fixed, f"{where} sets {key}, {fixed.get(key)}")
     overrides = base.overrides | own | (_UNTRAINED if is_untrained else {})
     config, paper = values.get("config", base.config), values.get("paper")
-    row = Row(name, PRETRAININGS[script], config, overrides, is_untrained, paper)
+    row = Row(name, script, config, overrides, is_untrained, paper)
     _check(where, row)
     return row
+
+
+def _pretraining(where: str, name: str) -> Script:
+    known = ", ".join(PRETRAININGS)
+    require(name in PRETRAININGS, f"{where}: script={name} is not one of {known}")
+    return PRETRAININGS[name]
 
 
 def _check(where: str, part: Command) -> None:
