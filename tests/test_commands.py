@@ -121,6 +121,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         array = io.BytesIO()
         np.save(array, np.full((20, 24, 4), number % 256, np.uint8))
         write_file(folder / f"scans/{number}.npy", array.getvalue())
+    for name, numbers in (("train-000000", range(24)), ("val-000000", range(24, 32))):
+        pairs = (
+            ImageFile(f"{n:04d}", "png", make_png(n), n % 2, (f"a scene of number {n}",))
+            for n in numbers
+        )
+        (folder / "shards/pairs").mkdir(exist_ok=True)
+        write_shard(folder / f"shards/pairs/{name}.tar", pairs)
     keep_in_other_ways(folder)
     return folder
 
@@ -212,6 +219,8 @@ def prepare(command: str, folder: Path, workers: int) -> list[str]:
         shutil.rmtree(folder / begun[1])  # another page's run
     has_micro = "micro_batch_size" in command or "recipe.yaml" in command
     micro = ["run.micro_batch_size=2"] if has_micro else []
+    if "pretrain/vilt.yaml" in command:  # starts from weights of timm
+        micro += ["encoder.init=none", "encoder.name=vit_base_patch32_384"]
     shape = SHAPE if found is None or "recipe.yaml" in command else []
     # README's run has patches of 2 pixels: at the recipe's 384 pixels, 36,864 an image
     size = ["data.image_size=32"] if "paper.yaml" in command and "=runs/mine" in command else []

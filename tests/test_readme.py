@@ -16,6 +16,7 @@ from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import keys
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
+from pretrain.vilt.config import ViltConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BY_HAND = ("README.md", "docs/index.md", "docs/how-to/*.md", "docs/design/*.md")
@@ -23,10 +24,10 @@ PAGES = [path for pattern in BY_HAND for path in sorted(ROOT.glob(pattern))]
 FOLDERS = "configs|data|docs|finetune|pretrain|scripts|tests"
 PLACE = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)")  # a file or folder of the project
 KEY = re.compile(
-    r"(?<![\w./-])((?:run|data|encoder|corruption|target|decoder|optim|probe|fewshot|head|mix)"
+    r"(?<![\w./-])((?:run|data|encoder|corruption|target|decoder|optim|probe|fewshot|head|mix|text|loss)"
     r"\.[a-z_]+)(?=[=`,\s\]])"
 )
-CONFIGS = (PretrainConfig, FinetuneConfig, FewshotConfig, LinearConfig)
+CONFIGS = (PretrainConfig, ViltConfig, FinetuneConfig, FewshotConfig, LinearConfig)
 KEYS = {key.name for config in CONFIGS for key in keys(config)}
 MADE = {"encoder.args", "optim.stps"}  # any argument of timm's follows; a slip that is shown
 

@@ -11,7 +11,20 @@ BASELINES = {  # of a loss, by the figure that states it; the lowest is shown
     "loss_neighbour": "copying the nearest visible patch",
     "loss_mean": "always naming the mean",
 }
-_SHOWN = {"accuracy": "accuracy", "map": "mean average precision", "knn": "k-NN accuracy"}
+_SHOWN = {
+    "accuracy": "accuracy",
+    "map": "mean average precision",
+    "knn": "k-NN accuracy",
+    "accuracy_matching": "matching",
+    "accuracy_words": "words",
+}
+_BESIDE = {  # of a figure: what it is shown beside, the first that is known
+    "accuracy_matching": {"accuracy_matching_majority": "chance"},
+    "accuracy_words": {
+        "accuracy_words_blank": "without the image",
+        "accuracy_words_majority": "most frequent",
+    },
+}
 
 
 def baseline_of(record: Record, split: str = "train") -> tuple[str, float] | None:
@@ -44,8 +57,18 @@ def standing(record: Record, split: str = "train") -> list[str]:
     for name, text in _SHOWN.items():
         value = record.get(f"{split}/{name}")
         if value is not None:
-            texts.append(f"{prefix if name != 'knn' else ''}{text} {percent(value):>6}")
+            own = f"{prefix if name != 'knn' else ''}{text} {percent(value):>6}"
+            texts.append(own + _beside(record, split, name))
     return texts
+
+
+def _beside(record: Record, split: str, name: str) -> str:
+    """Return ` (BASELINE 14.5 %)` of a figure; empty where it has none."""
+    for baseline, text in _BESIDE.get(name, {}).items():
+        value = record.get(f"{split}/{baseline}")
+        if value is not None:
+            return f" ({text} {percent(value)})"
+    return ""
 
 
 def speed(record: Record) -> list[str]:

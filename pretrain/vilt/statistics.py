@@ -67,8 +67,8 @@ def summarise(sums: Sums) -> dict[str, float]:
 
     Returns:
         `loss`, in nats; `cut_ratio`, the fraction of the captions' pieces that data.max_tokens cuts
-        off. Of matching `loss_matching`, `accuracy_matching` and `match_ratio`, the fraction of the
-        pairs that match, about .5. Of masked words `loss_words`, `accuracy_words`,
+        off. Of matching `loss_matching`, `accuracy_matching` and `accuracy_matching_majority`, that
+        of answering always the same, about .5. Of masked words `loss_words`, `accuracy_words`,
         `accuracy_words_majority`, that of answering with the batch's most frequent piece, and in
         validation `accuracy_words_blank`, that of the same model with blank images. Of alignment
         `loss_alignment`: the transport's cost of pairs that match, less that of the others.
@@ -81,7 +81,8 @@ def summarise(sums: Sums) -> dict[str, float]:
     if "loss_matching" in sums:
         figures["loss_matching"] = sums["loss_matching"] / weight
         figures["accuracy_matching"] = sums["right_matching"] / weight
-        figures["match_ratio"] = sums["num_matches"] / weight
+        ratio = sums["num_matches"] / weight
+        figures["accuracy_matching_majority"] = ratio.maximum(1 - ratio)
     if "loss_alignment" in sums:
         figures["loss_alignment"] = sums["loss_alignment"] / weight
     if "loss_words" in sums:

@@ -14,11 +14,13 @@ from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.key import Key
 from pretrain.configuration.load import keys
+from pretrain.vilt.config import ViltConfig
 from scripts._docs.markdown import escape
 from scripts._docs.rooms import read_docstring
 
 _KEYS: dict[str, tuple[str, type[Any]]] = {
     "pretrain": ("pretrain/run.py", PretrainConfig),
+    "vilt": ("pretrain/vilt/run.py", ViltConfig),
     "finetune": ("finetune/run.py", FinetuneConfig),
     "fewshot": ("finetune/fewshot.py", FewshotConfig),
     "probe": ("finetune/probe.py", LinearConfig),

@@ -148,3 +148,16 @@ def test_a_terminal_that_has_gone_ends_no_run(monkeypatch: pytest.MonkeyPatch) -
         progress.show(record)
         progress.advance()
         progress.advance()
+
+
+def test_a_figure_is_said_beside_what_needs_no_image() -> None:
+    record = {"accuracy_matching": 0.78, "accuracy_matching_majority": 0.52}
+    record |= {"accuracy_words": 0.745, "accuracy_words_majority": 0.144}
+    train = {f"train/{name}": value for name, value in record.items()}
+    assert standing(train) == [
+        "matching 78.0 % (chance 52.0 %)",
+        "words 74.5 % (most frequent 14.4 %)",
+    ]
+    val = {f"val/{name}": value for name, value in record.items()}
+    val["val/accuracy_words_blank"] = 0.688
+    assert standing(val, "val")[1] == "val words 74.5 % (without the image 68.8 %)"

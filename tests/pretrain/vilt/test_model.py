@@ -66,7 +66,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
         0.5 * figures["loss_patches"],
     ]
     assert output.loss.item() / 6 == pytest.approx(sum(parts), rel=1e-5)
-    assert figures["match_ratio"] == pytest.approx(0.5)
+    assert figures["accuracy_matching_majority"] == pytest.approx(0.5)
     assert figures["cut_ratio"] == pytest.approx(15 / (15 + int((batch["words"] >= 0).sum())))
 
 

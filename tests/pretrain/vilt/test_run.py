@@ -102,7 +102,8 @@ def test_batches_swaps_and_masks_are_those_of_one_rank(
     assert batches(run) == batches(one)
     for found, expected in zip(records(run), records(one), strict=True):
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
-        for name in ("match_ratio", "cut_ratio", "accuracy_words_majority"):  # of draws alone
+        draws = ("accuracy_matching_majority", "cut_ratio", "accuracy_words_majority")
+        for name in draws:
             assert found[f"train/{name}"] == pytest.approx(expected[f"train/{name}"], rel=1e-9)
     assert read_records(run / "bad_samples.jsonl") == read_records(one / "bad_samples.jsonl")
 
