@@ -40,6 +40,9 @@ FOLDERS = ("pretrain", "finetune", "encoder", "objective", "accelerate")  # abla
 SHAPE = ["encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2"]
 SHORT = ["optim.steps=1", "optim.warmup_steps=0", "optim.batch_size=4"]
 RUNS = {"vit_base": (224, 16), "demo": (48, 8), "cifar10": (32, 4), "cifar10-mask-tokens": (32, 4)}
+OWN = {  # of a recipe that starts from weights of timm's
+    "pretrain/vilt.yaml": ["encoder.init=none", "encoder.name=vit_base_patch32_384"]
+}
 # what `accelerate launch` sets where it is told nothing and finds no GPU
 LAUNCHED = {
     "ACCELERATE_USE_CPU": "False",
@@ -219,12 +222,11 @@ def prepare(command: str, folder: Path, workers: int) -> list[str]:
         shutil.rmtree(folder / begun[1])  # another page's run
     has_micro = "micro_batch_size" in command or "recipe.yaml" in command
     micro = ["run.micro_batch_size=2"] if has_micro else []
-    if "pretrain/vilt.yaml" in command:  # starts from weights of timm
-        micro += ["encoder.init=none", "encoder.name=vit_base_patch32_384"]
     shape = SHAPE if found is None or "recipe.yaml" in command else []
     # README's run has patches of 2 pixels: at the recipe's 384 pixels, 36,864 an image
     size = ["data.image_size=32"] if "paper.yaml" in command and "=runs/mine" in command else []
-    return [*shape, *SHORT, f"data.workers={workers}", *micro, *words, *neighbours, *size]
+    own = [key for name, keys in OWN.items() if name in command for key in keys]
+    return [*shape, *SHORT, f"data.workers={workers}", *micro, *words, *neighbours, *size, *own]
 
 
 def run_here(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ over it, and while training no more than some patches are drawn.
 Source: Kim et al. 2021 (ViLT), section 4.2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -18,6 +18,7 @@ from data.devices import exact_device
 from data.randomness import combine, uniform
 from pretrain.encoder.blocks import select
 from pretrain.encoder.facts import grid_size
+from pretrain.encoder.position_blocks import PositionedBlock
 from pretrain.encoder.timm_internals import add_positions
 
 _SAMPLE = 24  # purpose of a sample's random numbers
@@ -64,7 +65,15 @@ def choose_patches(
 
 def tokens_of_one_size(encoder: VisionTransformer, patches: Tensor) -> Tensor:
     """Add positions and prefix tokens: (B, N, D) -> (B, P + N, D)."""
-    return encoder.norm_pre(add_positions(encoder, patches))
+    return encoder.norm_pre(_add_all_positions(encoder, patches))
+
+
+def _add_all_positions(encoder: VisionTransformer, patches: Tensor) -> Tensor:
+    """Add timm's positions, or the table that a first block of ours would add."""
+    tokens, first = add_positions(encoder, patches), cast(Any, encoder.blocks)[0]
+    if not isinstance(first, PositionedBlock):
+        return tokens
+    return tokens + F.pad(first.position().to(tokens.dtype), (0, 0, first.num_prefix, 0))
 
 
 def tokens_of_any_aspect(
@@ -85,7 +94,7 @@ def tokens_of_any_aspect(
     """
     rows, columns = grid_size(encoder)
     blank = patches.new_zeros(1, rows * columns, patches.shape[2])
-    prefix, table = add_positions(encoder, blank).split(
+    prefix, table = _add_all_positions(encoder, blank).split(
         [encoder.num_prefix_tokens, rows * columns], dim=1
     )
     table = table.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)

@@ -13,8 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from data.settings import require
+from pretrain.encoder.blocks import QueryBlock
 from pretrain.encoder.extensions import extensions_of
 from pretrain.encoder.facts import grid_size, patch_size
+from pretrain.encoder.position_blocks import PositionedBlock
 from pretrain.encoder.recompute import recomputed
 from pretrain.encoder.tokens import Normalise, embed
 from pretrain.training.memory import example_batch
@@ -147,11 +149,11 @@ class PairEncoder(nn.Module):
             tokens = tokens_of_one_size(self.encoder, patches)
             return ImageTokens(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
         rows, columns = (self.canvas.side // side for side in self.patch)
-        most = self.canvas.max_patches if self.training else rows * columns
+        most = min(grid_size(self.encoder)) * max(rows, columns)  # of an image: one side is short
+        if self.training:
+            most = min(most, self.canvas.max_patches)
         grid, keys = batch["grid"], batch["random_key"]
-        places = choose_patches(
-            keys, grid, (rows, columns), min(most, rows * columns), is_random=self.training
-        )
+        places = choose_patches(keys, grid, (rows, columns), most, is_random=self.training)
         tokens = tokens_of_any_aspect(self.encoder, patches, grid, (rows, columns), places)
         prefix = places.is_patch.new_ones(len(grid), self.encoder.num_prefix_tokens)
         return ImageTokens(tokens, torch.cat([prefix, places.is_patch], dim=1))
@@ -185,4 +187,6 @@ def check_encoder(encoder: VisionTransformer) -> None:
 
 
 def _run(block: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    if isinstance(block, PositionedBlock):  # its table has been added to the image's tokens
+        return QueryBlock.forward(block, tokens, mask)
     return block(tokens, attn_mask=mask)

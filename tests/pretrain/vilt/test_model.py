@@ -126,13 +126,14 @@ def test_captions_and_images_see_each_other() -> None:
     assert not torch.allclose(fused.image, other.image, atol=1e-3)
 
 
-def test_the_encoder_alone_is_the_image_half() -> None:
-    model, batch = make_model().eval(), make_batch(2)
-    pixels = model.normalise(batch["image"])
-    tokens = model.image_tokens(batch).tokens
-    for block in model.encoder.blocks:
-        tokens: Tensor = block(tokens)
-    torch.testing.assert_close(model.encoder.forward_features(pixels), model.encoder.norm(tokens))
+@pytest.mark.parametrize("position", ["learned_1d", "learned_2d", "sincos_2d", "none"])
+def test_the_encoder_alone_is_the_image_half(position: str) -> None:
+    """Where no token of a caption is seen, the image's are the encoder's own."""
+    model, batch = make_model(position=position).eval(), make_batch(2)
+    nothing = torch.zeros_like(batch["tokens"])  # padding alone
+    fused = model.fuse(nothing, model.image_tokens(batch))
+    features = model.encoder.forward_features(model.normalise(batch["image"]))
+    torch.testing.assert_close(fused.image, features, rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------- images of their own aspect
@@ -143,9 +144,11 @@ def on_canvas(batch: dict[str, Tensor], side: int, grid: list[list[int]]) -> dic
     return batch | {"image": canvas, "grid": torch.tensor(grid)}
 
 
-def test_an_image_of_the_encoders_size_is_the_same_on_a_canvas() -> None:
+@pytest.mark.parametrize("position", ["learned_1d", "sincos_2d"])
+def test_an_image_of_the_encoders_size_is_the_same_on_a_canvas(position: str) -> None:
     loss = LossConfig(patches=0)
-    plain, wide = make_model(loss).eval(), make_model(loss, Canvas(64, 64)).eval()
+    plain = make_model(loss, position=position).eval()
+    wide = make_model(loss, Canvas(64, 64), position=position).eval()
     wide.load_state_dict(plain.state_dict())
     batch = make_batch(3)
     found = wide(on_canvas(batch, 64, [[4, 4]] * 3))
@@ -169,12 +172,12 @@ def test_what_lies_beside_an_image_is_not_seen(is_training: bool) -> None:
 
 def test_while_training_no_more_patches_enter_than_asked() -> None:
     model = make_model(LossConfig(patches=0), Canvas(64, 5))
-    batch = on_canvas(make_batch(3), 64, [[4, 4], [2, 2], [8, 8]])
+    batch = on_canvas(make_batch(3), 64, [[4, 4], [2, 2], [4, 8]])
     images = model.image_tokens(batch)
     assert images.is_token.sum(1).tolist() == [6, 5, 6]  # with the class token
     again = model.image_tokens(batch | {"random_key": batch["random_key"] + 1})
     assert not torch.equal(images.tokens[0], again.tokens[0])
-    assert model.eval().image_tokens(batch).is_token.sum(1).tolist() == [17, 5, 65]
+    assert model.eval().image_tokens(batch).is_token.sum(1).tolist() == [17, 5, 33]
 
 
 def test_positions_in_the_layers_are_refused() -> None:
