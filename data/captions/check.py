@@ -111,7 +111,7 @@ def _without_member(looks: list[_Look], caption_key: str | None) -> str:
         )
     return (
         f"{held}, so there are no captions; each image KEY.jpg needs KEY.txt with a caption a "
-        "line, or KEY.json with a key that data.caption_key names"
+        "line (make_shards.py --captions), or KEY.json with a key that data.caption_key names"
     )
 
 
