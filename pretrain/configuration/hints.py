@@ -62,6 +62,12 @@ _USUAL = {
     **dict.fromkeys(("mixup_alpha",), "mix.mixup"),
     **dict.fromkeys(("cutmix_alpha",), "mix.cutmix"),
     **dict.fromkeys(("smoothing",), "head.label_smoothing"),
+    **dict.fromkeys(("max_text_len", "max_length", "max_seq_length"), "data.max_tokens"),
+    **dict.fromkeys(("tokenizer", "vocab", "tokenizer_name", "vocab_file"), "data.vocabulary"),
+    **dict.fromkeys(("caption", "caption_column", "text_key", "text_column"), "data.caption_key"),
+    **dict.fromkeys(("vocab_size",), "data.vocabulary_size"),
+    **dict.fromkeys(("max_image_len",), "data.max_patches"),
+    **dict.fromkeys(("mlm_prob", "mlm_probability"), "text.ratio"),
     **dict.fromkeys(("aa", "auto_augment", "randaugment", "augmentation"), "data.augment"),
 }
 _LAUNCHER = {"gpus", "devices", "num_gpus", "num_processes", "nproc_per_node", "nnodes"}
@@ -77,6 +83,10 @@ _NEIGHBOURS = {
 _ELSEWHERE = {
     **dict.fromkeys(("head", "mix", "data.multi_label", "data.augment"), "finetune/run.py"),
     **dict.fromkeys(("corruption", "target", "decoder", "data.read"), "pretrain/run.py"),
+    **dict.fromkeys(("text", "loss", "data.caption_key"), "pretrain/vilt/run.py"),
+    **dict.fromkeys(
+        ("data.vocabulary", "data.max_tokens", "data.long_side"), "pretrain/vilt/run.py"
+    ),
     **dict.fromkeys(("alternative", "mae", "mpp", "simmim"), "scripts/benchmark.py pretrain"),
     **dict.fromkeys(("rows", "common", "measures", "budget"), "scripts/ablate.py"),
     "fewshot": "finetune/fewshot.py",

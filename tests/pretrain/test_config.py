@@ -348,6 +348,8 @@ def test_every_group_that_breaks_a_rule_is_named() -> None:
         ("distributed_type: NO\nnum_processes: 2\n", "is a configuration of accelerate; give it"),
         ("head: {kind: linear}\nmix: {mixup: 1}\n", "head.kind, mix.mixup are keys of finetune/"),
         ("data: {train: a.tar}\n", "data.train is no key; did you mean data.shards?"),
+        ("data: {caption_key: a}\n", "data.caption_key is a key of pretrain/vilt/run.py, not of "),
+        ("loss: {words: 1}\n", "loss.words is a key of pretrain/vilt/run.py, not of this command"),
         ("rows: {a: 1}\n", "rows.a is a key of scripts/ablate.py, not of this command"),
     ],
 )  # fmt: skip
@@ -384,7 +386,7 @@ def test_usual_names_are_known(name: str, meant: str) -> None:
 
 
 def test_every_hint_is_a_key() -> None:
-    kinds = (PretrainConfig, FinetuneConfig, FewshotConfig, LinearConfig)
+    kinds = (PretrainConfig, ViltConfig, FinetuneConfig, FewshotConfig, LinearConfig)
     known = {key.name for kind in kinds for key in keys(kind)}
     known |= {name.split(".")[-1] for name in known}
     for target in _USUAL.values():
