@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 from data.config import LabelledDataConfig
 from data.settings import require, setting
+from finetune.tuning.config import TunedRunConfig, check_smoothing
 from pretrain.encoder import EncoderConfig
 from pretrain.evaluation.config import NEIGHBOURS, PENALTIES, PENALTY, check_shots
-from pretrain.training.config import OptimConfig, RunConfig
+from pretrain.training.config import OptimConfig
 
 TIMM_POOLINGS = {"average": "avg", "class": "token"}
 _POOLINGS = (*TIMM_POOLINGS, "both")
@@ -34,10 +35,7 @@ class HeadConfig:
     label_smoothing: float = setting(0.0, "probability spread over all classes")
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.label_smoothing < 1,
-            f"head.label_smoothing={self.label_smoothing} is not in [0, 1)",
-        )
+        check_smoothing(self.label_smoothing)
         for key, known in (("pooling", _POOLINGS), ("kind", _KINDS), ("init", _INITS)):
             value = getattr(self, key)
             require(value in known, f"head.{key}={value} is not one of {', '.join(known)}")
@@ -72,35 +70,6 @@ class MixConfig:
     def is_on(self) -> bool:
         """Whether anything is mixed."""
         return self.mixup > 0 or self.cutmix > 0
-
-
-@dataclass(frozen=True)
-class TunedRunConfig(RunConfig):
-    """Where a run lives, and which of its steps it hands on."""
-
-    dir: str = setting("runs/finetune", "folder of the run", changes_result=False, is_path=True)
-    keep_best: bool = setting(
-        False, "hand on the best step by validation, which stays beside the newest checkpoints"
-    )
-    patience: int = setting(
-        0,
-        "end the run after so many validations in a row without a better one; 0: never; needs "
-        "run.keep_best",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.patience >= 0, f"run.patience={self.patience} is below 0; 0 turns it off")
-        require(
-            self.keep_best or not self.patience,
-            f"run.patience={self.patience} without run.keep_best=true would hand on a step that is "
-            "past the best; set both",
-        )
-        require(
-            self.eval_every > 0 or not self.keep_best,
-            "run.keep_best=true chooses among validations, and run.eval_every=0 leaves one, at the "
-            "end; set run.eval_every to the steps of an epoch",
-        )
 
 
 def _paper_optim() -> OptimConfig:

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from data.devices import sum_dtype
 from data.settings import UserError, require
 from finetune.backbone import is_transformer
 from finetune.config import TIMM_POOLINGS, HeadConfig, MixConfig
 from finetune.mixing import Mixing, fill_empty_slots
+from finetune.tuning.class_loss import ClassLoss, summarise
 from pretrain.encoder.facts import image_data
 from pretrain.encoder.tokens import Normalise, patch_tokens
 from pretrain.training.contract import Output, Sums
@@ -43,8 +42,6 @@ class Classifier(nn.Module):
         UserError: The encoder has no such pooling or blocks.
     """
 
-    class_weights: Tensor | None
-
     def __init__(
         self,
         encoder: Any,
@@ -60,9 +57,12 @@ class Classifier(nn.Module):
         self.class_names = class_names
         self.pooling = config.pooling
         self.is_multi_label = is_multi_label
-        self.label_smoothing = config.label_smoothing
-        buffer = None if weights is None else torch.from_numpy(weights)
-        self.register_buffer("class_weights", buffer, persistent=False)
+        self.class_loss = ClassLoss(
+            self.num_classes,
+            is_multi_label=is_multi_label,
+            label_smoothing=config.label_smoothing,
+            weights=weights,
+        )
         self.head = self._make_head(config)
         self.normalise = Normalise(encoder)
         image_data(encoder)["label_names"] = class_names
@@ -149,15 +149,10 @@ class Classifier(nn.Module):
         images, label, weight = batch["image"], batch["label"].clamp(min=0), batch["weight"]
         if self.training and self._fills:
             images, label = fill_empty_slots(images, label, weight)
-        normalised, targets = self.normalise(images), self._targets(label)
+        normalised, targets = self.normalise(images), self.class_loss.targets(label)
         if self.training and self._mixing is not None:
             normalised, targets = self._mixing(normalised, label)
-        logits = self._logits(normalised)
-        loss = (self._losses(logits, targets) * weight).sum()
-        with torch.no_grad():
-            sums = self._sums(logits, label, weight)
-            sums["loss"] = loss.detach().to(sum_dtype(loss.device))
-        return Output(loss, sums, logits)
+        return self.class_loss(self._logits(normalised), targets, label, weight)
 
     def logits(self, images: Tensor) -> Tensor:
         """Classify images: uint8 (B, C, H, W) -> float32 (B, K)."""
@@ -175,40 +170,9 @@ class Classifier(nn.Module):
         patches = patch_tokens(self.encoder, tokens)
         return torch.cat([tokens[:, 0], patches.mean(1)], dim=1)  # (B, 2 D)
 
-    def _targets(self, label: Tensor) -> Tensor:
-        """Return the probabilities that are asked for: float (B, K), smoothed in training."""
-        smoothing = self.label_smoothing if self.training else 0.0
-        if self.is_multi_label:
-            return label.float() * (1 - smoothing) + smoothing / 2
-        hot = F.one_hot(label, self.num_classes).float()
-        return hot * (1 - smoothing) + smoothing / self.num_classes
-
-    def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy of each image, in nats: (B,); of many labels, the mean over the classes."""
-        weights = self.class_weights if self.training else None
-        if self.is_multi_label:
-            losses = F.binary_cross_entropy_with_logits(
-                logits, targets, reduction="none", pos_weight=weights
-            )
-            return losses.mean(1)
-        return F.cross_entropy(logits, targets, weights, reduction="none")
-
-    def _sums(self, logits: Tensor, label: Tensor, weight: Tensor) -> Sums:
-        dtype = sum_dtype(weight.device)
-        sums = {"weight": weight.to(dtype).sum()}
-        if not self.is_multi_label:
-            sums["right"] = ((logits.argmax(1) == label) * weight).to(dtype).sum()
-        return sums
-
     def summarise(self, sums: Sums) -> dict[str, float]:
-        """Turn sums into `loss` (nats) and, where a sample has one class, `accuracy`.
-
-        Where images are mixed, the accuracy is against each image's own label.
-        """
-        figures = {"loss": sums["loss"] / sums["weight"]}
-        if "right" in sums:
-            figures["accuracy"] = sums["right"] / sums["weight"]
-        return {name: float(value) for name, value in figures.items()}
+        """Turn sums into figures; see `finetune.tuning.class_loss`."""
+        return summarise(sums)
 
 
 def _check_pooling(encoder: Any, pooling: str) -> None:

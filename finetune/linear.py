@@ -148,7 +148,7 @@ def start_at_probe(
     model.encoder.cpu()
 
     def fit() -> Linear:
-        features, weights = found.features[view], model.class_weights
+        features, weights = found.features[view], model.class_loss.class_weights
         if weights is not None:
             weights = weights.to(features.values.device, torch.float64)
         return linear_probe(features, class_weights=weights).classifier

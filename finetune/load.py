@@ -1,13 +1,10 @@
-"""Classifiers that are trained already, and the labels that a run gives its own."""
+"""Classifiers that are trained already."""
 
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
-from data.index.manifest import Manifest
-from data.labels.labelled import Labels, check_names, label_splits
-from data.settings import UserError
+from data.settings import UserError, require
 from finetune.backbone import is_transformer, load_as_saved
 from finetune.config import TIMM_POOLINGS, FinetuneConfig, HeadConfig
 from finetune.head import MULTI_LABEL, Classifier
@@ -30,31 +27,14 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         UserError: There is none.
     """
-    is_run = kind_of_run(path) is Kind.FINE_TUNING
-    model = _load_run(Path(path)) if is_run else _load_folder(path)
-    return model.eval()
-
-
-def read_labels(
-    train: Manifest, val: Manifest, config: FinetuneConfig
-) -> tuple[Labels, np.ndarray]:
-    """Read the labels of both splits, as `label_splits` does.
-
-    The classes of a run that goes on are what they were.
-    """
-    data, saved = config.data, saved_names(config.run.dir)
-    labels, values = label_splits(
-        train, val, data.classes, fraction=data.fraction, is_multi_label=data.multi_label
+    kind = kind_of_run(path)
+    require(
+        kind is not Kind.IMAGE_TEXT_TUNING,
+        f"{path} classifies images with sentences, and here are images alone; "
+        "finetune.vilt.load.load_vilt_classifier loads it",
     )
-    if saved is not None:
-        check_names(labels.names, saved, f"run.dir={config.run.dir}")
-    return labels, values
-
-
-def saved_names(run: str | Path) -> list[str] | None:
-    """Return the names of the classes of a fine-tuning run's model; None if it has none yet."""
-    saved = find_saved(Path(run, "encoder"))
-    return None if saved is None else saved.class_names
+    model = _load_run(Path(path)) if kind is Kind.FINE_TUNING else _load_folder(path)
+    return model.eval()
 
 
 def _load_run(run: Path) -> Classifier:

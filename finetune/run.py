@@ -10,16 +10,12 @@ which `RUN/encoder` then holds. A finished run that is started with another `dat
 on that.
 """
 
-import json
-import logging
 import sys
 import time
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -28,19 +24,10 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()
 
 from data.commands import name_next
-from data.config import LabelledDataConfig
 from data.processes import importing
-from data.settings import memory_errors, require, run_entry_point
-from data.text import count
+from data.settings import require, run_entry_point
 from finetune.config import FinetuneConfig
 from pretrain.configuration.load import load, usage
-
-if TYPE_CHECKING:
-    from finetune.metrics import Figures
-
-logger = logging.getLogger(__name__)
-
-_RESULT = "result.json"
 
 
 def main(arguments: list[str], command: str = "python finetune/run.py") -> None:
@@ -66,46 +53,31 @@ def run(config: FinetuneConfig) -> dict[str, float]:
     begun = time.monotonic()
     with importing():  # here, so that no help and no mistake in a key waits for torch
         from data.images.augment import RandAugment
-        from data.labels.balance import class_weights, positive_weights
-        from data.reading.overlap import check_apart
+        from data.labels.labelled import label_splits
         from data.samples import Samples
         from data.stream import TrainingStream
         from finetune.backbone import check_start, flops_per_image, is_transformer, make_backbone
         from finetune.head import Classifier
         from finetune.linear import check_head_init, start_at_probe
-        from finetune.load import read_labels
-        from finetune.validate import Validation, judge_result
+        from finetune.tuning.splits import open_labelled
+        from finetune.tuning.steps import report, tune
+        from finetune.tuning.validate import Validation
         from pretrain.encoder.extensions import say_what_timm_lacks
         from pretrain.encoder.facts import image_data, image_size, num_channels, resolve
-        from pretrain.ranks import on_main, open_shards, open_val
-        from pretrain.training.best import Best
-        from pretrain.training.claim import claim
-        from pretrain.training.contract import Evaluator
         from pretrain.training.launch import share, start
-        from pretrain.training.length.rehearsal import fit_minutes
         from pretrain.training.length.settle import keep_passes, settle
         from pretrain.training.memory import check_fits
-        from pretrain.training.trainer import Trainer
 
     # ---- the processes
     accelerator = start(config.run)
     data = config.data
 
     # ---- the classes
-    folder = Path(config.run.dir)
-    if not on_main(accelerator, lambda: (folder / _RESULT).is_file()):  # else: measured on others
-        data.require_one("val")
-    how = data.storage, data.fraction, folder, data.val_ratio
-    train = open_shards(accelerator, data.train, "data.train", *how)
-    val = open_val(accelerator, train, data.val, "data.val", data.storage)
-    on_main(accelerator, lambda: check_apart(train, val, ("data.train", data.val_key)))
-    labels, values = on_main(accelerator, lambda: read_labels(train, val, config))
+    read_labels = partial(
+        label_splits, path=data.classes, fraction=data.fraction, is_multi_label=data.multi_label
+    )
+    train, val, labels, weights = open_labelled(accelerator, config, read_labels)
     names = labels.names
-    weights = None
-    if data.balance and data.multi_label:
-        weights = positive_weights(values, len(names), train.num_samples)
-    elif data.balance:
-        weights = class_weights(values, len(names))
 
     # ---- how long a run they make
     config = settle(accelerator, config, train)
@@ -163,66 +135,20 @@ def run(config: FinetuneConfig) -> dict[str, float]:
     validation = Validation(accelerator, val_samples, part, data.workers, data.val_key)
 
     # ---- the steps
-    best = Best(_figure(data), config.run.patience) if config.run.keep_best else None
-    with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):
+    def prepare() -> None:
         start_at_probe(accelerator, config, model, as_they_are(train, numbering=labels.train))
-        evaluators = [Evaluator("val", config.run.eval_every, validation)]
-        config = fit_minutes(accelerator, config, model, stream, evaluators, begun)
-        if best is not None and config.run.eval_every >= config.optim.num_steps:
-            logger.warning(
-                "run.keep_best=true has no choice: run.eval_every=%d leaves one validation, after "
-                "the last of %s; for one an epoch, set it to %d",
-                config.run.eval_every,
-                count(config.optim.num_steps, "step"),
-                stream.steps_per_epoch,
-            )
-        trainer = Trainer.of(accelerator, config, model, stream, evaluators, best=best)
-        figures = trainer.train()
-        if trainer.load_best() or validation.figures is None:
-            measured = validation(trainer.training.best)
-            judge_result(measured, data.max_bad_ratio)
-            figures |= {f"val/{name}": value for name, value in measured.figures.items()}
+
+    ended = tune(accelerator, config, model, stream, validation, begun, prepare)
     if accelerator.is_main_process and validation.figures is not None:
-        facts = {
-            "encoder.init": config.encoder.init,
-            "encoder.like": config.encoder.like,
-            "steps": trainer.done,
-            "epochs": trainer.done / stream.steps_per_epoch,
-            **({"best_step": best.step} if best is not None else {}),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "flops_per_image": flops,
-        }
-        _report(Path(config.run.dir), validation.figures, names, facts)
-        say_what_timm_lacks(encoder, f"{config.run.dir}/encoder")
+        folder, facts = Path(config.run.dir), ended.facts | {"flops_per_image": flops}
+        print(report(folder, validation.figures, names, facts))
+        print(f"the result is in {folder}/result.json, the classifier in {folder}/encoder")
+        run = quote(str(folder))
+        todo = ("predict", f"{run} IMAGES"), ("report", run), ("export", f"{run} BACKBONE")
+        print(name_next(*todo), end="")
+        say_what_timm_lacks(encoder, f"{folder}/encoder")
     accelerator.end_training()
-    return figures
-
-
-def _figure(data: LabelledDataConfig) -> str:
-    """Name the figure by which the best step is chosen."""
-    if data.multi_label:
-        return "val/map"
-    return "val/accuracy_balanced" if data.balance else "val/accuracy"
-
-
-def _report(folder: Path, figures: "Figures", names: list[str], facts: dict[str, Any]) -> None:
-    """Write `result.json`, and say what counts most of it."""
-    scalars = {key: value if isfinite(value) else None for key, value in figures.scalars.items()}
-    result = {**scalars, **facts, "classes": names, **figures.details}
-    (folder / _RESULT).write_text(json.dumps(result, indent=1) + "\n")
-    main_figure = "accuracy" if "accuracy" in figures.scalars else "map"
-    name = {"accuracy": "top-1 accuracy", "map": "mean average precision"}[main_figure]
-    steps = count(facts["steps"], "step")
-    when = f"after {steps}"
-    if "best_step" in facts:
-        when = f"at step {facts['best_step']}, the best by validation of {steps}"
-    print(f"{name} {figures.scalars[main_figure]:.2%} {when}")
-    print(f"the result is in {folder}/result.json, the classifier in {folder}/encoder")
-    run = quote(str(folder))
-    print(
-        name_next(("predict", f"{run} IMAGES"), ("report", run), ("export", f"{run} BACKBONE")),
-        end="",
-    )
+    return ended.figures
 
 
 if __name__ == "__main__":

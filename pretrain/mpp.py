@@ -1,7 +1,7 @@
 """`mpp COMMAND ARGUMENTS`: each command is the entry point that exists, under one short name.
 
-`mpp pretrain` and `mpp finetune` start a process on each GPU of the machine by `accelerate launch`.
-Within a launcher or Slurm they are one process, as `python pretrain/run.py` is.
+`mpp pretrain`, `finetune`, `vilt` and `vilt-classify` start a process on each GPU of the machine by
+`accelerate launch`. Within a launcher or Slurm they are one process, as the entry point itself is.
 """
 
 import os
@@ -26,7 +26,8 @@ from pretrain.machine.gpus import count_gpus, is_one_of_many, launch_command, re
 
 begin()
 
-_LAUNCHED = ("pretrain", "finetune")
+_LAUNCHED = ("pretrain", "finetune", "vilt", "vilt-classify")
+_CONFIGURED = (*_LAUNCHED, "fewshot", "probe")  # no parser of theirs knows the name
 _WAY = """\
 mpp: from a folder of images without labels to a vision transformer of your own
 
@@ -84,7 +85,7 @@ def _run(name: str, arguments: list[str]) -> None:
     entry_point: Any = import_module(COMMANDS[name].removesuffix(".py").replace("/", "."))
     if name in _LAUNCHED and not {"-h", "--help"} & set(arguments):
         _launch(file, entry_point.read, arguments)
-    if name in ("pretrain", "finetune", "fewshot", "probe"):  # no parser of theirs knows the name
+    if name in _CONFIGURED:
         entry_point.main(arguments, command=f"mpp {name}")
     else:
         entry_point.main(arguments)

@@ -24,7 +24,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()
 
-from data.captions.config import CaptionedDataConfig
+from data.captions.config import CaptionedDataConfig, CaptionedLabelledDataConfig
 from data.config import DataConfig, LabelledDataConfig
 from data.disks import explain
 from data.index.open import open_manifest
@@ -40,7 +40,7 @@ from data.settings import (
 from data.shards import atomic_write
 from data.storage.locations import user_path
 from data.text import count
-from finetune.config import TunedRunConfig
+from finetune.tuning.config import TunedRunConfig
 from pretrain.configuration.load import load
 from pretrain.records.checkpoint import newest_intact
 from pretrain.records.kinds import Kind, kind_of_run
@@ -80,7 +80,20 @@ class _FineTuning:
     optim: OptimConfig = setting(OptimConfig, "the batch size")
 
 
-_CONFIGS: dict[Kind | None, Any] = {Kind.FINE_TUNING: _FineTuning, Kind.IMAGE_TEXT: _ImageText}
+@dataclass(frozen=True)
+class _ImageTextTuning:
+    """The same of fine-tuning on images with sentences."""
+
+    run: TunedRunConfig = setting(TunedRunConfig, "the seed")
+    data: CaptionedLabelledDataConfig = setting(CaptionedLabelledDataConfig, "images, sentences")
+    optim: OptimConfig = setting(OptimConfig, "the batch size")
+
+
+_CONFIGS: dict[Kind | None, Any] = {
+    Kind.FINE_TUNING: _FineTuning,
+    Kind.IMAGE_TEXT: _ImageText,
+    Kind.IMAGE_TEXT_TUNING: _ImageTextTuning,
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -113,9 +126,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _verify(run: Path, shards: list[str] | None) -> "Verdict":
     path = run / "config.yaml"
     require(path.is_file(), f"RUN={run} has no config.yaml; name the folder of a run")
-    kind = kind_of_run(run)
-    config = load(_CONFIGS.get(kind, _Pretraining), [str(path)], is_part=True)
-    data, key = config.data, "train" if kind is Kind.FINE_TUNING else "shards"
+    config = load(_CONFIGS.get(kind_of_run(run), _Pretraining), [str(path)], is_part=True)
+    data, key = config.data, "shards" if hasattr(config.data, "shards") else "train"
     require(
         getattr(data, "read", "random") != "sequential",
         f"RUN={run} has data.read=sequential, where samples may repeat or be missed; only "

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data.config import DataConfig, ImageConfig
+from data.config import DataConfig, ImageConfig, LabelledDataConfig
 from data.settings import require, setting
 
 _VOCABULARY_SIZE = 30522  # BERT's
@@ -37,7 +37,7 @@ class CaptionConfig(ImageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.max_tokens >= 3,
+            _holds_a_word(self.max_tokens),
             f"data.max_tokens={self.max_tokens} must be at least 3: [CLS], a word piece and [SEP]",
         )
         require(
@@ -76,6 +76,10 @@ class CaptionConfig(ImageConfig):
         )
 
 
+def _holds_a_word(max_tokens: int | None) -> bool:
+    return max_tokens is None or max_tokens >= 3  # None: left to encoder.init
+
+
 @dataclass(frozen=True)
 class CaptionedDataConfig(  # pyright: ignore[reportIncompatibleVariableOverride] - crop_area
     CaptionConfig, DataConfig
@@ -106,4 +110,56 @@ class CaptionedDataConfig(  # pyright: ignore[reportIncompatibleVariableOverride
             self.vocabulary is None or self.vocabulary_size == _VOCABULARY_SIZE,
             f"data.vocabulary_size={self.vocabulary_size} is for a vocabulary that is learnt, and "
             f"data.vocabulary={self.vocabulary} is there; leave one out",
+        )
+
+
+@dataclass(frozen=True)
+class CaptionedLabelledDataConfig(  # pyright: ignore[reportIncompatibleVariableOverride] - crop_area
+    CaptionConfig, LabelledDataConfig
+):
+    """The labelled images and sentences that fine-tuning reads."""
+
+    max_tokens: int | None = setting(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, "word pieces of a sentence, [CLS] and [SEP] among them; default: encoder.init's"
+    )
+    long_side: int | None = setting(
+        None,
+        "keep each image's aspect: longest side in pixels, image_size the short one; "
+        "default: as encoder.init",
+    )
+    label_key: str | None = setting(
+        None, "key of KEY.json whose values are the classes; default: the numbers of KEY.cls"
+    )
+    max_classes: int | None = setting(
+        None, "with label_key: the most frequent values are classes, others wrong; default: all"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.augment is None,
+            f"data.augment={self.augment} is for images alone: turned or cut ones may belie a "
+            "sentence; leave it out",
+        )
+        require(
+            self.max_classes is None or self.max_classes > 1,
+            f"data.max_classes={self.max_classes} must be above 1; VQA has 3129",
+        )
+        if self.label_key is None:
+            require(
+                self.max_classes is None,
+                f"data.max_classes={self.max_classes} needs data.label_key; leave it out",
+            )
+            return
+        for key in ("multi_label", "classes"):
+            value = getattr(self, key)
+            require(
+                not value,
+                f"data.{key}={value} is for the class numbers of KEY.cls, and "
+                f"data.label_key={self.label_key} is given; leave one out",
+            )
+        require(
+            self.label_key != self.caption_key,
+            f"data.label_key={self.label_key} is data.caption_key, too: the sentence would be the "
+            "answer; name another key",
         )

@@ -13,16 +13,20 @@ import torch
 from data.batch import Batch, Request
 from data.captions.aspect import Aspect
 from data.captions.config import CaptionConfig
+from data.captions.labels import KeyedClasses
 from data.captions.read import caption_extension, read_captions
 from data.captions.vocabulary import Encoded, Vocabulary
 from data.images.boxes import FLIP
 from data.index.manifest import Manifest
 from data.labels.classes import Numbering
+from data.labels.parse import NO_LABEL
 from data.randomness import combine, uniform
 from data.reading.bad import BadSample
 from data.samples import Samples
+from data.shards import JSON_EXTENSION
 from data.text import name_some
 
+VOCABULARY = "data.vocabulary (sha256)"  # among what a checkpoint holds of the samples
 _CAPTION, _SWAP = 16, 17  # purposes of a sample's random numbers
 _SWAP_RATIO = 0.5
 _UNFLIPPED = 1.0  # as the number that decides a flip
@@ -67,6 +71,8 @@ class CaptionedSamples(Samples):
         num_classes: As in `Samples`.
         channels: As in `Samples`.
         numbering: As in `Samples`.
+        classes: The classes where a key of KEY.json has the label. One of no class has the label
+            `NO_LABEL`; its weight is 0 while training, though it is not bad.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class CaptionedSamples(Samples):
         num_classes: int | None = None,
         channels: int = 3,
         numbering: Numbering | None = None,
+        classes: KeyedClasses | None = None,
     ) -> None:
         self._aspect = _aspect(size, config.long_side, patch_size)
         super().__init__(
@@ -100,7 +107,9 @@ class CaptionedSamples(Samples):
         self.config = config
         self._images = self._wanted
         self._texts = frozenset({caption_extension(config.caption_key)})
-        self._wanted = self._images | self._texts
+        self._classes = classes
+        labels = frozenset[str]() if classes is None else {JSON_EXTENSION}
+        self._wanted = self._images | self._texts | labels
 
     def __getitem__(self, request: Request) -> Batch:
         """Read, decode, crop and encode one request's samples."""
@@ -124,12 +133,18 @@ class CaptionedSamples(Samples):
         more = self._encode(request, is_used, captions)
         if self._aspect is not None:
             more["grid"] = _fill_grids(is_used, grids)
-        return batch._replace(tensors=batch.tensors | more)
+        batch = batch._replace(tensors=batch.tensors | more)
+        return _without_others(batch) if self._classes is not None and self.is_training else batch
+
+    def _label(self, shard: int, members: dict[str, bytes]) -> int | np.ndarray:
+        if self._classes is not None:
+            return self._classes.number(members)
+        return super()._label(shard, members)
 
     @property
     def constants(self) -> dict[str, Any]:
         """What decides which samples come when, and what numbers their captions become."""
-        return {**super().constants, "data.vocabulary (sha256)": self.vocabulary.sha256}
+        return {**super().constants, VOCABULARY: self.vocabulary.sha256}
 
     def _encode(
         self, request: Request, is_used: np.ndarray, captions: Mapping[_Place, _Caption]
@@ -205,6 +220,12 @@ class CaptionedSamples(Samples):
         numbers = numbers.copy()
         numbers[FLIP] = _UNFLIPPED  # the caption may say "left"
         return super()._crop(content, numbers)
+
+
+def _without_others(batch: Batch) -> Batch:
+    """Leave the samples of no class out of the loss: their weight is 0, but they have come."""
+    weight = batch.tensors["weight"] * (batch.tensors["label"] != NO_LABEL)
+    return batch._replace(tensors=batch.tensors | {"weight": weight})
 
 
 def _is_same(other: _Caption, own: _Caption) -> bool:

@@ -239,7 +239,8 @@ def read_labels(
     def read(members: dict[str, bytes], shard: int) -> int:
         return renumber(shard, read_label(members))
 
-    labels = _read_all(manifest, key, read, "a class number from 0", classes)
+    rule = "a class number from 0"
+    labels = read_all(manifest, key, read, rule, LABEL_EXTENSION, classes)
     return np.fromiter(labels, np.int64, manifest.num_samples)
 
 
@@ -259,23 +260,36 @@ def read_label_sets(
         return [renumber(shard, number) for number in read_label_set(members)]
 
     rule = "class numbers from 0, apart by spaces,"
-    sets = _read_all(manifest, key, read, rule, classes)
+    sets = read_all(manifest, key, read, rule, LABEL_EXTENSION, classes)
     return np.array([number for numbers in sets for number in numbers], np.int64)
 
 
-def _read_all(
+def read_all(
     manifest: Manifest,
     key: str,
     read: Callable[[dict[str, bytes], int], Label],
     rule: str,
-    classes: Classes | None,
+    extension: str,
+    classes: Classes | None = None,
 ) -> Iterator[Label]:
-    """Yield all labels of a split, in listed order."""
+    """Yield all labels of a split, in listed order.
+
+    Args:
+        manifest: The split's shards.
+        key: The configuration key that names them, for messages.
+        read: A sample's members and its shard -> the label; may raise `BadSample`.
+        rule: What each sample needs, for messages.
+        extension: Of the member that holds the label.
+        classes: The common classes, for messages.
+
+    Raises:
+        UserError: A sample has no label, or one that is not among the classes; it is named.
+    """
     reader = ShardReader(manifest)
     places = [(s, i) for s, shard in enumerate(manifest.shards) for i in range(shard.num_samples)]
     for shard, place in tqdm(places, f"labels of {key}", unit="image", delay=2, disable=None):
         try:
-            yield read(reader.read(shard, place, {LABEL_EXTENSION}), shard)
+            yield read(reader.read(shard, place, {extension}), shard)
         except (BadSample, UnknownClass) as error:
             name = printable(f"{manifest.shards.names[shard]}/{reader.key(shard, place)}")
             if isinstance(error, UnknownClass):

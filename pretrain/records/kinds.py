@@ -12,6 +12,7 @@ class Kind(Enum):
 
     ALTERNATIVE = "another project's pretraining"
     IMAGE_TEXT = "an image-text pretraining"
+    IMAGE_TEXT_TUNING = "an image-text fine-tuning"
     FINE_TUNING = "a fine-tuning"
     PRETRAINING = "a pretraining"
 
@@ -19,6 +20,7 @@ class Kind(Enum):
 _GROUPS = {  # the first one that a configuration has
     "alternative": Kind.ALTERNATIVE,
     "loss": Kind.IMAGE_TEXT,
+    "text": Kind.IMAGE_TEXT_TUNING,
     "head": Kind.FINE_TUNING,
     "target": Kind.PRETRAINING,
 }

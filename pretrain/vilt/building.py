@@ -4,6 +4,7 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
+from data.captions.config import CaptionConfig
 from data.captions.samples import CaptionedSamples
 from data.captions.vocabulary import Vocabulary
 from data.index.manifest import Manifest
@@ -19,11 +20,20 @@ def make_model(config: ViltConfig, encoder: VisionTransformer, vocabulary: Vocab
     Raises:
         UserError: The transformer is none that takes captions, or sizes do not fit together.
     """
-    pieces = Pieces(vocabulary.size, vocabulary.pad, vocabulary.mask, frozenset(vocabulary.special))
-    data = config.data
-    canvas = Canvas(data.long_side, data.max_patches) if data.long_side else None
-    patches = config.corruption, config.target
-    return ViltModel(encoder, pieces, data.max_tokens, config.text, config.loss, patches, canvas)
+    pieces, canvas = pieces_of(vocabulary), canvas_of(config.data)
+    patches, most = (config.corruption, config.target), config.data.max_tokens
+    return ViltModel(encoder, pieces, most, config.text, config.loss, patches, canvas)
+
+
+def pieces_of(vocabulary: Vocabulary) -> Pieces:
+    """Return what a model is told of a vocabulary."""
+    special = frozenset(vocabulary.special)
+    return Pieces(vocabulary.size, vocabulary.pad, vocabulary.mask, special)
+
+
+def canvas_of(data: CaptionConfig) -> Canvas | None:
+    """Return how images of their own aspect come; None where all are of one size."""
+    return Canvas(data.long_side, data.max_patches) if data.long_side else None
 
 
 def make_samples(

@@ -31,7 +31,12 @@ def main(arguments: list[str], command: str = "python pretrain/vilt/run.py") -> 
     if {"-h", "--help"} & set(arguments):
         print(usage(ViltConfig, command))
         return
-    run(load(ViltConfig, arguments))
+    run(read(arguments))
+
+
+def read(arguments: list[str]) -> ViltConfig:
+    """Return what the arguments ask for."""
+    return load(ViltConfig, arguments)
 
 
 def run(config: ViltConfig) -> dict[str, float]:

@@ -18,7 +18,8 @@ from pretrain.vilt.building import make_model
 from pretrain.vilt.config import ViltConfig
 from pretrain.vilt.huggingface import find_vilt, read_vilt
 from pretrain.vilt.model import ViltModel
-from pretrain.vilt.vocabulary import NAME
+from pretrain.vilt.pairs import PairEncoder
+from pretrain.vilt.vocabulary import vocabulary_of
 
 _logger = logging.getLogger(__name__)
 _ENCODER = "encoder."  # before the names of weights that `make_encoder` takes over
@@ -58,13 +59,13 @@ def load_vilt(path: str | Path) -> Vilt:
     newest = newest_by_name(run)
     if newest is None:
         raise UserError(f"{run} has no checkpoint yet; wait for its first")
-    vocabulary = Vocabulary.load(run / NAME, "the run's vocabulary")
+    vocabulary = vocabulary_of(run, "the run's vocabulary")
     model = make_model(config, load_encoder(run), vocabulary)
     load_weights(model, handed_on(newest))
     return Vilt(model.eval(), vocabulary, config)
 
 
-def begin_from(model: ViltModel, init: str | None) -> None:
+def begin_from(model: PairEncoder, init: str | None) -> None:
     """Take over the text's half and the heads of what `encoder.init` names, if it has some.
 
     That is an image-text run, or a ViLT model that transformers wrote. The encoder itself has been
@@ -85,7 +86,7 @@ def begin_from(model: ViltModel, init: str | None) -> None:
         _logger.info("encoder.init=%s has no %s; they begin at random", init, name_some(new))
 
 
-def _find_rest(model: ViltModel, init: str) -> dict[str, Tensor] | None:
+def _find_rest(model: PairEncoder, init: str) -> dict[str, Tensor] | None:
     """Return the weights beside the encoder's in what `encoder.init` names; None where are none."""
     if is_run(init):
         return _rest(load_vilt(init).model)
@@ -98,14 +99,14 @@ def _find_rest(model: ViltModel, init: str) -> dict[str, Tensor] | None:
     return taken.state
 
 
-def _check_tokens(model: ViltModel, most: int, init: str | None) -> None:
+def _check_tokens(model: PairEncoder, most: int, init: str | None) -> None:
     require(
         model.max_tokens <= most,
         f"data.max_tokens={model.max_tokens} is over the {most} of encoder.init={init}; lower it",
     )
 
 
-def _rest(model: ViltModel) -> dict[str, Tensor]:
+def _rest(model: PairEncoder) -> dict[str, Tensor]:
     """Return the weights that are not the encoder's."""
     state = model.state_dict()
     return {name: value for name, value in state.items() if not name.startswith(_ENCODER)}

@@ -8,10 +8,12 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from data.captions.learn import learn_vocabulary
+from data.captions.samples import VOCABULARY
 from data.captions.vocabulary import Vocabulary
 from data.index.manifest import Manifest
 from data.settings import require
 from pretrain.ranks import on_main
+from pretrain.records.checkpoint import newest_by_name, read_state
 from pretrain.vilt.config import ViltConfig
 from pretrain.vilt.huggingface import find_vilt
 
@@ -38,10 +40,10 @@ def open_vocabulary(accelerator: Accelerator, config: ViltConfig, images: Manife
             vocabulary = Vocabulary.load(path)
             _check_same(vocabulary, init, config)
             return vocabulary
-        if kept.is_file():
-            return Vocabulary.load(kept, "run.dir")
         if init is not None:
             return init
+        if kept.is_file():
+            return Vocabulary.load(kept, "run.dir")
         require(
             find_vilt(config.encoder.init) is None,
             f"encoder.init={config.encoder.init} has words, and no tokenizer.json or vocab.txt "
@@ -57,7 +59,28 @@ def _of_init(config: ViltConfig) -> Vocabulary | None:
     init = config.encoder.init
     files = [Path(init or "", name) for name in (NAME, "vocab.txt")]
     has_one = init not in (None, "none") and any(file.is_file() for file in files)
-    return Vocabulary.load(files[0].parent, "encoder.init") if has_one else None
+    return vocabulary_of(files[0].parent, "encoder.init") if has_one else None
+
+
+def vocabulary_of(path: str | Path, key: str) -> Vocabulary:
+    """Load the vocabulary of a model's folder.
+
+    Args:
+        path: A run, or a folder that transformers wrote.
+        key: What names it, for messages.
+
+    Raises:
+        UserError: There is none; or it is another one than the run was trained with.
+    """
+    vocabulary = Vocabulary.load(path, key)
+    newest = newest_by_name(Path(path))
+    trained = None if newest is None else read_state(newest).get(VOCABULARY)
+    require(
+        trained in (None, vocabulary.sha256),
+        f"{key}={path}: its {NAME} is not the vocabulary that the run was trained with, whose "
+        "pieces have other numbers; put the run's own back",
+    )
+    return vocabulary
 
 
 def _check_same(vocabulary: Vocabulary, init: Vocabulary | None, config: ViltConfig) -> None:
@@ -72,4 +95,5 @@ def _check_same(vocabulary: Vocabulary, init: Vocabulary | None, config: ViltCon
 def keep_vocabulary(accelerator: Accelerator, folder: Path, vocabulary: Vocabulary) -> None:
     """Write the vocabulary into a run's folder, once."""
     path = folder / NAME
-    on_main(accelerator, lambda: path.is_file() or vocabulary.save(path))
+    has_trained = newest_by_name(folder) is not None  # then a resume compares the two
+    on_main(accelerator, lambda: (has_trained and path.is_file()) or vocabulary.save(path))

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from unittest.mock import patch
 
 from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
+from finetune.vilt.config import ViltFinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.key import Key
 from pretrain.configuration.load import keys
@@ -22,6 +23,7 @@ _KEYS: dict[str, tuple[str, type[Any]]] = {
     "pretrain": ("pretrain/run.py", PretrainConfig),
     "vilt": ("pretrain/vilt/run.py", ViltConfig),
     "finetune": ("finetune/run.py", FinetuneConfig),
+    "vilt-classify": ("finetune/vilt/classify.py", ViltFinetuneConfig),
     "fewshot": ("finetune/fewshot.py", FewshotConfig),
     "probe": ("finetune/probe.py", LinearConfig),
 }

@@ -44,7 +44,7 @@ def test_they_are_in_the_training_loss_alone(is_multi_label: bool) -> None:
         weights=weights.numpy(),
     )
     torch.nn.init.normal_(model.last_layer.weight)
-    assert "class_weights" not in model.state_dict()  # checkpoints are as without
+    assert "class_loss.class_weights" not in model.state_dict()  # checkpoints are as without
     logits, label = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     targets = F.one_hot(label, 3).float() * 0.7 + 0.1  # as mixing and smoothing leave them
     model.train()
@@ -52,11 +52,11 @@ def test_they_are_in_the_training_loss_alone(is_multi_label: bool) -> None:
     others = (-logits).sigmoid().log() * (1 - targets) if is_multi_label else torch.zeros(6, 3)
     terms = -(weights * targets * logs + others)
     expected = terms.mean(1) if is_multi_label else terms.sum(1)
-    assert torch.allclose(model._losses(logits, targets), expected, atol=1e-6)
+    assert torch.allclose(model.class_loss._losses(logits, targets), expected, atol=1e-6)
     model.eval()
     plain = -(targets * logs + others)
     expected = plain.mean(1) if is_multi_label else plain.sum(1)
-    assert torch.allclose(model._losses(logits, targets), expected, atol=1e-6)
+    assert torch.allclose(model.class_loss._losses(logits, targets), expected, atol=1e-6)
 
 
 def test_losses_are_those_of_one_rank(tmp_path: Path, tiny_finetune: list[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune.config import FinetuneConfig
+from finetune.vilt.config import ViltFinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.records.kinds import Kind, kind_of, kind_of_run
 from pretrain.vilt.config import ViltConfig
@@ -15,6 +16,7 @@ from scripts._benchmark.alternatives.config import AlternativePretrainConfig
 KINDS = {
     PretrainConfig: Kind.PRETRAINING,
     ViltConfig: Kind.IMAGE_TEXT,
+    ViltFinetuneConfig: Kind.IMAGE_TEXT_TUNING,
     FinetuneConfig: Kind.FINE_TUNING,
     AlternativePretrainConfig: Kind.ALTERNATIVE,
 }

@@ -27,7 +27,7 @@ from data.batch import Batch
 from data.settings import UserError
 from data.stream import Parcel, TrainingStream
 from finetune.head import Classifier
-from finetune.metrics import Scores
+from finetune.tuning.metrics import Scores
 from pretrain.evaluation.probe import Probe
 from pretrain.objective import corruption, words
 from pretrain.objective.config import CorruptionConfig

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from data.batch import LedgerEntry
 from data.samples import Samples
 from data.stream import Share, evaluation_batches
-from finetune.metrics import Figures, Scores
+from finetune.tuning.metrics import Figures, Scores
 from pretrain.records.bad_samples import Unusable, say_unusable
 from pretrain.training.contract import Measured
 from pretrain.training.device import Copies

@@ -26,6 +26,7 @@ from torchmetrics.functional.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from data.devices import exact_device
+from data.labels.parse import NO_LABEL
 
 _TOP = 5
 _NUM_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", section 5
@@ -51,7 +52,9 @@ class Scores:
     With one label: `loss` (cross entropy, nats), `accuracy`, `accuracy_top5` (top-K of fewer
     classes), `accuracy_balanced` (mean over the classes that occur), `calibration_error` (expected,
     over 15 bins of the confidence). Classes whose logits are equal rank by their number, as in
-    `argmax`: all logits equal count as class 0 alone.
+    `argmax`: all logits equal count as class 0 alone. A sample of no class, with the label
+    `NO_LABEL`, counts as wrong in the first two accuracies and nowhere else; the details have
+    `num_of_no_class` where there are some.
 
     With many: `loss` (binary cross entropy, nats, mean over the classes), `map` (average precision,
     mean over the classes with a positive), `map_micro` (of all decisions together). All scores are
@@ -82,7 +85,7 @@ class Scores:
 
         Args:
             logits: float (B, K).
-            labels: int64 (B,), or (B, K) of 0 and 1 with many labels.
+            labels: int64 (B,), `NO_LABEL` of no class; or (B, K) of 0 and 1 with many labels.
             weight: (B,); samples of weight 0 are left out.
         """
         logits, labels, weight = (part.to(self._device) for part in (logits, labels, weight))
@@ -110,22 +113,26 @@ class _ClassCounts(Metric):
     right: Tensor
     right_top5: Tensor
     support: Tensor
+    others: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         for name in ("right", "right_top5", "support"):
             zeros = torch.zeros(num_classes, dtype=torch.int64)
             self.add_state(name, zeros, dist_reduce_fx="sum")
+        self.add_state("others", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, ranked: Tensor, labels: Tensor) -> None:
+    def update(self, ranked: Tensor, labels: Tensor, num_others: Tensor) -> None:
         is_right = ranked[:, :_TOP] == labels[:, None]  # (B, 5)
         num_classes = len(self.support)
         self.right += labels[is_right[:, 0]].bincount(minlength=num_classes)
         self.right_top5 += labels[is_right.any(1)].bincount(minlength=num_classes)
         self.support += labels.bincount(minlength=num_classes)
+        self.others += num_others
 
-    def compute(self) -> tuple[list[int], list[int], list[int]]:
-        return self.right.tolist(), self.right_top5.tolist(), self.support.tolist()
+    def compute(self) -> tuple[list[int], list[int], list[int], int]:
+        others = int(self.others)
+        return self.right.tolist(), self.right_top5.tolist(), self.support.tolist(), others
 
 
 class _OneLabel(nn.Module):
@@ -140,12 +147,16 @@ class _OneLabel(nn.Module):
         )
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="none")
+        has_class = labels != NO_LABEL
+        return F.cross_entropy(logits[has_class], labels[has_class], reduction="none")
 
     def count(self, logits: Tensor, labels: Tensor) -> None:
+        has_class = labels != NO_LABEL
+        num_others = (~has_class).sum()
+        logits, labels = logits[has_class], labels[has_class]
         # stable: topk may name any of the equal logits of a zero-initialised head
         ranked = logits.sort(dim=1, descending=True, stable=True).indices  # (B, K)
-        self.counts.update(ranked, labels)
+        self.counts.update(ranked, labels, num_others)
         # torchmetrics takes a batch of logits that are all in 0..1 for probabilities
         self.calibration.update(logits.softmax(1), labels)
         if self.confusion is not None:
@@ -153,16 +164,19 @@ class _OneLabel(nn.Module):
                 self.confusion.update(ranked[:, 0], labels)
 
     def figures(self) -> Figures:
-        right, right_top5, support = self.counts.compute()
+        right, right_top5, support, num_others = self.counts.compute()
+        total = sum(support) + num_others
         by_class = [_ratio(r, n) for r, n in zip(right, support, strict=True)]
         occurring = [ratio for ratio in by_class if ratio is not None]
         scalars = {
-            "accuracy": _ratio(sum(right), sum(support), math.nan),
-            "accuracy_top5": _ratio(sum(right_top5), sum(support), math.nan),
+            "accuracy": _ratio(sum(right), total, math.nan),
+            "accuracy_top5": _ratio(sum(right_top5), total, math.nan),
             "accuracy_balanced": _ratio(math.fsum(occurring), len(occurring), math.nan),
             "calibration_error": float(self.calibration.compute()),
         }
         details: dict[str, Any] = {"accuracy_by_class": by_class, "support": support}
+        if num_others:
+            details["num_of_no_class"] = num_others
         if self.confusion is None:
             details["no_confusion"] = f"{len(support)} classes, over {_MAX_CONFUSION}"
         else:

@@ -19,7 +19,7 @@ from sklearn.metrics import (  # pyright: ignore[reportMissingTypeStubs]
 )
 from torch import Tensor
 
-from finetune.metrics import Figures, Scores
+from finetune.tuning.metrics import Figures, Scores
 from tests.launching import run_ranks
 
 NUM_CLASSES = 7
@@ -238,7 +238,9 @@ def main(arguments: list[str]) -> None:
 def test_the_number_of_ranks(tmp_path: Path) -> None:
     """Also where the ranks have unequal numbers, and one has none."""
     for world in CUTS:
-        run_ranks([str(tmp_path)], world, tmp_path / "logs", script="tests.finetune.test_metrics")
+        run_ranks(
+            [str(tmp_path)], world, tmp_path / "logs", script="tests.finetune.tuning.test_metrics"
+        )
     read = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert len(read) == 6
     exact = {"accuracy", "accuracy_top5", "accuracy_balanced"}
@@ -248,3 +250,14 @@ def test_the_number_of_ranks(tmp_path: Path) -> None:
         assert (one_details, many_details) == (alone_details, alone_many_details)
         assert one == pytest.approx(alone, rel=1e-6)
         assert many == pytest.approx(alone_many, rel=1e-9)
+
+
+def test_a_sample_of_no_class_is_wrong_and_counts_nowhere_else() -> None:
+    logits, labels = draw(False)
+    known = score(logits, labels)
+    more = score(torch.cat([logits, logits[:50]]), torch.cat([labels, torch.full((50,), -1)]))
+    ratio = NUM_SAMPLES / (NUM_SAMPLES + 50)
+    for name, value in known.scalars.items():
+        share = ratio if name in ("accuracy", "accuracy_top5") else 1
+        assert more.scalars[name] == pytest.approx(share * value), name
+    assert more.details == {**known.details, "num_of_no_class": 50}

@@ -1,0 +1,1 @@
+"""What fine-tuning runs share, whatever they tune: labelled splits, loss, validation, steps."""
