@@ -37,6 +37,8 @@ from pretrain.training.launch import start
 from pretrain.training.memory import Need
 from pretrain.training.parallel import cut
 from pretrain.training.trainer import Trainer
+from pretrain.vilt.config import LossConfig, TextConfig
+from pretrain.vilt.model import Canvas, Pieces, ViltModel
 
 pytestmark = [
     pytest.mark.gpu,
@@ -98,12 +100,23 @@ def classifier() -> Classifier:
     return Classifier(make_encoder(ENCODER, (32, 32)), names, HeadConfig(), mix=mix)
 
 
+def pairs(canvas: Canvas | None = None) -> ViltModel:
+    side = 32 if canvas is None else 16
+    pieces = Pieces(60, pad=0, mask=4, special=frozenset(range(5)))
+    loss = LossConfig(patches=0 if canvas else 1)
+    patches = CorruptionConfig(), TargetConfig()
+    encoder = make_encoder(ENCODER, (side, side))
+    return ViltModel(encoder, pieces, 12, TextConfig(dropout=0.1), loss, patches, canvas)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "paper": masked,
     "blocks": partial(masked, kind="block"),
     "coarse": partial(masked, kind="coarse"),
     "mask-free": partial(masked, sees_masked=False, ratio=0.75),
     "classifier": classifier,
+    "pairs": pairs,
+    "pairs of any aspect": partial(pairs, Canvas(32, 20)),
 }
 
 
@@ -118,6 +131,12 @@ def batches_of(number: int, size: int = 64, parts: int = 2) -> list[Batch]:
             "random_key": draw(0, 1 << 40, (size,)),
             "label": draw(0, 10, (size,)),
             "weight": torch.ones(size),
+            "tokens": draw(5, 60, (size, 12)),
+            "words": torch.arange(12).expand(size, 12) // 2,
+            "pair_tokens": draw(5, 60, (size, 12)),
+            "is_match": draw(0, 2, (size,)),
+            "num_cut": torch.zeros(size, dtype=torch.int64),
+            "grid": torch.stack([draw(1, 5, (size,)), draw(1, 9, (size,))], dim=1),
         }
         if torch.cuda.is_available():
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
@@ -160,7 +179,7 @@ def test_the_host_does_not_wait_in_steps(name: str, algorithm: str) -> None:
             take(number)
 
 
-@pytest.mark.parametrize("name", ["paper", "blocks", "mask-free"])
+@pytest.mark.parametrize("name", ["paper", "blocks", "mask-free", "pairs"])
 def test_steps_compile_once(name: str) -> None:
     take = stepper(MODELS[name](), RunConfig(precision="bf16", compile=True))
     for number in range(3):
