@@ -105,12 +105,11 @@ class Vocabulary:
         """
         file = _file_of(Path(path))
         name = f"{key}={printable(str(path))}"
+        require(file.is_file(), f"{name} is not there; give a tokenizer.json, or BERT's vocab.txt")
         try:
             text = file.read_bytes().decode("utf-8-sig")
         except OSError as error:
-            raise UserError(
-                f"{name}: {explain(error)}; give a tokenizer.json, or a vocab.txt of BERT"
-            ) from error
+            raise UserError(f"{name} cannot be read: {explain(error)}") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{name} is not in UTF-8; give a tokenizer.json") from error
         if file.suffix == ".txt":

@@ -4,6 +4,7 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
+from data.captions.check import check_captions
 from data.captions.config import CaptionConfig
 from data.captions.samples import CaptionedSamples
 from data.captions.vocabulary import Vocabulary
@@ -58,14 +59,20 @@ def make_samples(
         seed: The run's seed.
         channels: Of the images.
         crop_area: Given for training alone.
+
+    Raises:
+        UserError: The validation images have no captions.
     """
+    is_training = crop_area is not ...
+    if not is_training:  # run.py looks at those of training before it learns a vocabulary
+        check_captions(manifest, config.data, config.data.val_key)
     return CaptionedSamples(
         manifest,
         size,
         seed=seed,
         vocabulary=vocabulary,
         config=config.data,
-        is_training=crop_area is not ...,
+        is_training=is_training,
         channels=channels,
         patch_size=patch_size(encoder)[0],
     )

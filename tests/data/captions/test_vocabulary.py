@@ -191,9 +191,11 @@ def test_dropout_of_pieces_is_switched_off(tmp_path: Path) -> None:
     assert len({vocabulary.encode("squares", 20).tokens.tobytes() for _ in range(20)}) == 1
 
 
-def test_a_vocabulary_that_is_not_there() -> None:
-    with pytest.raises(UserError, match=r"data\.vocabulary=none\.json: .*give a tokenizer\.json"):
-        Vocabulary.load("none.json")
+def test_a_vocabulary_that_is_not_there(tmp_path: Path) -> None:
+    message = r"data\.vocabulary=.* is not there; give a tokenizer\.json, or BERT's vocab\.txt"
+    for path in (tmp_path / "none.json", tmp_path):  # a folder may hold one
+        with pytest.raises(UserError, match=message):
+            Vocabulary.load(path)
 
 
 @pytest.mark.parametrize(

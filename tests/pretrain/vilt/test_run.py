@@ -164,3 +164,13 @@ def test_another_vocabulary_is_refused(tmp_path: Path, one: Path, arguments: lis
         pretrain.vilt.run.main([*others, given, f"run.dir={one}"])
     with pytest.raises(UserError, match=r"is not the vocabulary of encoder\.init="):
         pretrain.vilt.run.main([*others, given, f"encoder.init={one}", f"run.dir={tmp_path}/next"])
+
+
+@pytest.mark.parametrize("key", ["data.shards", "data.val_shards"])
+def test_images_without_captions_are_refused_before_anything_is_written(
+    tmp_path: Path, arguments: list[str], shards: Path, key: str
+) -> None:
+    others = [argument for argument in arguments if not argument.startswith(f"{key}=")]
+    with pytest.raises(UserError, match=rf"{key}: no \.txt in the first 8 samples, but "):
+        pretrain.vilt.run.main([*others, f"{key}={shards}/val-0.tar", f"run.dir={tmp_path}/run"])
+    assert not (tmp_path / "run").exists()
