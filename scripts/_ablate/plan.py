@@ -55,6 +55,7 @@ MEASURES = {
         "finetune/probe.py", "finetune.config:LinearConfig", "probe.dir", "probe.features"
     ),
     "finetune": Script("finetune/run.py", "finetune.config:FinetuneConfig"),
+    "classify": Script("finetune/vilt/classify.py", "finetune.vilt.config:ViltFinetuneConfig"),
 }
 
 

@@ -14,6 +14,7 @@ from scripts._ablate.plan import Plan, arguments_of, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["learn", "learn_rates", "masks", "patch_size", "pooling", "positions", "ratio", "targets"]
+NAMES += ["vilt"]
 MINE: dict[str, Any] = {
     "config": "configs/pretrain/cifar10.yaml",
     "measures": {"fewshot": {"set": {"data.train": "a.tar", "data.val": "b.tar"}}},
