@@ -7,6 +7,7 @@ readable on light and on dark.
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -184,7 +185,8 @@ def sheet(pictures: Tensor, rows: Sequence[str], columns: Sequence[str]) -> "Fig
     figure, axes = _canvas(_mosaic(_in_rows(tiles, len(columns)), gap))
     _hide(axes)
     axes.set_xticks(_middles(len(columns), width, gap), columns)
-    axes.set_yticks(_middles(len(rows), height, gap), rows)
+    plain = [name.replace("$", r"\$") for name in rows]  # no formulas
+    axes.set_yticks(_middles(len(rows), height, gap), plain)
     axes.xaxis.tick_top()
     return figure
 
@@ -277,7 +279,8 @@ def render(
 
     settings: dict[Any, Any] = {"svg.hashsalt": "figure", "font.size": 10.5, **look}
     settings.update(dict.fromkeys(_INKED, ink))
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # names in a script that its font lacks
         content = BytesIO()
         dates = ("Date", "Creator", "Format", "Type") if suffix == "svg" else ("Software",)
         nothing = dict.fromkeys(dates)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from data.batch import Request
+from data.batch import Batch, Request
 from data.samples import Samples
 from pretrain.config import PretrainConfig
 from pretrain.encoder import EncoderConfig, make_encoder
@@ -108,16 +108,21 @@ def pick(samples: Samples, num_images: int) -> tuple[Tensor, Tensor]:
     Returns:
         uint8 (B, C, H, W), and their keys in epoch 0, int64 (B,).
     """
-    total = samples.manifest.num_samples
-    num = min(num_images, total)
-    places = [number * total // num for number in range(num)]
-    parts = [samples[Request(0, place, place + 1)].tensors for place in places]
-    usable = [part for part in parts if part["weight"].item() > 0]
+    usable = [batch.tensors for batch in pick_batches(samples, num_images)]
     if not usable:
         none = torch.empty(0, samples.channels, *samples.size, dtype=torch.uint8)
         return none, torch.empty(0).long()
     images, keys = (torch.cat([part[name] for part in usable]) for name in ("image", "random_key"))
     return images, keys
+
+
+def pick_batches(samples: Samples, num_images: int) -> list[Batch]:
+    """Take the samples of `pick`, each as a batch of its own with all that it has."""
+    total = samples.manifest.num_samples
+    num = min(num_images, total)
+    places = (number * total // num for number in range(num))
+    batches = (samples[Request(0, place, place + 1)] for place in places)
+    return [batch for batch in batches if batch.places]
 
 
 @torch.no_grad()

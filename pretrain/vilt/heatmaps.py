@@ -14,11 +14,13 @@ from pretrain.encoder.facts import grid_size
 from pretrain.pictures import attention
 from pretrain.pictures.attention import evaluating, watched
 from pretrain.pictures.draw import rgb
-from pretrain.vilt.model import ImageTokens, ViltModel
+from pretrain.vilt.model import ViltModel
+from pretrain.vilt.pairs import ImageTokens
 
 _HEAT = (214, 39, 40)  # red
 _MOST = 0.75  # of the heat's colour, over the image
 _FADED = 0.5  # of the image's own contrast
+_PEAK = 3  # times its mean: a map that rises no higher is not shown as if it did
 
 
 class WordMaps(NamedTuple):
@@ -103,7 +105,7 @@ def _of_image(
 def paint(image: Tensor, maps: Tensor, patch: tuple[int, int]) -> Tensor:
     """Lay maps over their image, the hotter the redder, each up to its own highest value.
 
-    The image itself is faded, so that its own red is no heat.
+    An even map is pale. The image itself is faded, so that its own red is no heat.
 
     Args:
         image: uint8 (C, H, W); what lies beside the maps' patches is cut off.
@@ -113,7 +115,8 @@ def paint(image: Tensor, maps: Tensor, patch: tuple[int, int]) -> Tensor:
     Returns:
         uint8 (W, 3, H, W).
     """
-    heat = maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-30)
+    highest, mean = maps.amax((1, 2), keepdim=True), maps.mean((1, 2), keepdim=True)
+    heat = maps / torch.maximum(highest, _PEAK * mean).clamp(min=1e-30)
     heat = heat.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
     below = rgb(image[None, :, : heat.shape[1], : heat.shape[2]].float())
     below = below.lerp(torch.tensor(255.0), _FADED)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
 
-from scripts._report.figures import Kind, Line, Plot
+from pretrain.records.kinds import Kind
+from scripts._report.figures import Line, LineKind, Plot
 from scripts._report.findings import Record, last_with
 from scripts._report.history import Run
+from scripts._report.pairs.charts import CHARTS, CUT, of_patches
 
 _SMOOTHING = (10, 50)  # a mean over a tenth of the records, 50 at most
 _KINDS = (("mask", "blue", "o"), ("random", "orange", "s"), ("kept", "green", "^"))
@@ -21,10 +23,16 @@ def plots_of(run: Run) -> list[Plot]:
 
 
 def _wanted(run: Run) -> Iterator[Plot]:
-    if not run.is_pretraining:
+    if run.is_tuned:
         yield from _FINETUNING
         return
-    yield from _OF_CLASSES if run.has_classes else (_OF_PIXELS,)
+    of_target = _OF_CLASSES if run.has_classes else (_OF_PIXELS,)
+    if run.kind is Kind.IMAGE_TEXT:
+        yield from (*CHARTS, *map(of_patches, of_target), _FROZEN)
+        if any(record.get("train/cut_ratio") for record in run.records):
+            yield CUT
+        return
+    yield from of_target
     if any(last_with(run.records, f"train/loss_{kind}") for kind in ("random", "kept")):
         yield _loss_by_kind(run.unit)  # where all are masked it would be the loss again
     yield _FROZEN
@@ -93,7 +101,7 @@ def smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 # ---------------------------------------------------------------- the charts
 
 
-def _line(key: str, label: str, colour: str, kind: Kind, marker: str = "o") -> Line:
+def _line(key: str, label: str, colour: str, kind: LineKind, marker: str = "o") -> Line:
     return Line(label, colour, kind, marker=marker, key=key)
 
 

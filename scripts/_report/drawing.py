@@ -50,7 +50,7 @@ def as_element(make: Make, alt: str) -> str:
     if len(svg) < _SMALL:
         return svg
     png = render(make, "png", dpi=_DPI, look={"grid.color": GREY})
-    return min(svg, as_image(_on_palette(png), alt), key=len)
+    return min(svg, as_image(on_palette(png), alt), key=len)
 
 
 def as_file(make: Make, suffix: Suffix) -> bytes:
@@ -94,8 +94,8 @@ def _embeddable(content: bytes, alt: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
 
 
-def _on_palette(png: bytes) -> bytes:
-    """Write a picture with 256 colours, its clear ground kept."""
+def on_palette(png: bytes) -> bytes:
+    """Write a PNG with 256 colours, its clear ground kept."""
     content = BytesIO()
     picture = Image.open(BytesIO(png)).quantize(256, Image.Quantize.FASTOCTREE)
     picture.save(content, "PNG", optimize=True)

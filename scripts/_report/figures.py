@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["raw", "line", "joined", "points", "dashed", "dotted", "smooth", "steps"]
+LineKind = Literal["raw", "line", "joined", "points", "dashed", "dotted", "smooth", "steps"]
 Suffix = Literal["png", "svg"]
 SUFFIXES: tuple[Suffix, ...] = ("png", "svg")
 
@@ -40,7 +40,7 @@ class Line:
 
     label: str
     colour: str
-    kind: Kind
+    kind: LineKind
     points: tuple[tuple[float, float], ...] = ()
     marker: str = "o"
     spread: tuple[float, ...] = ()

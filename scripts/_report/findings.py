@@ -5,6 +5,7 @@ import statistics
 from typing import NamedTuple
 
 from data.text import duration, percent
+from scripts._report.pairs.findings import of_pairs
 
 Record = dict[str, float]
 
@@ -66,6 +67,8 @@ def learning(records: list[Record]) -> list[str]:
         return [*texts, *_with_distance(figures)]
     if "loss_neighbour" in figures:
         return [_against_mean(name, figures), *_with_distance(figures)]
+    if of_these := list(of_pairs(name, figures)):
+        return of_these
     scores = ", ".join(
         f"{label} {percent(figures[key])}" for key, label in _SCORES.items() if key in figures
     )

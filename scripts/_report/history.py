@@ -14,12 +14,15 @@ from data.disks import one_line
 from data.settings import UserError, require
 from finetune.backbone import load_as_saved
 from finetune.config import FinetuneConfig
+from finetune.vilt.config import ViltFinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import keys
 from pretrain.encoder.facts import image_data
 from pretrain.records.checkpoint import newest_intact
+from pretrain.records.kinds import Kind, kind_of
 from pretrain.records.logs import read_records
+from pretrain.vilt.config import ViltConfig
 from scripts._report.findings import Record, last_measured, percent
 
 Content = TypeVar("Content")
@@ -27,7 +30,18 @@ Content = TypeVar("Content")
 _NEEDED = ("metrics.jsonl", "config.yaml")
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "position", "position_at", "stem")
 _OF_PIXELS = ("pixels", "normalised_pixels")  # kinds of target that are values, not classes
-_RESULTS = {"accuracy": "accuracy", "map": "mean average precision"}
+_RESULTS = {
+    "accuracy": "accuracy",
+    "map": "mean average precision",
+    "accuracy_matching": "pairs told rightly",
+    "accuracy_words": "hidden words right",
+}
+_CONFIGS: dict[Kind | None, Any] = {
+    Kind.PRETRAINING: PretrainConfig,
+    Kind.IMAGE_TEXT: ViltConfig,
+    Kind.FINE_TUNING: FinetuneConfig,
+    Kind.IMAGE_TEXT_TUNING: ViltFinetuneConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -54,9 +68,16 @@ class Run:
         return self.folder.resolve().name
 
     @property
-    def is_pretraining(self) -> bool:
-        """Whether pretrain/run.py wrote it, and not finetune/run.py."""
-        return "target.kind" in self.config
+    def kind(self) -> Kind:
+        """What kind of run it is."""
+        kind = kind_of({key.split(".")[0] for key in self.config})
+        assert kind is not None  # read_run refuses others
+        return kind
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it is of labelled images, with or without sentences, and not pretraining."""
+        return self.kind in (Kind.FINE_TUNING, Kind.IMAGE_TEXT_TUNING)
 
     @property
     def has_classes(self) -> bool:
@@ -66,12 +87,14 @@ class Run:
     @property
     def task(self) -> str:
         """The task of each patch: losses are comparable within it."""
-        if not self.is_pretraining:
+        if self.is_tuned:
             return "classes"
+        if self.kind is Kind.IMAGE_TEXT:
+            return f"objectives {', '.join(weights(self.config))}"
         kind, grid = self.config["target.kind"], self.config["target.grid"]
         sizes = [f"{self.config['target.bits']} bits"] if self.has_classes else []
         cells = [f"{grid} x {grid}"] if kind == "colour_grid" else []
-        return ", ".join([kind, *cells, *sizes])
+        return ", ".join([f"target {kind}", *cells, *sizes])
 
     @property
     def batch_size(self) -> int:
@@ -81,6 +104,8 @@ class Run:
     @property
     def unit(self) -> str:
         """Of the loss."""
+        if self.kind is Kind.IMAGE_TEXT:
+            return "weighted sum"
         return "nats" if self.has_classes else "mean squared error"
 
 
@@ -136,13 +161,15 @@ def _with_nan(record: dict[str, float | None]) -> Record:
 def _read_config(folder: Path) -> dict[str, Any]:
     """Return the dotted keys of config.yaml; a run that is older than some has their defaults."""
     groups = read_yaml(str(folder / "config.yaml"))
+    kind = kind_of(groups)
     require(
-        "alternative" not in groups,
+        kind is not Kind.ALTERNATIVE,
         f"RUN={folder} was trained by another project's objective, of which there is no report; "
         "its losses are in its metrics.jsonl",
     )
-    config = PretrainConfig if "corruption" in groups else FinetuneConfig
-    return {key.name: key.default for key in keys(config)} | dict(_flat(groups))
+    if kind not in _CONFIGS:
+        raise UserError(f"RUN={folder} has a config.yaml that no run has written; name a run")
+    return {key.name: key.default for key in keys(_CONFIGS[kind])} | dict(_flat(groups))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,14 +217,24 @@ def describe(run: Run) -> dict[str, str]:
 
 
 def _kind(run: Run) -> str:
-    if not run.is_pretraining:
-        return "fine-tuning"
     config = run.config
+    if run.is_tuned:
+        of_pairs = " on images and sentences" * (run.kind is Kind.IMAGE_TEXT_TUNING)
+        return f"fine-tuning{of_pairs}"
+    if run.kind is Kind.IMAGE_TEXT:
+        return f"image-text pretraining (ViLT); weights: {', '.join(weights(config))}"
     sight = "" if config["encoder.sees_masked"] else "; masked patches do not enter the encoder"
     return (
         f"masked patch pretraining; target {config['target.kind']}, {config['corruption.kind']} "
         f"masks on {config['corruption.ratio'] * 100:.0f} % of the patches{sight}"
     )
+
+
+def weights(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the objectives of an image-text run with their weights, without those of weight 0."""
+    for key, value in config.items():
+        if key.startswith("loss.") and value:
+            yield f"{key.removeprefix('loss.')} {value:g}"
 
 
 def _encoder(run: Run) -> str:
@@ -222,7 +259,7 @@ def _origin(run: Run) -> list[str]:
 
 
 def _data(run: Run) -> str:
-    names = ("shards", "val_shards") if run.is_pretraining else ("train", "val")
+    names = ("train", "val") if run.is_tuned else ("shards", "val_shards")
     train, val = (run.config[f"data.{name}"] for name in names)
     ratio = run.config["data.val_ratio"]
     aside = f"{percent(ratio)} of them (data.val_ratio)" if ratio else "none"

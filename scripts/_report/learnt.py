@@ -13,10 +13,12 @@ from data.text import count
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.pictures import attention, draw, weights
 from pretrain.pictures.neighbours import nearest_images
+from pretrain.vilt.pairs import PairEncoder
 from scripts._report.drawing import drawn
 from scripts._report.figures import Figure, Section
 
 Take = Callable[[int], tuple[Tensor, Tensor]]
+_Model = MaskedPatchModel | PairEncoder
 _Part = Figure | str  # or why there is none
 
 _FOR_DISTANCE, _FOR_ROLLOUT, _FOR_NEIGHBOURS = 128, 6, 256  # images
@@ -28,7 +30,7 @@ _DISTANCE = "Mean attention distance"
 _ROLLOUT = "Attention rollout"
 
 
-def learnt(model: MaskedPatchModel, untrained: VisionTransformer, take: Take | None) -> Section:
+def learnt(model: _Model, untrained: VisionTransformer, take: Take | None) -> Section:
     """Draw what an encoder has learnt; notes say what cannot be drawn.
 
     Args:
@@ -119,7 +121,7 @@ def _neighbours(
     return replace(figure, is_wide=True)
 
 
-def _attention(model: MaskedPatchModel, take: Take | None) -> Iterator[_Part]:
+def _attention(model: _Model, take: Take | None) -> Iterator[_Part]:
     if take is None:
         yield f"{_DISTANCE} and {_ROLLOUT.lower()}: none without images."
         return
@@ -135,7 +137,7 @@ def _attention(model: MaskedPatchModel, take: Take | None) -> Iterator[_Part]:
             yield f"{title}: none: {error}."
 
 
-def _distance(model: MaskedPatchModel, images: Tensor) -> _Part:
+def _distance(model: _Model, images: Tensor) -> _Part:
     values = attention.distances(model.encoder, model.normalise(images))  # (L, heads)
     first, last = values[0].mean(), values[-1].mean()
     return drawn(
@@ -150,7 +152,7 @@ def _distance(model: MaskedPatchModel, images: Tensor) -> _Part:
     )
 
 
-def _rollout(model: MaskedPatchModel, images: Tensor) -> _Part:
+def _rollout(model: _Model, images: Tensor) -> _Part:
     chosen = images[:: max(1, len(images) // _FOR_ROLLOUT)][:_FOR_ROLLOUT]
     masks = attention.rollout(model.encoder, model.normalise(chosen))
     return drawn(

@@ -29,6 +29,15 @@ _FIGURES = {
     "accuracy_majority": "Baseline: most frequent class",
     "accuracy_top5": "Accuracy, top 5",
     "accuracy_balanced": "Accuracy, mean over classes",
+    "loss_matching": "Loss, does the caption belong to the image (nats)",
+    "accuracy_matching": "Accuracy, does the caption belong to the image",
+    "accuracy_matching_majority": "Baseline: the same answer to all pairs",
+    "loss_words": "Loss, hidden word pieces (nats)",
+    "accuracy_words": "Accuracy, hidden word pieces",
+    "accuracy_words_majority": "Baseline: most frequent word piece",
+    "accuracy_words_blank": "Baseline: the same model with blank images",
+    "loss_alignment": "Word-patch alignment: cost of own pairs less that of others",
+    "cut_ratio": "Word pieces that data.max_tokens cuts off",
     "map": "Mean average precision",
     "map_micro": "Average precision of all decisions",
 }
@@ -40,9 +49,9 @@ def sections(run: Run, num_images: int) -> Iterator[Section]:
     yield _curves(run)
     yield by_distance(run)
     yield _last_figures(run)
-    if run.is_pretraining and num_images:
+    if num_images and not run.is_tuned:
         yield from pictures(run, num_images)
-    elif run.is_pretraining:
+    elif not run.is_tuned:
         yield Section("Pictures", notes=("They are drawn once the run has ended.",))
     yield few_shot(run.folder)
     yield fine_tuning(run.folder)
@@ -83,9 +92,10 @@ def _last_figures(run: Run) -> Section:
 
 def figure_rows(unit: str, columns: list[findings.Record]) -> list[list[str]]:
     """Return a row for each figure that a column has; `unit` is the loss's."""
+    of_patches = {f"{key}_patches": f"Patches: {label}" for key, label in _FIGURES.items()}
     return [
         [label.format(unit=unit), *(_value(key, figures) for figures in columns)]
-        for key, label in _FIGURES.items()
+        for key, label in (_FIGURES | of_patches).items()
         if any(key in figures for figures in columns)
     ]
 
@@ -93,5 +103,5 @@ def figure_rows(unit: str, columns: list[findings.Record]) -> list[list[str]]:
 def _value(key: str, figures: findings.Record) -> str:
     if key not in figures:
         return ""
-    is_fraction = key.startswith(("accuracy", "map"))
+    is_fraction = key.startswith(("accuracy", "map", "cut_ratio"))
     return percent(figures[key]) if is_fraction else f"{figures[key]:#.4g}"

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from scripts._report.charts import points_of, smooth
 from scripts._report.distances import ACROSS
-from scripts._report.figures import PALETTE, Kind, Line, Plot
+from scripts._report.figures import PALETTE, Line, LineKind, Plot
 from scripts._report.findings import common_distances, newest
 from scripts._report.history import Run
 
 _COLOURS = tuple(PALETTE)
 _MARKERS = ("o", "s", "^", "D", "v", "X")
-_STROKES: tuple[Kind, ...] = (
+_STROKES: tuple[LineKind, ...] = (
     "line",
     "dashed",
     "dotted",
@@ -50,6 +50,22 @@ _MEASURES = {  # a key of the records -> its chart's title, axis and reading
         "accuracy (%)",
         "Higher is better. The task itself, on training batches.",
     ),
+    "val/accuracy_matching": (
+        "Does the caption belong to the image?",
+        "accuracy (%)",
+        "Higher is better; 50 % is guessing. On pairs not trained on, half of them swapped.",
+    ),
+    "val/accuracy_words": (
+        "Hidden words",
+        "accuracy (%)",
+        "Higher is better. On captions not trained on, with their images.",
+    ),
+    "val/accuracy_words_blank": (
+        "Hidden words, without the image",
+        "accuracy (%)",
+        "What the text alone gives away: the same words with blank images. The distance of a run's "
+        "curve above from this one is what it reads off the image.",
+    ),
     "val/map": (
         "Mean average precision",
         "mean average precision (%)",
@@ -82,8 +98,8 @@ def overlays(named: dict[str, Run]) -> tuple[list[Plot], str]:
     """
     is_by_step = len({run.batch_size for run in named.values()}) == 1
     looks = {name: _look(name, number) for number, name in enumerate(named)}
-    is_pretraining = all(run.is_pretraining for run in named.values())
-    measures = _MEASURES if is_pretraining else _FINE_TUNED | _MEASURES
+    is_tuned = any(run.is_tuned for run in named.values())
+    measures = _FINE_TUNED | _MEASURES if is_tuned else _MEASURES
     plots = [
         _plot(key, suffix, group, looks, is_by_step=is_by_step)
         for key in measures
@@ -108,7 +124,7 @@ def _groups(key: str, named: dict[str, Run]) -> Iterator[tuple[str, dict[str, Ru
         yield "", named
         return
     for task in dict.fromkeys(tasks.values()):
-        yield f", target {task}", {name: run for name, run in named.items() if tasks[name] == task}
+        yield f", {task}", {name: run for name, run in named.items() if tasks[name] == task}
 
 
 def _plot(

@@ -1,6 +1,6 @@
 """Pieces of HTML. All texts are escaped here; only bodies and pictures are taken as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from scripts._report.figures import Figure, Line, Plot, Section
@@ -67,6 +67,38 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, is_text: bool
     look = ' class="texts"' if is_text else ""
     whole = f"<table{look}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll" tabindex="0">{whole}</div>'
+
+
+def lead(*texts: str) -> str:
+    """Say, above pictures, how to read them."""
+    return "".join(f"<p>{escape(text)}</p>" for text in texts)
+
+
+def quote(text: str) -> str:
+    """Set a text apart as somebody else's words."""
+    return f"<blockquote>{escape(text)}</blockquote>"
+
+
+def card(title: str, picture: str, body: str) -> str:
+    """Put a picture in a box, under its name and above what is said of it."""
+    return f'<article class="panel"><h3>{escape(title)}</h3>{picture}{body}</article>'
+
+
+def cards(boxes: Sequence[str]) -> str:
+    """Set boxes side by side."""
+    return f'<div class="grid charts">{"".join(boxes)}</div>'
+
+
+def pictures_table(header: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """Write a table of pictures, which are taken as they are; the names of rows come first."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{picture}</td>" for picture in pictures)
+        + "</tr>"
+        for name, pictures in rows.items()
+    )
+    return f'<table class="pictures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 # ---------------------------------------------------------------- legends

@@ -35,17 +35,13 @@ def check(runs: list[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
         require(
-            run.is_pretraining == first.is_pretraining,
-            f"RUN={first.folder} is {_kind(first)} and RUN={run.folder} is {_kind(run)}, which "
-            "have no measures in common; write a report of each kind",
+            run.kind is first.kind,
+            f"RUN={first.folder} is {first.kind.value} run and RUN={run.folder} is "
+            f"{run.kind.value} run, which have no measures in common; write a report of each kind",
         )
     paths = [run.folder.resolve() for run in runs]
     for number, path in enumerate(paths):
         require(path not in paths[:number], f"RUN={path} is named twice; name each run once")
-
-
-def _kind(run: Run) -> str:
-    return "pretraining" if run.is_pretraining else "fine-tuning"
 
 
 def names_of(runs: list[Run]) -> list[str]:
@@ -73,7 +69,7 @@ def sections(runs: list[Run], num_images: int) -> Iterator[Section]:
     plots, note = overlays(named)
     yield Section("Over each other", figures=tuple(map(chart, plots)), notes=(note,))
     for name, run in named.items():
-        if run.is_pretraining:
+        if not run.is_tuned:
             yield from (_of_run(name, section) for section in pictures(run, num_images))
 
 

@@ -305,7 +305,10 @@ def test_a_folder_without_records_is_refused(tmp_path: Path):
     [
         (("mine",), "--output is missing; name the file for the report of 2 runs"),
         (("mine", "mine", "--output", "x.html"), "mine is named twice; name each run once"),
-        (("tuned", "--output", "x.html"), "tuned is fine-tuning, which have no measures in common"),
+        (
+            ("tuned", "--output", "x.html"),
+            "tuned is a fine-tuning run, which have no measures in common",
+        ),
         (("--figures", "train.tar"), "--figures=train.tar cannot be written: File exists; "),
         (("--images", 0), "argument --images: 0 is no whole number above 0"),
         (("--output", "no/folder/x.html"), "x.html cannot be written: No such file or directory"),

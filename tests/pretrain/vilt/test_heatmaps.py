@@ -8,48 +8,17 @@ from torch import Tensor
 
 from data.captions.vocabulary import Vocabulary
 from data.settings import UserError
-from pretrain.encoder import EncoderConfig, make_encoder
-from pretrain.vilt.config import LossConfig, TextConfig
 from pretrain.vilt.heatmaps import WordMaps, paint, word_maps
 from pretrain.vilt.images import choose_patches, tokens_of_any_aspect
-from pretrain.vilt.model import Canvas, ImageTokens, Pieces, ViltModel
+from pretrain.vilt.model import ViltModel
+from pretrain.vilt.pairs import ImageTokens
 from pretrain.vilt.transport import find_plan
-
-PATCH, LENGTH = 4, 12
-CAPTIONS = ["a redish block", "blue, blue: the qqq!", "red"]
-KNOWN = ["a red fish", "the blue block: red!", "a wish, the block"] * 3
-GRIDS = [[2, 5], [5, 2], [3, 3]]  # of images of their own aspect, on a canvas of 5 x 5
+from tests.pairs import GRIDS, LENGTH, make_batch, make_model, make_vocabulary
 
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
-    """Learn words: `redish` is none of them, but of their pieces, and the q is unknown."""
-    return Vocabulary.learn(KNOWN, 100)
-
-
-def make(vocabulary: Vocabulary, *, has_aspect: bool) -> ViltModel:
-    torch.manual_seed(0)
-    encoder = make_encoder(EncoderConfig("vit_tiny_patch16_224", "none", PATCH, 24, 2, 3), (12, 20))
-    pieces = Pieces(vocabulary.size, vocabulary.pad, vocabulary.mask, frozenset(vocabulary.special))
-    canvas = Canvas(20, 4) if has_aspect else None
-    model = ViltModel(encoder, pieces, LENGTH, TextConfig(), LossConfig(), canvas=canvas)
-    for parameter in model.parameters():
-        parameter.data *= 4  # attention that is far from even
-    return model
-
-
-def make_batch(vocabulary: Vocabulary, *, has_aspect: bool) -> dict[str, Tensor]:
-    texts = [vocabulary.encode(caption, LENGTH) for caption in CAPTIONS]
-    generator = torch.Generator().manual_seed(1)
-    size = (20, 20) if has_aspect else (12, 20)
-    images = torch.randint(0, 256, (3, 3, *size), generator=generator, dtype=torch.uint8)
-    batch = {
-        "image": images,
-        "tokens": torch.stack([torch.from_numpy(text.tokens) for text in texts]),
-        "words": torch.stack([torch.from_numpy(text.words) for text in texts]),
-    }
-    more = {"grid": torch.tensor(GRIDS), "random_key": torch.arange(3)}
-    return batch | more if has_aspect else batch
+    return make_vocabulary()
 
 
 def tokens_of_one(model: ViltModel, batch: dict[str, Tensor], number: int) -> Tensor:
@@ -103,7 +72,7 @@ def slow(model: ViltModel, batch: dict[str, Tensor], number: int) -> list[tuple[
 def mapped(
     request: pytest.FixtureRequest, vocabulary: Vocabulary
 ) -> tuple[ViltModel, dict[str, Tensor], list[WordMaps]]:
-    model = make(vocabulary, has_aspect=request.param)
+    model = make_model(vocabulary, has_aspect=request.param)
     batch = make_batch(vocabulary, has_aspect=request.param)
     model.train()  # where images of their own aspect would lose patches
     maps = word_maps(model, vocabulary, batch)
@@ -150,7 +119,7 @@ def test_the_row_is_the_words_own(
 
 
 def test_other_attention_is_refused(vocabulary: Vocabulary) -> None:
-    model = make(vocabulary, has_aspect=False)
+    model = make_model(vocabulary, has_aspect=False)
     cast(Any, model.encoder.blocks[1]).attn = torch.nn.Identity()
     with pytest.raises(UserError, match="whose maps are not known here"):
         word_maps(model, vocabulary, make_batch(vocabulary, has_aspect=False))
@@ -169,6 +138,13 @@ def test_heat_is_painted_on_its_patch_alone() -> None:
     assert (red[0][hot] > 100).all()
     assert (red[0][~hot] == 0).all()
     assert red[1, 0, 0] > red[1, 8, 7] > 0
+
+
+def test_an_even_map_is_pale() -> None:
+    image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    even, peaked = paint(image, torch.stack([torch.ones(2, 2), torch.eye(2).square()]), (2, 2))
+    red = [int(picture[0, 0, 0]) - int(picture[1, 0, 0]) for picture in (even, peaked)]
+    assert 0 < red[0] < red[1] * 0.7
 
 
 def test_a_grey_image_has_red_heat_too() -> None:
