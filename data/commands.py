@@ -31,6 +31,7 @@ COMMANDS = {  # of `mpp`: the entry point that each starts
     "fewshot": "finetune/fewshot.py",
     "finetune": "finetune/run.py",
     "vilt-classify": "finetune/vilt/classify.py",
+    "vilt-retrieve": "finetune/vilt/retrieve.py",
     "predict": "scripts/predict.py",
     "embed": "scripts/embed.py",
     "export": "scripts/export.py",

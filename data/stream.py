@@ -128,11 +128,21 @@ class TrainingStream:
                 yield Request(epoch, begin, begin + self.share.micro_batch_size)
 
 
-def evaluation_batches(samples: Samples, share: Share, workers: int) -> Iterator[Batch]:
-    """Return this rank's batches of one pass in listed order; as many for each rank."""
+def evaluation_batches(
+    samples: Samples, share: Share, workers: int, number: int | None = None
+) -> Iterator[Batch]:
+    """Return this rank's batches of one pass in listed order; as many for each rank.
+
+    Args:
+        samples: What the requests are answered from.
+        share: This rank's part.
+        workers: Loader processes.
+        number: No more batches than hold the first so many samples; None: all.
+    """
     size = share.micro_batch_size
     stride = size * share.world_size
-    starts = range(share.rank * size, -(-samples.manifest.num_samples // stride) * stride, stride)
+    number = samples.manifest.num_samples if number is None else number
+    starts = range(share.rank * size, -(-number // stride) * stride, stride)
     return _batches(samples, [Request(0, start, start + size) for start in starts], workers)
 
 

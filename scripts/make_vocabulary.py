@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
 
     config = CaptionedDataConfig(caption_key=options.caption_key, vocabulary_size=options.size)
     manifest = open_manifest(options.shards, "SHARDS", config.storage)
-    check_captions(manifest, config, "SHARDS")
+    check_captions(manifest, config, "SHARDS", "--caption-key")
     captions = read_some(manifest, config.caption_key, "SHARDS", options.captions)
     vocabulary = Vocabulary.learn(captions, config.vocabulary_size)
     vocabulary.save(options.out)

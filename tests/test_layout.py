@@ -47,7 +47,7 @@ SCRIPTS = {f"scripts.{path.stem}" for path in (ROOT / "scripts").glob("*.py")}
 ENTRY_POINTS = {
     *("pretrain.run", "pretrain.vilt.run"),
     *("finetune.run", "finetune.fewshot", "finetune.probe"),
-    "finetune.vilt.classify",
+    *("finetune.vilt.classify", "finetune.vilt.retrieve"),
     *SCRIPTS,
 }
 DOORS = ("__main__.py", "api.py")

@@ -31,7 +31,9 @@ class _Look(NamedTuple):
         return not {TEXT_EXTENSION, JSON_EXTENSION}.isdisjoint(self.extensions)
 
 
-def check_captions(manifest: Manifest, config: CaptionConfig, key: str) -> None:
+def check_captions(
+    manifest: Manifest, config: CaptionConfig, key: str, option: str = "data.caption_key"
+) -> None:
     """Refuse images without captions, by a look at the first samples of some shards.
 
     What a single sample lacks, the ledger of bad samples will say.
@@ -40,6 +42,7 @@ def check_captions(manifest: Manifest, config: CaptionConfig, key: str) -> None:
         manifest: The indexed shards.
         config: Says where the captions are.
         key: The configuration key that names the shards, for messages.
+        option: What names the key of KEY.json, likewise.
 
     Raises:
         UserError: There is no caption in any of them; most have several images; or it is a folder
@@ -50,12 +53,12 @@ def check_captions(manifest: Manifest, config: CaptionConfig, key: str) -> None:
     extension = caption_extension(config.caption_key)
     with_member = [look for look in looks if extension in look.extensions]
     if not with_member:
-        require(False, f"{key}: {_without_member(looks, config.caption_key)}")
+        require(False, f"{key}: {_without_member(looks, config.caption_key, option)}")
     if config.caption_key is not None:
         names = list(dict.fromkeys(name for look in with_member for name in look.json_keys))
         require(
             config.caption_key in names,
-            f"data.caption_key={printable(config.caption_key)} is no key of the .json of "
+            f"{option}={printable(config.caption_key)} is no key of the .json of "
             f"{with_member[0].name}, which has {name_some(names, 12) or 'none'}; name the one with "
             "the captions",
         )
@@ -95,23 +98,23 @@ def _json_keys(reader: ShardReader, shard: int, sample: int) -> list[str]:
         return []
 
 
-def _without_member(looks: list[_Look], caption_key: str | None) -> str:
+def _without_member(looks: list[_Look], caption_key: str | None, option: str) -> str:
     """Say what the samples have in place of the member with captions, and what helps."""
     extension = caption_extension(caption_key)
     endings = dict.fromkeys(f".{name}" for look in looks for name in look.extensions)
     first = f"the first {len(looks)} samples" if len(looks) > 1 else "the only sample"
     held = f"no .{extension} in {first}, but {name_some([*endings], 8)}"
     if caption_key is not None and ".txt" in endings:
-        return f"{held}; leave data.caption_key={printable(caption_key)} out, and KEY.txt is read"
+        return f"{held}; leave {option}={printable(caption_key)} out, and KEY.txt is read"
     names = list(dict.fromkeys(name for look in looks for name in look.json_keys))
     if caption_key is None and names:
         return (
-            f"{held}; name the key of KEY.json that holds the captions, data.caption_key=NAME, "
+            f"{held}; name the key of KEY.json that holds the captions, {option}=NAME, "
             f"of {name_some(names, 12)}"
         )
     return (
         f"{held}, so there are no captions; each image KEY.jpg needs KEY.txt with a caption a "
-        "line (make_shards.py --captions), or KEY.json with a key that data.caption_key names"
+        f"line (make_shards.py --captions), or KEY.json with a key that {option} names"
     )
 
 

@@ -1,0 +1,182 @@
+"""Retrieval as users run it: exact on any ranks, its recall that of a slow loop over all pairs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import finetune.vilt.retrieve
+import pretrain.vilt.run
+from data.batch import Request
+from data.captions.samples import CaptionedSamples
+from data.index.open import open_manifest
+from data.settings import UserError
+from data.shards import ImageFile, write_shard
+from pretrain.vilt.saved import load_vilt
+from tests.conftest import make_captioned, make_png, make_sample
+from tests.finetune.vilt.conftest import pretrain_on
+from tests.launching import run_ranks
+
+pytestmark = pytest.mark.slow
+
+SHARED = "a picture that two samples share"
+
+
+def make_found(number: int) -> ImageFile:
+    """Make a sample with two captions, and with a third that some share; number 22 is no image."""
+    sample = make_captioned(number)
+    more = (SHARED,) if number in (3, 21) else (sample.captions[0],) if number == 5 else ()
+    return replace(sample, captions=sample.captions + more)
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gallery") / "test.tar"
+    write_shard(path, map(make_found, range(24)))
+    return path
+
+
+def start(*told: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    finetune.vilt.retrieve.main(list(told))
+
+
+def read(folder: Path, name: str = "result.json") -> dict[str, Any]:
+    return json.loads((folder / name).read_text())
+
+
+def score_slowly(run: Path, shard: Path) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Score each image with each caption, a pair at a time: (N, captions); and whose they are."""
+    model, vocabulary, config = load_vilt(run)
+    manifest = open_manifest(str(shard), "SHARDS")
+    size = model.encoder.patch_embed.img_size
+    how: dict[str, Any] = {"seed": 0, "vocabulary": vocabulary, "is_training": False}
+    samples = CaptionedSamples(manifest, size, config=config.data, patch_size=4, **how)
+    owned = [(n, text) for n in range(24) if n != 22 for text in make_found(n).captions]
+    scores = np.zeros((24, len(owned)))
+    for number in range(24):
+        batch = samples[Request(0, number, number + 1)].tensors
+        for place, (_, text) in enumerate(owned):
+            tokens = torch.from_numpy(vocabulary.encode(text, model.max_tokens).tokens)[None]
+            with torch.no_grad():
+                [[other, own]] = model.match(model.fuse(tokens, model.image_tokens(batch)))
+            scores[number, place] = own - other
+    return np.delete(scores, 22, axis=0), owned
+
+
+def recall_slowly(scores: np.ndarray, owned: list[tuple[int, str]], at: int) -> tuple[float, float]:
+    texts = [text for _, text in owned]
+    having = {text: {n for n, other in owned if other == text} for text in texts}
+    rows = [n for n in range(24) if n != 22]
+    images = [
+        any(n in having[texts[c]] for c in np.argsort(-scores[row])[:at])
+        for row, n in enumerate(rows)
+    ]
+    captions = [
+        any(rows[row] in having[text] for row in np.argsort(-scores[:, c])[:at])
+        for c, text in enumerate(texts)
+    ]
+    return float(np.mean(images)), float(np.mean(captions))
+
+
+@pytest.mark.parametrize("form", [[], ["data.long_side=24"]])
+def test_recall_is_that_of_all_single_pairs(
+    tmp_path: Path, asked: Path, encoder: list[str], gallery: Path, form: list[str]
+) -> None:
+    run = tmp_path / "run"
+    pretrain_on(asked, encoder, "optim.steps=4", "optim.lr=5e-3", *form, f"run.dir={run}")
+    start(str(run), str(gallery), "--batch-size", "5")
+    found, (scores, owned) = read(run / "retrieval"), score_slowly(run, gallery)
+    assert (found["images"], found["captions"], found["num_bad"]) == (23, len(owned), 1)
+    assert found["distinct_captions"] == len({text for _, text in owned})
+    for at in (1, 5, 10):
+        images, captions = recall_slowly(scores, owned, at)
+        assert found["image_to_text"][f"recall@{at}"] == pytest.approx(images)
+        assert found["text_to_image"][f"recall@{at}"] == pytest.approx(captions)
+    ranks = read(run / "retrieval", "ranks.json")
+    shared = next(query for query in ranks["captions"] if query["caption"] == SHARED)
+    assert shared["images"] == ["test.tar/003", "test.tar/021"]
+    assert len(ranks["images"]) == 23
+    assert all(query["rank"] >= 1 and len(query["first"]) == 5 for query in ranks["images"])
+    is_first = [query["first"][0] in query["captions"] for query in ranks["images"]]
+    assert np.mean(is_first) == pytest.approx(found["image_to_text"]["recall@1"])
+
+
+def test_two_ranks_find_the_same_to_the_bit(
+    tmp_path: Path, pretrained: Path, gallery: Path
+) -> None:
+    for world in (1, 2):
+        told = [str(pretrained), str(gallery), "--number", "21", "--out", f"{tmp_path}/{world}"]
+        run_ranks(told, world, tmp_path / "logs", script="finetune.vilt.retrieve")
+    for name in ("result.json", "ranks.json", "table.md"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+    assert read(tmp_path / "1")["images"] == 21
+
+
+def test_a_run_is_trained_for_retrieval_alone(
+    tmp_path: Path, asked: Path, pretrained: Path, gallery: Path
+) -> None:
+    told = [f"encoder.init={pretrained}", "loss.words=0", f"data.shards={asked}/train.tar"]
+    told += ["data.max_tokens=12", "data.max_bad_ratio=0.2", "data.workers=0", "optim.lr=0"]
+    told += ["optim.steps=1", "optim.batch_size=12", "run.threads=1", f"run.dir={tmp_path}/run"]
+    pretrain.vilt.run.main(told)
+    for run in (pretrained, tmp_path / "run"):
+        start(str(run), str(gallery), "--out", f"{tmp_path}/{run.name}-{run.parent.name}")
+    [first, second] = sorted(tmp_path.glob("run-*"))
+    assert read(first)["text_to_image"] == read(second)["text_to_image"]  # nothing was lost
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["ASKED", "GALLERY"], "is no image-text run; name a run.dir of pretrain/vilt/run.py"),
+        (["RUN", "PLAIN"], "SHARDS: no .txt in the first 4 samples"),
+        (
+            ["RUN", "GALLERY", "--hours", "1e-9"],
+            "24 images x 49 distinct captions = 1,176 pairs",
+        ),
+        (["RUN", "GALLERY", "--hours", "0"], "--hours=0.0 is not above 0; try 1"),
+        (
+            ["RUN", "GALLERY", "--caption-key", "x"],
+            "leave --caption-key=x out, and KEY.txt",
+        ),
+        (["RUN", "GALLERY", "--out", "RUN"], "holds a run, whose files would be replaced"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    tmp_path: Path, asked: Path, pretrained: Path, gallery: Path, more: list[str], text: str
+) -> None:
+    write_shard(tmp_path / "plain.tar", map(make_sample, range(4)))
+    places = {"ASKED": asked, "GALLERY": gallery, "PLAIN": tmp_path / "plain.tar"}
+    places |= {"RUN": pretrained}
+    told = [str(places.get(word, word)) for word in more]
+    with pytest.raises(UserError) as caught:
+        start(*told)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_the_head_of_matching_is_refused(
+    tmp_path: Path, asked: Path, encoder: list[str], gallery: Path
+) -> None:
+    run = tmp_path / "run"
+    without = ["loss.matching=0", "loss.alignment=0", "optim.steps=1", f"run.dir={run}"]
+    pretrain_on(asked, encoder, *without)
+    with pytest.raises(UserError, match=r"was trained with loss\.matching=0, and its head of mat"):
+        start(str(run), str(gallery))
+
+
+def test_images_without_a_caption_are_named(
+    tmp_path: Path, pretrained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = [ImageFile(f"{n}", "png", make_png(n), captions=(f"number {n}",)) for n in range(3)]
+    samples.append(ImageFile("3", "png", make_png(3), captions=()))
+    write_shard(tmp_path / "test.tar", samples)
+    start(str(pretrained), f"{tmp_path}/test.tar", "--out", f"{tmp_path}/out")
+    assert "1 of 4 images of SHARDS cannot be used, such as test.tar/3: no caption" in caplog.text
+    assert read(tmp_path / "out")["images"] == 3
