@@ -4,7 +4,8 @@
 
 OUT holds the model and its card, README.md:
   timm           timm.create_model("local-dir:OUT", pretrained=True)
-  transformers   ViTModel or ViTForImageClassification, and an image processor
+  transformers   ViTModel or ViTForImageClassification, and an image processor; of an image-text run
+                 ViltModel or one of --model, with a processor and the run's tokenizer
   onnx           OUT/model.onnx: images in 0..1 go in, in batches of any size
   torch          OUT/model.pt2, of torch.export, likewise
 transformers and onnx need the extra [export]. The largest difference on real images is printed;
@@ -25,6 +26,7 @@ from data.processes import importing
 from data.settings import OneLineParser, require_utf8, run_entry_point
 from data.storage.locations import expand_home, user_path
 
+_VILT = ("ViltModel", "ViltForMaskedLM", "ViltForImageAndTextRetrieval")
 _FORMATS = ("timm", "transformers", "onnx", "torch")
 
 
@@ -45,6 +47,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option("run", type=expand_home, metavar="RUN", help=text)
     option("out", type=user_path, metavar="OUT", help="folder to write; it must be new or empty")
     parser.add_argument("--to", choices=_FORMATS, default="timm", help="the format (timm)")
+    text = "of an image-text run, in transformers: the first of the last two that it has a head for"
+    parser.add_argument("--model", choices=_VILT, help=text)
     parser.add_argument("--no-head", action="store_true", help="leave a classifier's head out")
     parser.add_argument(
         "--images",

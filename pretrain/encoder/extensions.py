@@ -121,8 +121,8 @@ def describe_extensions(encoder: VisionTransformer) -> dict[str, Any]:
     return described | {"architecture": architecture, "additions": asdict(extensions)}
 
 
-def norm_eps(encoder: VisionTransformer) -> float:
-    """Return the eps of an encoder's layer norms; timm's where it has none."""
+def norm_eps(encoder: Any) -> float:
+    """Return the eps of the layer norms; timm's where there are none, or it is no transformer."""
     return next((norm.eps for norm in _norms(encoder)), EPS)
 
 
@@ -132,7 +132,9 @@ def set_norm_eps(encoder: VisionTransformer, eps: float | None) -> None:
         norm.eps = norm.eps if eps is None else eps
 
 
-def _norms(encoder: VisionTransformer) -> list[nn.LayerNorm]:
+def _norms(encoder: Any) -> list[nn.LayerNorm]:
+    if not isinstance(encoder, VisionTransformer):
+        return []
     parts = (encoder.blocks, encoder.norm_pre, encoder.norm, encoder.fc_norm)
     modules = (module for part in parts for module in part.modules())
     return [module for module in modules if isinstance(module, nn.LayerNorm)]

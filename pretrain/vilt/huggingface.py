@@ -23,7 +23,6 @@ from pretrain.encoder.saved import Saved, find_saved
 _TEXT = "embeddings.text_embeddings."
 _WORDS, _POSITIONS = f"{_TEXT}word_embeddings.weight", f"{_TEXT}position_embeddings.weight"
 _SENTENCES = f"{_TEXT}token_type_embeddings.weight"
-_BASE = "vilt."  # before all names but those of heads
 
 _EMBEDDINGS = {  # ours -> transformers'
     "text.words.weight": _WORDS,
@@ -60,6 +59,30 @@ def find_vilt(path: str | None) -> Saved | None:
     """Return the ViLT model that transformers wrote into a folder, or None."""
     saved = None if path is None else find_saved(path)
     return saved if saved is not None and is_vilt(saved) else None
+
+
+# ---------------------------------------------------------------- ours to theirs
+
+
+def to_vilt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the text's half, the pooler and the heads of a model; the names are `ViltModel`'s.
+
+    Args:
+        state: The weights of an image-text model; its encoder's are passed over.
+    """
+    names = _EMBEDDINGS | _POOLER | _WORD_HEAD
+    tensors = {theirs: state[ours] for ours, theirs in names.items() if ours in state}
+    scores = {ours: theirs for ours, theirs in _SCORE.items() if ours in state}
+    words, modality = state["text.words.weight"], state["text.modality"]
+    nothing = torch.zeros_like(modality)
+    return {
+        **tensors,
+        **{theirs: state[ours][1:] - state[ours][:1] for ours, theirs in scores.items()},
+        _DECODER: words,
+        _POSITIONS: state["text.positions"],
+        _SENTENCES: torch.stack([nothing, nothing]),
+        MODALITY: torch.stack([modality, nothing]),  # the image's is in its positions
+    }
 
 
 # ---------------------------------------------------------------- theirs to ours

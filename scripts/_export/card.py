@@ -22,6 +22,8 @@ _OBJECTIVES = {
     "corruption": "Masked patch prediction ([arXiv:2010.11929](https://arxiv.org/abs/2010.11929), "
     "B.1.2): patches are corrupted, and each one's {target} predicted. No labels are used. The "
     "class token gets no loss: read patch tokens or their average.",
+    "loss": "Images with captions ([arXiv:2102.03334](https://arxiv.org/abs/2102.03334)): whether "
+    "a caption is the image's own, and which words of it are masked, by the weights below.",
     "head": "Classification with labels.",
 }
 _TARGETS = {
@@ -31,7 +33,8 @@ _TARGETS = {
     "normalised_pixels": "pixels, normalised, are",
     "words": "nearest of some patches learnt by k-means is",
 }
-_GROUPS = ("corruption", "target", "decoder", "objective", "head", "mix", "optim")  # of config.yaml
+_GROUPS = ("loss", "text", "corruption", "target", "decoder", "objective", "head", "mix", "optim")
+_OF_PATCHES = ("corruption", "target")  # of no effect where captions have all the weight
 
 
 def write_card(
@@ -52,7 +55,7 @@ def write_card(
         _summary(source, licence),
         "## How to load it",
         f"```python\n{form.usage(source, place)}\n```",
-        "\n".join(f"- {line}" for line in form.describe(source)),
+        "\n".join(f"- {line}" for line in [*form.describe(source), *source.left_out]),
         *_training(source.path, source.config),
         "## Check",
         f"{comparison[0].upper()}{comparison[1:]}.",
@@ -61,7 +64,7 @@ def write_card(
 
 
 def _front_matter(source: Source, form: Format, licence: str | None) -> str:
-    what = "image-classification" if source.classifier else "image-feature-extraction"
+    what = source.task
     fields = {
         "license": licence or "other",
         "library_name": form.library,
@@ -73,12 +76,12 @@ def _front_matter(source: Source, form: Format, licence: str | None) -> str:
 
 def _summary(source: Source, licence: str | None) -> str:
     rows, columns = source.size
-    num = sum(value.numel() for value in (source.classifier or source.encoder).parameters())
+    num = sum(value.numel() for value in source.model.parameters())
     architecture = source.encoder.pretrained_cfg["architecture"]
     names = source.class_names
-    kind = f"classifier of {count(len(names), 'class')}" if source.classifier else "encoder"
+    kind = f"{source.what}, width {source.width}"
     lines = [
-        f"- {architecture}, {num / 1e6:,.2f} million parameters: {kind}, width {source.width}",
+        f"- {architecture}, {num / 1e6:,.2f} million parameters: {kind}",
         f"- images {rows}x{columns}, {source.colours}",
     ]
     if names:
@@ -99,7 +102,7 @@ def _training(path: str, config: dict[str, Any]) -> Iterator[str]:
         yield "## Training\n\nNot recorded: the export was made from weights without a run."
         return
     data, objective, steps, results = _story(path, config)
-    groups = {key: config[key] for key in _GROUPS if key in config}
+    groups = {key: config[key] for key in _groups_of(config)}
     yield f"## Data\n\n{data}"
     yield f"## Objective\n\n{objective}"
     yield f"```yaml\n{yaml.safe_dump(groups, sort_keys=False)}```"
@@ -111,12 +114,18 @@ def _training(path: str, config: dict[str, Any]) -> Iterator[str]:
         yield from _story(init, before)
 
 
+def _groups_of(config: dict[str, Any]) -> list[str]:
+    """Return the groups of a run's keys that tell of its objective."""
+    has_patches = config.get("loss", {}).get("patches", 1) > 0
+    return [key for key in _GROUPS if key in config and (has_patches or key not in _OF_PATCHES)]
+
+
 def _story(path: str, config: dict[str, Any]) -> tuple[str, str, str, str]:
     """Return a run's data, objective, steps and results."""
     metrics = Path(path, "metrics.jsonl")
     records = read_records(metrics) if metrics.is_file() else []
     kind = config.get("target", {}).get("kind", "mean_colour")
-    objectives = "\n".join(text for key, text in _OBJECTIVES.items() if key in config)
+    objectives = "\n".join(_OBJECTIVES[key] for key in _groups_of(config) if key in _OBJECTIVES)
     return (
         "\n".join(f"- {line}" for line in _data(config.get("data", {}))),
         objectives.format(target=_TARGETS.get(kind, f"target ({kind}) is")),

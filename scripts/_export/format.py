@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from data.settings import require
-from scripts._export.source import Source
 
 Outputs = dict[str, Tensor]
 HUB = "hf-hub:"  # before the name of a repository, where a usage's place is no folder
@@ -16,14 +16,14 @@ HUB = "hf-hub:"  # before the name of a repository, where a usage's place is no 
 
 @dataclass(frozen=True)
 class Format:
-    """A format that an encoder or a classifier is written in.
+    """A format that a model is written in: a `Source`, or a `PairSource` of image and text.
 
     Attributes:
         name: What `--to` takes.
         library: What the model card calls it.
         packages: What it needs of the extra [export].
         write: Fills a folder.
-        run: Loads that folder as its users do, and runs uint8 images (B, C, H, W) through it.
+        run: Loads that folder as its users do, and runs through it what `Source.outputs` takes.
         usage: Python that loads it from a place and runs photo.jpg, or else image.npy.
         describe: Lines about what goes in and out.
         check: Raises `UserError` for what the format cannot hold.
@@ -32,11 +32,11 @@ class Format:
     name: str
     library: str
     packages: tuple[str, ...]
-    write: Callable[[Source, Path], None]
-    run: Callable[[Path, Tensor], Outputs]
-    usage: Callable[[Source, str], str]
-    describe: Callable[[Source], list[str]]
-    check: Callable[[Source], None] = lambda _: None
+    write: Callable[[Any, Path], None]
+    run: Callable[[Path, Any], Outputs]
+    usage: Callable[[Any, str], str]
+    describe: Callable[[Any], list[str]]
+    check: Callable[[Any], None] = lambda _: None
 
     def require_packages(self) -> None:
         """Raise `UserError` unless its packages are installed."""

@@ -115,19 +115,10 @@ def _activation(module: nn.Module) -> str | None:
 def _settings(source: Source) -> dict[str, Any]:
     """Return the arguments of transformers' ViTConfig."""
     encoder: VisionTransformer = source.timm_encoder("transformers")
-    block = cast(Any, encoder.blocks[0])
-    settings = {
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": block.attn.num_heads,
-        "intermediate_size": block.mlp.fc1.out_features,
-        "hidden_act": _activation(block.mlp.act),
-        "layer_norm_eps": block.norm1.eps,
-        "num_channels": source.channels,
+    settings = encoder_settings(encoder) | {
         "image_size": _one_or_two(source.size),
         "patch_size": _one_or_two(patch_size(encoder)),
         "encoder_stride": patch_size(encoder)[0],
-        "qkv_bias": block.attn.qkv.bias is not None,
     }
     if source.classifier is None:
         return settings
@@ -140,12 +131,27 @@ def _settings(source: Source) -> dict[str, Any]:
     }
 
 
+def encoder_settings(encoder: VisionTransformer) -> dict[str, Any]:
+    """Return the arguments that the configurations of transformers' ViT and ViLT have in common."""
+    block = cast(Any, encoder.blocks[0])
+    return {
+        "hidden_size": encoder.embed_dim,
+        "num_hidden_layers": len(encoder.blocks),
+        "num_attention_heads": block.attn.num_heads,
+        "intermediate_size": block.mlp.fc1.out_features,
+        "hidden_act": _activation(block.mlp.act),
+        "layer_norm_eps": block.norm1.eps,
+        "num_channels": encoder.in_chans,
+        "qkv_bias": block.attn.qkv.bias is not None,
+    }
+
+
 def _one_or_two(size: tuple[int, int]) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
 def _write(source: Source, folder: Path) -> None:
-    transformers = _transformers()
+    transformers = import_transformers()
     config = transformers.ViTConfig(**_settings(source))
     kind, options = transformers.ViTModel, {"add_pooling_layer": False}
     if source.classifier:
@@ -169,17 +175,18 @@ def _write(source: Source, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _transformers() -> Any:
-    """Import transformers, which takes seconds, without its progress bars."""
+def import_transformers() -> Any:
+    """Import transformers, which takes seconds, without its progress bars and reports."""
     import transformers
 
+    transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
 @torch.no_grad()
 def _run(folder: Path, images: Tensor) -> Outputs:
-    transformers = _transformers()
+    transformers = import_transformers()
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     pixels = processor([to_pil_image(image) for image in images], return_tensors="pt").pixel_values
     config = transformers.AutoConfig.from_pretrained(folder)

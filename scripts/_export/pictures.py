@@ -16,7 +16,7 @@ from data.storage.locations import is_remote
 from pretrain.pictures.reconstruct import pick
 from scripts._export.source import Source
 
-_NUM_IMAGES = 8
+NUM_IMAGES = 8
 _SPLITS = ("val_shards", "val", "shards", "train")
 
 
@@ -32,20 +32,20 @@ def pick_images(source: Source, given: list[Path]) -> tuple[Tensor, str]:
         UserError: What was given cannot be read.
     """
     if given:
-        return _read_files(_list_files(given), source)
+        return _read_files(list_files(given), source)
     own = _read_own(source)
     if own is not None:
         return own
     if source.channels not in MODES:
-        return _draw((source.channels, *source.size)), "smooth random images"
+        return draw((source.channels, *source.size)), "smooth random images"
     try:
         files = photograph_files()
     except UserError:
-        return _draw((source.channels, *source.size)), "smooth random images"
+        return draw((source.channels, *source.size)), "smooth random images"
     return _read_files(files, source)[0], "scikit-image's photographs"
 
 
-def _list_files(given: list[Path]) -> list[Path]:
+def list_files(given: list[Path]) -> list[Path]:
     """Return the files that `--images` names, and some of each folder, evenly spread."""
     files: list[Path] = []
     for path in given:
@@ -59,7 +59,7 @@ def _some_below(folder: Path) -> list[Path]:
     listing.require_readable("--images")
     listing.require_images("--images")
     inside = [folder / path for path in listing.images]
-    return inside[:: max(1, len(inside) // _NUM_IMAGES)]
+    return inside[:: max(1, len(inside) // NUM_IMAGES)]
 
 
 def _read_files(files: list[Path], source: Source) -> tuple[Tensor, str]:
@@ -82,7 +82,7 @@ def _read_own(source: Source) -> tuple[Tensor, str] | None:
         try:
             manifest = open_manifest(spec, f"data.{split}")
             samples = Samples(manifest, source.size, seed=0, channels=source.channels)
-            images, _ = pick(samples, _NUM_IMAGES)
+            images, _ = pick(samples, NUM_IMAGES)
         except (UserError, RunStopped, OSError):
             continue
         if len(images) > 0:
@@ -96,9 +96,9 @@ def is_local(spec: object) -> bool:
     return not any(is_remote(s) or s.startswith("pipe:") or s == "-" for s in specs)
 
 
-def _draw(shape: tuple[int, int, int]) -> Tensor:
+def draw(shape: tuple[int, int, int]) -> Tensor:
     """Draw smooth images of (C, H, W), which are like photographs in scale: uint8 (B, C, H, W)."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand((_NUM_IMAGES, shape[0], 4, 4), generator=generator) * 255
+    coarse = torch.rand((NUM_IMAGES, shape[0], 4, 4), generator=generator) * 255
     smooth = torch.nn.functional.interpolate(coarse, shape[1:], mode="bicubic")
     return smooth.clamp(0, 255).to(torch.uint8)

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.settings import UserError
+from data.text import count
 from finetune.head import Classifier
 from finetune.load import load_classifier
 from pretrain.configuration.layers import read_yaml
@@ -34,6 +35,34 @@ class Source:
     encoder: Any
     classifier: Classifier | None
     config: dict[str, Any]
+    noun: ClassVar[str] = "image"  # what it is compared on
+
+    @property
+    def model(self) -> nn.Module:
+        """All of it."""
+        return self.classifier or self.encoder
+
+    @property
+    def task(self) -> str:
+        """What it is for, in the hub's words."""
+        return f"image-{'classification' if self.classifier else 'feature-extraction'}"
+
+    @property
+    def what(self) -> str:
+        """What it is, for people."""
+        if self.classifier is None:
+            return "encoder"
+        return f"classifier of {count(len(self.class_names), 'class')}"
+
+    @property
+    def left_out(self) -> list[str]:
+        """Lines about what RUN has beside it."""
+        if not has_text(self.config):
+            return []
+        return [
+            "it is the image half of a model of images and text: the words' embeddings and the "
+            "heads are left out; --to transformers keeps them"
+        ]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,12 +104,12 @@ class Source:
         return timm_format(self.encoder, f"--to {form}") if is_ours else self.encoder
 
     @torch.no_grad()
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, inputs: Any) -> dict[str, Tensor]:
         """Run it: uint8 (B, C, H, W) -> all that a format may be compared with, by name."""
-        tokens = self.encoder.forward_features(Normalise(self.encoder)(images))
+        tokens = self.encoder.forward_features(Normalise(self.encoder)(inputs))
         last = {"features": self.encoder.forward_head(tokens)}
         if self.classifier is not None:
-            last = {"logits": self.classifier.logits(images)}
+            last = {"logits": self.classifier.logits(inputs)}
         return {tokens_name(self.encoder): tokens} | last
 
 
@@ -127,6 +156,11 @@ def read_config(run: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     return read_yaml(str(path))
+
+
+def has_text(config: dict[str, Any]) -> bool:
+    """Tell whether a run's configuration is that of a model of images and text."""
+    return "loss" in config
 
 
 def refuse_other_heads(source: Source, form: str) -> None:

@@ -12,6 +12,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from data.images.transforms import MODES
 from pretrain.encoder import save_encoder
+from pretrain.encoder.extensions import norm_eps
+from pretrain.encoder.timm_model import EPS
 from scripts._export.format import HUB, Format, Outputs
 from scripts._export.source import Source, refuse_other_heads, tokens_name
 
@@ -83,6 +85,9 @@ def _describe(source: Source) -> list[str]:
     ]
     if source.classifier:
         lines.append("class names are in config.json, label_names")
+    eps = norm_eps(source.encoder)
+    if eps != EPS:
+        lines.append(f"its layer norms have an eps of {eps:g} here and of {EPS:g} in timm")
     return lines
 
 
