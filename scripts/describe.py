@@ -3,8 +3,9 @@
     python scripts/describe.py CONFIG.yaml [CONFIG.yaml ...] [key.sub=value ...] [--batch 32]
     python scripts/describe.py --table configs/encoder/*.yaml [key.sub=value ...]
 
-CONFIG.yaml is of pretraining or fine-tuning, or a preset of configs/encoder alone. Several are
-merged as a run merges them; with --table each is described on its own, in a row.
+CONFIG.yaml is of pretraining, on images alone or with captions, or of fine-tuning, or a preset of
+configs/encoder alone. Several are merged as a run merges them; with --table each is described on
+its own, in a row.
 
 A multiply-add is 2 FLOPs; matrix products, convolutions and attention are counted. Training memory
 is weights, gradients and the optimizer's moments (with adamw 16 bytes a parameter), and what a

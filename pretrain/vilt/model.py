@@ -59,9 +59,10 @@ class ViltModel(PairEncoder):
         self.matching = MatchingHead(width) if loss.matching else None
         self.words = WordHead(pieces.size, width, eps) if loss.words else None
         self.patches = MaskedPatches(encoder, *patches) if loss.patches and patches else None
-        is_special = torch.tensor([piece in pieces.special for piece in range(pieces.size)])
-        self.register_buffer("is_special", is_special, persistent=False)
-        self.register_buffer("others", (~is_special).nonzero().flatten(), persistent=False)
+        is_special = [piece in pieces.special for piece in range(pieces.size)]
+        others = [piece for piece in range(pieces.size) if not is_special[piece]]
+        self.register_buffer("is_special", torch.tensor(is_special), persistent=False)
+        self.register_buffer("others", torch.tensor(others), persistent=False)
 
     # ---- what is read off the transformer
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from data.captions.vocabulary import Vocabulary
+from data.settings import require
 from finetune.backbone import check_start, make_backbone
 from finetune.config import FinetuneConfig
 from finetune.head import Classifier
@@ -18,6 +20,14 @@ from pretrain.encoder.recompute import recompute_blocks
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.training.config import OptimConfig
 from pretrain.training.memory import Batch, example_batch
+from pretrain.vilt.building import canvas_of, pieces_of
+from pretrain.vilt.config import ViltConfig
+from pretrain.vilt.model import ViltModel
+from pretrain.vilt.pairs import Pieces
+
+_OF_CAPTIONS = {"text", "loss", "max_tokens", "vocabulary", "vocabulary_size", "long_side"}
+_OF_LABELS = {"head", "mix", "train", "val"}
+_NUM_SPECIAL = 5  # of a vocabulary that is learnt
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,8 @@ class Built:
 def build(arguments: list[str], num_classes: int) -> Built:
     """Build what `[CONFIG.yaml ...] [key.sub=value ...]` would train.
 
-    It fine-tunes if a key of fine-tuning alone is set, else it pretrains. What `encoder.init` names
-    is loaded, which takes its memory.
+    It fine-tunes if a key of fine-tuning alone is set, else it pretrains: on images and captions if
+    a key of that alone is set. What `encoder.init` names is loaded, which takes its memory.
 
     Args:
         arguments: Files and overrides; the data they name are not read.
@@ -50,7 +60,15 @@ def build(arguments: list[str], num_classes: int) -> Built:
         UserError: A run would refuse the configuration.
     """
     num_labels: int | None = None
-    if _is_finetuning(arguments):
+    groups = _groups(arguments)
+    if groups & _OF_CAPTIONS:
+        require(
+            not groups & _OF_LABELS,
+            "fine-tuning on images and sentences is not described here; describe the image-text "
+            "pretraining that it starts from",
+        )
+        return _build_pairs(load(ViltConfig, [*arguments, "data.shards=unread"]))
+    if groups & _OF_LABELS:
         config = load(FinetuneConfig, [*arguments, "data.train=unread", "data.val=unread"])
         num_labels = num_classes if config.data.multi_label else None
         make = partial(_make_classifier, config, num_classes)
@@ -64,11 +82,32 @@ def build(arguments: list[str], num_classes: int) -> Built:
     return Built(model, make_batch, config.optim)
 
 
-def _is_finetuning(arguments: list[str]) -> bool:
+def _groups(arguments: list[str]) -> set[str]:
+    """Return the groups of keys that are set, and the keys of `data`."""
     layers = read_layers(arguments)
     data = [layer["data"] for layer in layers if isinstance(layer.get("data"), dict)]
-    keys = {key for layer in [*layers, *data] for key in layer}
-    return bool({"head", "mix", "train", "val"} & keys)
+    return {key for layer in [*layers, *data] for key in layer}
+
+
+def _build_pairs(config: ViltConfig) -> Built:
+    """Build a model of images and captions, with as many word pieces as may be learnt."""
+    data, size = config.data, config.data.vocabulary_size
+    pieces = Pieces(size, 0, 4, frozenset(range(_NUM_SPECIAL)))
+    if data.vocabulary is not None:
+        pieces = pieces_of(Vocabulary.load(data.vocabulary))
+    with torch.device("cpu" if config.encoder.has_weights else "meta"):
+        encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
+        model = ViltModel(
+            encoder,
+            pieces,
+            data.max_tokens,
+            config.text,
+            config.loss,
+            (config.corruption, config.target),
+            canvas_of(data),
+        )
+    recompute_blocks(model.encoder, config.run.grad_checkpointing)
+    return Built(model, model.example_batch, config.optim)
 
 
 def _make_masked_patch_model(config: PretrainConfig) -> MaskedPatchModel:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scripts._describe.building import build
-from scripts._describe.measuring import PRECISIONS, Costs, measure
+from scripts._describe.measuring import PRECISIONS, Costs, Transformer, measure
 
 _COLUMNS = (
     "preset",
@@ -48,7 +48,6 @@ def _shape(costs: Costs) -> dict[str, str]:
     shape = costs.transformer
     if shape is None:
         return {}
-    fewer = "" if shape.tokens == shape.tokens_in_training else f", {shape.tokens_in_training}"
     rows, columns = shape.grid
     return {
         "width": str(shape.width),
@@ -56,8 +55,16 @@ def _shape(costs: Costs) -> dict[str, str]:
         "heads": str(shape.heads),
         "patch": f"{_by(shape.patch)} pixels",
         "grid": f"{_by(shape.grid)} = {rows * columns} patches",
-        "tokens": f"{shape.tokens}{fewer and fewer + ' in training'}",
+        "tokens": f"{shape.tokens}{_in_training(shape)}",
     }
+
+
+def _in_training(shape: Transformer) -> str:
+    """Say how many tokens a training step has, where they are others than the image's."""
+    if shape.tokens_in_training == shape.tokens:
+        return ""
+    has_caption = shape.tokens_in_training > shape.tokens
+    return f", {shape.tokens_in_training} {'with a caption' if has_caption else 'in training'}"
 
 
 def _step(costs: Costs) -> dict[str, str]:

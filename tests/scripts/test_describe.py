@@ -308,3 +308,29 @@ def test_a_mistake_leaves_with_status_2() -> None:
     assert done.returncode == 2
     assert done.stderr == "error: nothing.yaml: no such configuration file; see configs/\n"
     assert done.stdout == ""
+
+
+# ---------------------------------------------------------------- images and captions
+
+
+def test_captions_cost_their_tokens_embeddings_and_heads() -> None:
+    pieces, tokens = 200, 10
+    keys = [f"data.vocabulary_size={pieces}", f"data.max_tokens={tokens}"]
+    alone, found = (costs([preset("ti"), *SMALL, *more]) for more in ([], keys))
+    assert alone.transformer is not None
+    assert found.transformer is not None
+    assert found.transformer.tokens == alone.transformer.tokens
+    assert found.transformer.tokens_in_training == alone.transformer.tokens + tokens
+    assert found.encoder_parameters == alone.encoder_parameters
+    width = found.transformer.width
+    text = (pieces + tokens + 1 + 2) * width
+    matching = width**2 + width + 2 * width + 2
+    words = width**2 + width + 2 * width + pieces
+    assert found.other_parameters == text + matching + words
+    assert found.step_flops is not None
+    assert found.step_flops > 2 * found.encoder_flops  # two passes, forward and backward
+
+
+def test_what_cannot_be_described_is_refused_by_its_name() -> None:
+    with pytest.raises(UserError, match="fine-tuning on images and sentences is not described"):
+        build([preset("ti"), *SMALL, "text.dropout=0.1", "head.label_smoothing=0.1"], 10)
