@@ -59,6 +59,7 @@ def test_a_run_goes_on_to_the_bit(
     assert result(tmp_path / "copy") == result(tmp_path / "run")
 
 
+@pytest.mark.faults  # a short form: the same of images alone, and of retrieval
 def test_figures_are_the_same_on_two_ranks(
     tmp_path: Path, tuned: Path, pretrained: Path, tiny_classify: list[str]
 ) -> None:

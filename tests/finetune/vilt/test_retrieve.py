@@ -18,26 +18,28 @@ from data.index.open import open_manifest
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
 from pretrain.vilt.saved import load_vilt
-from tests.conftest import make_captioned, make_png, make_sample
+from tests.conftest import BAD, make_captioned, make_png, make_sample
 from tests.finetune.vilt.conftest import pretrain_on
 from tests.launching import run_ranks
 
 pytestmark = pytest.mark.slow
 
+NUMBERS = range(12, 24)
+GOOD = [number for number in NUMBERS if number != BAD]
 SHARED = "a picture that two samples share"
 
 
 def make_found(number: int) -> ImageFile:
-    """Make a sample with two captions, and with a third that some share; number 22 is no image."""
+    """Make a sample with two captions, and with a third that some share; one is no image."""
     sample = make_captioned(number)
-    more = (SHARED,) if number in (3, 21) else (sample.captions[0],) if number == 5 else ()
+    more = (SHARED,) if number in (13, 21) else (sample.captions[0],) if number == 15 else ()
     return replace(sample, captions=sample.captions + more)
 
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gallery") / "test.tar"
-    write_shard(path, map(make_found, range(24)))
+    write_shard(path, map(make_found, NUMBERS))
     return path
 
 
@@ -57,34 +59,36 @@ def score_slowly(run: Path, shard: Path) -> tuple[np.ndarray, list[tuple[int, st
     size = model.encoder.patch_embed.img_size
     how: dict[str, Any] = {"seed": 0, "vocabulary": vocabulary, "is_training": False}
     samples = CaptionedSamples(manifest, size, config=config.data, patch_size=4, **how)
-    owned = [(n, text) for n in range(24) if n != 22 for text in make_found(n).captions]
-    scores = np.zeros((24, len(owned)))
-    for number in range(24):
-        batch = samples[Request(0, number, number + 1)].tensors
+    owned = [(n, text) for n in GOOD for text in make_found(n).captions]
+    scores = np.zeros((len(GOOD), len(owned)))
+    for row, number in enumerate(GOOD):
+        place = number - NUMBERS[0]
+        images = model.image_tokens(samples[Request(0, place, place + 1)].tensors)
         for place, (_, text) in enumerate(owned):
             tokens = torch.from_numpy(vocabulary.encode(text, model.max_tokens).tokens)[None]
             with torch.no_grad():
-                [[other, own]] = model.match(model.fuse(tokens, model.image_tokens(batch)))
-            scores[number, place] = own - other
-    return np.delete(scores, 22, axis=0), owned
+                [[other, own]] = model.match(model.fuse(tokens, images))
+            scores[row, place] = own - other
+    return scores, owned
 
 
 def recall_slowly(scores: np.ndarray, owned: list[tuple[int, str]], at: int) -> tuple[float, float]:
     texts = [text for _, text in owned]
     having = {text: {n for n, other in owned if other == text} for text in texts}
-    rows = [n for n in range(24) if n != 22]
     images = [
         any(n in having[texts[c]] for c in np.argsort(-scores[row])[:at])
-        for row, n in enumerate(rows)
+        for row, n in enumerate(GOOD)
     ]
     captions = [
-        any(rows[row] in having[text] for row in np.argsort(-scores[:, c])[:at])
+        any(GOOD[row] in having[text] for row in np.argsort(-scores[:, c])[:at])
         for c, text in enumerate(texts)
     ]
     return float(np.mean(images)), float(np.mean(captions))
 
 
-@pytest.mark.parametrize("form", [[], ["data.long_side=24"]])
+@pytest.mark.parametrize(
+    "form", [["data.long_side=24"], pytest.param([], marks=pytest.mark.faults)]
+)
 def test_recall_is_that_of_all_single_pairs(
     tmp_path: Path, asked: Path, encoder: list[str], gallery: Path, form: list[str]
 ) -> None:
@@ -92,7 +96,7 @@ def test_recall_is_that_of_all_single_pairs(
     pretrain_on(asked, encoder, "optim.steps=4", "optim.lr=5e-3", *form, f"run.dir={run}")
     start(str(run), str(gallery), "--batch-size", "5")
     found, (scores, owned) = read(run / "retrieval"), score_slowly(run, gallery)
-    assert (found["images"], found["captions"], found["num_bad"]) == (23, len(owned), 1)
+    assert (found["images"], found["captions"], found["num_bad"]) == (11, len(owned), 1)
     assert found["distinct_captions"] == len({text for _, text in owned})
     for at in (1, 5, 10):
         images, captions = recall_slowly(scores, owned, at)
@@ -100,8 +104,8 @@ def test_recall_is_that_of_all_single_pairs(
         assert found["text_to_image"][f"recall@{at}"] == pytest.approx(captions)
     ranks = read(run / "retrieval", "ranks.json")
     shared = next(query for query in ranks["captions"] if query["caption"] == SHARED)
-    assert shared["images"] == ["test.tar/003", "test.tar/021"]
-    assert len(ranks["images"]) == 23
+    assert shared["images"] == ["test.tar/013", "test.tar/021"]
+    assert len(ranks["images"]) == 11
     assert all(query["rank"] >= 1 and len(query["first"]) == 5 for query in ranks["images"])
     is_first = [query["first"][0] in query["captions"] for query in ranks["images"]]
     assert np.mean(is_first) == pytest.approx(found["image_to_text"]["recall@1"])
@@ -111,11 +115,11 @@ def test_two_ranks_find_the_same_to_the_bit(
     tmp_path: Path, pretrained: Path, gallery: Path
 ) -> None:
     for world in (1, 2):
-        told = [str(pretrained), str(gallery), "--number", "21", "--out", f"{tmp_path}/{world}"]
+        told = [str(pretrained), str(gallery), "--number", "10", "--out", f"{tmp_path}/{world}"]
         run_ranks(told, world, tmp_path / "logs", script="finetune.vilt.retrieve")
     for name in ("result.json", "ranks.json", "table.md"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
-    assert read(tmp_path / "1")["images"] == 21
+    assert read(tmp_path / "1")["images"] == 10
 
 
 def test_a_run_is_trained_for_retrieval_alone(
@@ -138,7 +142,7 @@ def test_a_run_is_trained_for_retrieval_alone(
         (["RUN", "PLAIN"], "SHARDS: no .txt in the first 4 samples"),
         (
             ["RUN", "GALLERY", "--hours", "1e-9"],
-            "24 images x 49 distinct captions = 1,176 pairs",
+            "12 images x 25 distinct captions = 300 pairs w",
         ),
         (["RUN", "GALLERY", "--hours", "0"], "--hours=0.0 is not above 0; try 1"),
         (
