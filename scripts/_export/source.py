@@ -18,6 +18,7 @@ from pretrain.encoder.extensions import timm_format
 from pretrain.encoder.facts import image_data, image_size, num_channels
 from pretrain.encoder.saved import find_saved
 from pretrain.encoder.tokens import Normalise
+from pretrain.records.kinds import Kind, kind_of
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ class Source:
     @property
     def left_out(self) -> list[str]:
         """Lines about what RUN has beside it."""
-        if not has_text(self.config):
-            return []
-        return [
-            "it is the image half of a model of images and text: the words' embeddings and the "
-            "heads are left out; --to transformers keeps them"
-        ]
+        left = {
+            Kind.IMAGE_TEXT: "it is the image half of a model of images and text: the words' "
+            "embeddings and the heads are left out; --to transformers keeps them",
+            Kind.IMAGE_TEXT_TUNING: "it is the image half of a classifier of images with "
+            "sentences: the words' embeddings and the head are left out",
+        }
+        kind = kind_of(self.config)
+        return [left[kind]] if kind in left else []
 
     @property
     def size(self) -> tuple[int, int]:
@@ -129,7 +132,8 @@ def load_source(path: str, keep_head: bool) -> Source:
         UserError: There is nothing of that name.
     """
     config = read_config(path)
-    place = Path(path) if "head" in config else _find_classifier(path)
+    is_classifier = kind_of(config) is Kind.FINE_TUNING
+    place = Path(path) if is_classifier else _find_classifier(path)
     if place is None:
         return Source(path, load_encoder(path).eval(), None, config)
     classifier = load_classifier(place).eval()
@@ -160,7 +164,7 @@ def read_config(run: str) -> dict[str, Any]:
 
 def has_text(config: dict[str, Any]) -> bool:
     """Tell whether a run's configuration is that of a model of images and text."""
-    return "loss" in config
+    return kind_of(config) is Kind.IMAGE_TEXT
 
 
 def refuse_other_heads(source: Source, form: str) -> None:

@@ -22,6 +22,7 @@ from finetune.load import load_classifier
 from finetune.vilt.load import load_vilt_classifier
 from pretrain.vilt.saved import load_vilt
 from scripts import verify_run
+from scripts._export.source import load_source
 from tests.conftest import make_sample
 from tests.finetune.test_run import result, stopped_at, weights
 from tests.finetune.vilt.conftest import NUM_RARE, pretrain_on
@@ -109,6 +110,7 @@ def test_a_classifier_is_loaded_with_its_names(tuned: Path) -> None:
     assert trained.model.logits(batch).shape == (2, 4)
     with pytest.raises(UserError, match="classifies images with sentences"):
         load_classifier(tuned)
+    assert load_source(str(tuned), keep_head=True).classifier is None
 
 
 def test_the_most_frequent_answers_are_classes_and_others_wrong(
