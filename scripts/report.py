@@ -6,8 +6,9 @@
 RUN is the folder of a pretraining or fine-tuning run, finished or not; nothing in it is changed.
 RUN/report.html is one file that works offline, on a phone, light and dark. For a pretraining run it
 shows reconstructions of validation images, written to RUN/reconstructions.png too, and what the
-encoder has learnt: nearest images, filters, position embeddings, attention. Start the script from
-the folder in which the run was started, so that its shards are found. What lies in
+encoder has learnt: nearest images, filters, position embeddings, attention; for one on images and
+captions, pairs with what the model answers, and heat maps of words. Start the script from the
+folder in which the run was started, so that its shards are found. What lies in
 RUN/fewshot/result.json, RUN/fewshot-untrained/result.json, RUN/finetune*/result.json and
 RUN/scratch*/result.json is shown too.
 
@@ -56,7 +57,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option("runs", type=user_path, metavar="RUN", nargs="+", help="folder of a run")
     option("--output", type=user_path, help="file to write (of one run: RUN/report.html)")
     option("--figures", type=user_path, metavar="DIR", help="write PNG and SVG there too")
-    option("--images", type=positive, default=8, help="images to reconstruct (8)")
+    option("--images", type=positive, default=8, help="images to show (8)")
     text = "write the page every so many seconds while the run goes on (60)"
     option("--watch", type=positive, nargs="?", const=60, metavar="SECONDS", help=text)
     options = parser.parse_args(arguments)

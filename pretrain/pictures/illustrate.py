@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
@@ -23,6 +23,8 @@ from pretrain.records.trackers import take_images
 from pretrain.training.parallel import open_to_parts
 
 logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 _NUM_IMAGES = 16  # for the attention distance; the paper's 128 are the report's
 _NUM_SHOWN = 4
@@ -119,14 +121,19 @@ class Illustrator:
 def make_illustrator(
     accelerator: Accelerator, samples: Samples, corruption: CorruptionConfig
 ) -> Illustrator | None:
-    """Return what draws pictures for tensorboard and wandb, where one of them is on; else None.
+    """Return what draws pictures for tensorboard and wandb, as `where_taken` has it."""
+    return where_taken(accelerator, lambda: Illustrator(accelerator, samples, corruption))
+
+
+def where_taken(accelerator: Accelerator, make: Callable[[], Made]) -> Made | None:
+    """Make what draws pictures, where a tracker takes them; else return None.
 
     Without matplotlib there are none, which the log says once: training does not depend on it.
     """
     if not take_images(accelerator):
         return None
     if on_main(accelerator, draw.is_possible):
-        return Illustrator(accelerator, samples, corruption)
+        return make()
     if accelerator.is_main_process:
         logger.warning(
             "run.trackers: no pictures of what is learnt, since matplotlib is not installed; "

@@ -59,6 +59,7 @@ def run(config: ViltConfig) -> dict[str, float]:
         from pretrain.training.memory import check_fits
         from pretrain.training.trainer import Trainer
         from pretrain.vilt.building import make_model, make_samples
+        from pretrain.vilt.pictures.illustrate import make_illustrator
         from pretrain.vilt.saved import begin_from
         from pretrain.vilt.vocabulary import keep_vocabulary, open_vocabulary
 
@@ -85,7 +86,8 @@ def run(config: ViltConfig) -> dict[str, float]:
     # ---- the stream, and what is measured in between
     make = partial(make_samples, config, encoder, vocabulary)
     stream = open_stream(images, config, encoder, part, make)
-    evaluators = open_evaluators(accelerator, config, encoder, part, stream, make=make)
+    illustrator = partial(make_illustrator, accelerator, vocabulary)
+    evaluators = open_evaluators(accelerator, config, encoder, part, stream, illustrator, make=make)
 
     # ---- the steps
     with claim(accelerator, config), memory_errors("a smaller run.micro_batch_size"):

@@ -10,8 +10,8 @@ import torch
 
 from pretrain.configuration.load import load
 from pretrain.records.logs import read_records
-from pretrain.vilt.answers import match_ratios
 from pretrain.vilt.config import ViltConfig
+from pretrain.vilt.pictures.answers import match_ratios
 from pretrain.vilt.saved import Vilt
 from scripts._report.charts import plots_of
 from scripts._report.history import read_run

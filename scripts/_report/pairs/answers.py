@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from data.text import count, percent
-from pretrain.vilt.answers import HiddenWord, guess_words, match_ratios
+from pretrain.vilt.pictures.answers import HiddenWord, guess_words, match_ratios
 from scripts._report.figures import Section
 from scripts._report.page import card, cards, lead, quote, table
 from scripts._report.pairs.shown import Shown, as_picture

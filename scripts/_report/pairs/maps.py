@@ -1,6 +1,5 @@
 """Where the model finds the words of captions in their images."""
 
-from collections import Counter
 from functools import partial
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from data.settings import UserError
 from pretrain.pictures import draw
-from pretrain.vilt.heatmaps import WordMaps, paint, word_maps
+from pretrain.vilt.pictures.heatmaps import WordMaps, choose_words, paint, word_maps
 from scripts._report.drawing import as_file
 from scripts._report.figures import Figure, Section
 from scripts._report.page import lead, pictures_table
@@ -27,14 +26,13 @@ def maps(shown: Shown) -> Section:
         found = word_maps(shown.vilt.model, shown.vilt.vocabulary, batch)
     except UserError as error:
         return Section(_TITLE, notes=(f"None: {error}.",))
-    commonness = Counter(word for of_image in found for word in set(of_image.words))
-    figures = [_figure(shown, i, of_image, commonness) for i, of_image in enumerate(found)]
+    chosen = choose_words(found, _NUM_WORDS)
+    figures = [_figure(shown, i, found[i], places) for i, places in enumerate(chosen)]
     return Section(_TITLE, lead(_reading(shown)), tuple(figures))
 
 
-def _figure(shown: Shown, number: int, found: WordMaps, commonness: Counter[str]) -> Figure:
+def _figure(shown: Shown, number: int, found: WordMaps, chosen: list[int]) -> Figure:
     """Draw an image's words, a row a word."""
-    chosen = _choose(found.words, commonness)
     image, patch = shown.image(number), shown.vilt.model.patch
     painted = torch.stack([paint(image, part[chosen], patch) for part in found[1:]], dim=1)
     words = [found.words[place] for place in chosen]
@@ -51,14 +49,6 @@ def _figure(shown: Shown, number: int, found: WordMaps, commonness: Counter[str]
 def _cells(word: str, pictures: Tensor) -> list[str]:
     named = zip(_COLUMNS, pictures, strict=True)
     return [as_picture(picture, f"{word}: {name}") for name, picture in named]
-
-
-def _choose(words: list[str], commonness: Counter[str]) -> list[int]:
-    """Return the places of the words that the fewest captions have, in the caption's order."""
-    first = {word: place for place, word in reversed([*enumerate(words)])}
-    spoken = [word for word in first if any(letter.isalnum() for letter in word)]
-    rarest = sorted(spoken, key=lambda word: (commonness[word], -len(word), first[word]))
-    return sorted(first[word] for word in rarest[:_NUM_WORDS])
 
 
 def _reading(shown: Shown) -> str:

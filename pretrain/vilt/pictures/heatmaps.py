@@ -3,7 +3,8 @@
 Source: Kim et al. 2021 (ViLT), figure 4: the plan between words and patches.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -100,6 +101,23 @@ def _of_image(
     plan, looks = (mean @ maps)[..., : rows * columns].unflatten(2, (rows, columns))
     plan = plan / plan.sum((1, 2), keepdim=True).clamp(min=1e-30)
     return WordMaps([vocabulary.text(tokens[own].tolist()) for own in of_word], plan, looks)
+
+
+def choose_words(found: Sequence[WordMaps], number: int) -> list[list[int]]:
+    """Return, for each caption, the places of the words that the fewest of the captions have.
+
+    Args:
+        found: Maps of captions.
+        number: Words of each, at most; signs are left out, and a word counts once.
+    """
+    commonness = Counter(word for maps in found for word in set(maps.words))
+    chosen: list[list[int]] = []
+    for maps in found:
+        first = {word: maps.words.index(word) for word in dict.fromkeys(maps.words)}
+        spoken = [word for word in first if any(letter.isalnum() for letter in word)]
+        rarest = sorted(spoken, key=lambda word: (commonness[word], -len(word)))
+        chosen.append(sorted(first[word] for word in rarest[:number]))
+    return chosen
 
 
 def paint(image: Tensor, maps: Tensor, patch: tuple[int, int]) -> Tensor:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from data.captions.vocabulary import Vocabulary
-from pretrain.vilt.answers import guess_words, match_ratios
 from pretrain.vilt.model import ViltModel
+from pretrain.vilt.pictures.answers import guess_words, match_ratios
 from tests.pairs import CAPTIONS, LENGTH, make_batch, make_model, make_vocabulary
 
 Made = tuple[ViltModel, Vocabulary, dict[str, Tensor]]

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from data.captions.vocabulary import Vocabulary
 from data.settings import UserError
-from pretrain.vilt.heatmaps import WordMaps, paint, word_maps
 from pretrain.vilt.images import choose_patches, tokens_of_any_aspect
 from pretrain.vilt.model import ViltModel
 from pretrain.vilt.pairs import ImageTokens
+from pretrain.vilt.pictures.heatmaps import WordMaps, choose_words, paint, word_maps
 from pretrain.vilt.transport import find_plan
 from tests.pairs import GRIDS, LENGTH, make_batch, make_model, make_vocabulary
 
@@ -116,6 +116,14 @@ def test_the_row_is_the_words_own(
         for values in (maps.plan, maps.attention):
             apart = (values[:, None] - values).abs().amax((2, 3))
             assert (apart + torch.eye(len(apart)) > 1e-3).all()
+
+
+def test_words_that_few_captions_have_are_chosen_in_order() -> None:
+    none = torch.zeros(0)
+    captions = ["the blue , the square", "the square , a red ball", "the !"]
+    found = [WordMaps(caption.split(), none, none) for caption in captions]
+    assert choose_words(found, 2) == [[1, 4], [4, 5], [0]]
+    assert choose_words(found, 9) == [[0, 1, 4], [0, 1, 3, 4, 5], [0]]
 
 
 def test_other_attention_is_refused(vocabulary: Vocabulary) -> None:

@@ -1,0 +1,1 @@
+"""What a model of pairs answers and where it looks: for the report and the trackers."""
