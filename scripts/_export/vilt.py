@@ -231,10 +231,14 @@ def _describe_images(source: PairSource) -> str:
     rows, columns = source.size
     if source.aspect is not None:
         longest = int(_LONG * rows) // source.aspect.patch * source.aspect.patch
-        return (
+        line = (
             f"the image processor keeps an image's aspect: short side {rows}, long side at most "
-            f"{longest}; in training it was {source.aspect.long}"
+            f"{longest}"
         )
+        own = source.aspect.long
+        if longest == own:
+            return line
+        return f"{line}; in training {own}: for that, resize images first and give do_resize=False"
     if rows != columns:
         return (
             f"the image processor squeezes images to {rows}x{columns}; in validation they were "

@@ -215,7 +215,7 @@ def test_a_run_is_exported_whole(
     said = capsys.readouterr().out
     assert "on 8 pairs of data.shards: pieces 0, text" in said
     assert "the score is the log odds that a caption is the image's own" in said
-    assert "short side 16, long side at most 24; in training it was 28" in said
+    assert "short side 16, long side at most 24; in training 28: for that, resize" in said
     card = (tmp_path / "out/README.md").read_text()
     assert "ViltForImageAndTextRetrieval of images and text" in card
     assert "arXiv:2102.03334" in card
