@@ -15,6 +15,7 @@ import finetune.run
 import pretrain.run
 from data.settings import UserError
 from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
+from finetune.vilt.config import ViltFinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.hints import _USUAL  # pyright: ignore[reportPrivateUsage]
 from pretrain.configuration.load import keys, load, plain_value, to_yaml, usage
@@ -30,8 +31,8 @@ def pretrain_files() -> list[Path]:
     return [path for path in files if path not in vilt_files()]
 
 
-def vilt_files() -> list[Path]:
-    return sorted((CONFIGS / "pretrain").glob("vilt*.yaml"))
+def vilt_files(folder: str = "pretrain") -> list[Path]:
+    return sorted((CONFIGS / folder).glob("vilt*.yaml"))
 
 
 def preset_files() -> list[Path]:
@@ -39,7 +40,8 @@ def preset_files() -> list[Path]:
 
 
 def finetune_files() -> list[Path]:
-    return sorted((CONFIGS / "finetune").glob("*.yaml"))
+    files = sorted((CONFIGS / "finetune").glob("*.yaml"))
+    return [path for path in files if path not in vilt_files("finetune")]
 
 
 # ---------------------------------------------------------------- the files
@@ -56,6 +58,11 @@ def test_every_pretraining_file_loads(path: Path) -> None:
 def test_every_file_for_images_with_captions_loads(path: Path) -> None:
     config = load(ViltConfig, [str(path), SHARDS])
     assert config.data.shards == "a.tar"
+
+
+@pytest.mark.parametrize("path", vilt_files("finetune"), ids=lambda path: path.stem)
+def test_every_file_for_images_with_sentences_loads(path: Path) -> None:
+    assert load(ViltFinetuneConfig, [str(path), *LABELLED]).data.train == "a.tar"
 
 
 @pytest.mark.parametrize("name", ["cifar10", "small", "demo"])
@@ -91,7 +98,8 @@ def test_every_fine_tuning_file_loads(path: Path) -> None:
 
 def test_there_are_files() -> None:
     assert {"demo", "cifar10", "vit_base"} <= {path.stem for path in pretrain_files()}
-    assert "vilt-demo" in {path.stem for path in vilt_files()}
+    for folder in ("pretrain", "finetune"):
+        assert "vilt-demo" in {path.stem for path in vilt_files(folder)}
     assert {"demo", "paper"} <= {path.stem for path in finetune_files()}
 
 
