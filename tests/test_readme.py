@@ -13,6 +13,7 @@ from skimage import data as photographs
 from skimage import io
 
 from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
+from finetune.vilt.config import ViltFinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import keys
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
@@ -27,7 +28,10 @@ KEY = re.compile(
     r"(?<![\w./-])((?:run|data|encoder|corruption|target|decoder|optim|probe|fewshot|head|mix|text|loss)"
     r"\.[a-z_]+)(?=[=`,\s\]])"
 )
-CONFIGS = (PretrainConfig, ViltConfig, FinetuneConfig, FewshotConfig, LinearConfig)
+CONFIGS = (
+    *(PretrainConfig, ViltConfig, FinetuneConfig, ViltFinetuneConfig),
+    *(FewshotConfig, LinearConfig),
+)
 KEYS = {key.name for config in CONFIGS for key in keys(config)}
 MADE = {"encoder.args", "optim.stps"}  # any argument of timm's follows; a slip that is shown
 
