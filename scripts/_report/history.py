@@ -209,11 +209,19 @@ def describe(run: Run) -> dict[str, str]:
         "Kind": _kind(run),
         "Steps": f"{last['step']:,.0f} of {steps:,} ({last['epoch']:.1f} epochs)",
         "Encoder": _encoder(run),
-        "Images": " x ".join(map(str, run.config["data.image_size"])) + " pixels",
+        "Images": _size(run.config),
         "Data": _data(run),
         "Result": _result(run),
         "Last record": f"{written:%Y-%m-%d %H:%M} UTC",
     }
+
+
+def _size(config: dict[str, Any]) -> str:
+    """Say how large images are, or within which sides they keep their own aspect."""
+    size, long_side = config["data.image_size"], config.get("data.long_side")
+    if long_side is not None:
+        return f"{size[0]} pixels the short side, {long_side} at most the long one"
+    return " x ".join(map(str, size)) + " pixels"
 
 
 def _kind(run: Run) -> str:

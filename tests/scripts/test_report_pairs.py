@@ -14,7 +14,7 @@ from pretrain.vilt.config import ViltConfig
 from pretrain.vilt.pictures.answers import match_ratios
 from pretrain.vilt.saved import Vilt
 from scripts._report.charts import plots_of
-from scripts._report.history import read_run
+from scripts._report.history import describe, read_run
 from scripts._report.pairs.answers import answers
 from scripts._report.pairs.findings import of_pairs
 from scripts._report.pairs.maps import maps
@@ -88,6 +88,15 @@ def test_runs_stand_side_by_side(run: Path, tmp_path: Path, monkeypatch: pytest.
     assert page.count("other: Pairs and what the model answers") == 1
 
 
+def test_a_run_says_how_large_images_of_their_own_aspect_are(run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    assert describe(read_run(copy))["Images"] == "16 x 16 pixels"
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("long_side: null", "long_side: 32"))
+    words = "16 pixels the short side, 32 at most the long one"
+    assert describe(read_run(copy))["Images"] == words
+
+
 @pytest.mark.parametrize("has_aspect", [False, True], ids=["one size", "own aspect"])
 def test_pairs_are_shown_beside_the_answers(has_aspect: bool):
     shown = show(has_aspect=has_aspect)
@@ -98,6 +107,7 @@ def test_pairs_are_shown_beside_the_answers(has_aspect: bool):
             assert f"<td>{score:.1%}</td>".replace("%", " %") in page
     assert "another&#x27;s: “red”" in page
     assert "3 validation images" in page
+    assert re.search(r"prefers the own caption for [0-3] of 3 images\.", page)
     for caption in CAPTIONS:
         assert f"<blockquote>{caption}</blockquote>" in page
 
@@ -106,7 +116,9 @@ def test_a_caption_like_the_next_one_is_no_other():
     shown = show(has_aspect=False)
     tokens = shown.batch["tokens"][:1].expand(3, -1)
     same = shown._replace(batch=shown.batch | {"tokens": tokens}, captions=3 * CAPTIONS[:1])
-    assert "another&#x27;s: " not in answers(same).body
+    page = answers(same).body
+    assert "another&#x27;s: " not in page
+    assert "prefers the own caption" not in page
 
 
 @pytest.mark.parametrize("has_aspect", [False, True], ids=["one size", "own aspect"])

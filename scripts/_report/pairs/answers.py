@@ -73,12 +73,13 @@ def _mark(guess: str, right: str) -> str:
 
 def _prefer(scores: list[_Scores]) -> str:
     pairs = [(s.own, s.other) for s in scores if s.other is not None]
-    preferred = sum(own > other for own, other in pairs)
+    number = sum(own > other for own, other in pairs)
+    images = count(len(pairs), "image")
+    preferred = f" The model prefers the own caption for {number} of {images}." if pairs else ""
     return (
         "Match: how sure the model is that a caption belongs to the image. Perfect would be 100 % "
         "for the image's own and 0 % for another's, which is that of the next image here; 50 % is "
-        f"a guess. The model prefers the own caption for {preferred} of "
-        f"{count(len(pairs), 'image')}."
+        f"a guess.{preferred}"
     )
 
 

@@ -18,6 +18,8 @@ from scripts._report.pairs.answers import TITLE, answers
 from scripts._report.pairs.maps import maps
 from scripts._report.pairs.shown import take
 
+_ONE_SIZE = "alone the encoder takes images of one size, and here they keep their own aspect"
+
 
 def pictures(run: Run, num_images: int) -> Iterator[Section]:
     """Yield the pictures of an image-text run with a checkpoint; for each that there is not, why.
@@ -52,7 +54,7 @@ def _of_the_image_half(vilt: Vilt, images: Images) -> Take:
     """Give the image half alone its images; with data.long_side they are not of its size."""
 
     def take_whole(num: int) -> tuple[Tensor, Tensor]:
-        require(vilt.model.canvas is None, "the image half alone takes no data.long_side")
+        require(vilt.model.canvas is None, _ONE_SIZE)
         return images.take(num)
 
     return take_whole
