@@ -67,8 +67,8 @@ def learning(records: list[Record]) -> list[str]:
         return [*texts, *_with_distance(figures)]
     if "loss_neighbour" in figures:
         return [_against_mean(name, figures), *_with_distance(figures)]
-    if of_these := list(of_pairs(name, figures)):
-        return of_these
+    if texts := [*of_pairs(name, figures), *_of_patches(name, figures)]:
+        return texts
     scores = ", ".join(
         f"{label} {percent(figures[key])}" for key, label in _SCORES.items() if key in figures
     )
@@ -76,6 +76,12 @@ def learning(records: list[Record]) -> list[str]:
         f"At step {step:.0f} the {name} loss is {figures['loss']:.3f} nats"
         + (f"; {scores}." if scores else ".")
     ]
+
+
+def _of_patches(name: str, figures: Record) -> list[str]:
+    """Say how the masked patches of an image-text run stand; nothing where it has none."""
+    own = {k.removesuffix("_patches"): v for k, v in figures.items() if k.endswith("_patches")}
+    return [_against_mean(name, own)] if "loss_mean" in own else _against_copying(name, own)
 
 
 def _against_entropy(name: str, figures: Record) -> str:

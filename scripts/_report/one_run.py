@@ -92,10 +92,16 @@ def _last_figures(run: Run) -> Section:
 
 def figure_rows(unit: str, columns: list[findings.Record]) -> list[list[str]]:
     """Return a row for each figure that a column has; `unit` is the loss's."""
-    of_patches = {f"{key}_patches": f"Patches: {label}" for key, label in _FIGURES.items()}
+    is_of_classes = any("class_entropy_patches" in figures for figures in columns)
+    of_patches = "nats" if is_of_classes else "mean squared error"
+    labels = {key: label.format(unit=unit) for key, label in _FIGURES.items()}
+    labels |= {
+        f"{key}_patches": f"Patches: {label.format(unit=of_patches)}"
+        for key, label in _FIGURES.items()
+    }
     return [
-        [label.format(unit=unit), *(_value(key, figures) for figures in columns)]
-        for key, label in (_FIGURES | of_patches).items()
+        [label, *(_value(key, figures) for figures in columns)]
+        for key, label in labels.items()
         if any(key in figures for figures in columns)
     ]
 

@@ -14,7 +14,9 @@ from pretrain.vilt.config import ViltConfig
 from pretrain.vilt.pictures.answers import match_ratios
 from pretrain.vilt.saved import Vilt
 from scripts._report.charts import plots_of
+from scripts._report.findings import learning
 from scripts._report.history import describe, read_run
+from scripts._report.one_run import figure_rows
 from scripts._report.pairs.answers import answers
 from scripts._report.pairs.findings import of_pairs
 from scripts._report.pairs.maps import maps
@@ -73,6 +75,20 @@ def test_the_charts_hold_the_figures_beside_their_baselines(run: Path):
     one_answer = plots["Does the caption belong to the image?"].lines[-1]
     majority = [100 * record["val/accuracy_matching_majority"] for record in measured]
     assert [value for _, value in one_answer.points] == majority
+
+
+def test_masked_patches_are_told_in_their_own_unit():
+    record = {"step": 4.0, "val/loss": 9.0, "val/loss_patches": 2.0}
+    classes = {"accuracy_mask": 0.5, "accuracy_majority": 0.4, "accuracy_neighbour": 0.6}
+    own = {f"val/{name}_patches": value for name, value in classes.items()}
+    [text] = learning([record | own])
+    assert text.startswith("It names the class of 50.0 % of the masked validation patches.")
+    pixels = {"loss": 2.0, "loss_mean": 3.0, "loss_neighbour": 4.0}
+    [text] = learning([record | {f"val/{name}_patches": v for name, v in pixels.items()}])
+    assert text.startswith("The mean squared error of the validation patches is 2.0000.")
+    figures = {"loss": 9.0, "loss_patches": 2.0, "class_entropy_patches": 1.0}
+    labels = [row[0] for row in figure_rows("weighted sum", [figures])]
+    assert labels[:2] == ["Loss (weighted sum)", "Patches: Loss (nats)"]
 
 
 def test_runs_stand_side_by_side(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
