@@ -13,8 +13,10 @@ from pretrain.configuration.load import load
 from scripts._ablate.plan import Plan, arguments_of, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["learn", "learn_rates", "masks", "patch_size", "pooling", "positions", "ratio", "targets"]
-NAMES += ["vilt"]
+NAMES = [
+    *("learn", "learn_rates", "masks", "patch_size", "pooling", "positions", "ratio", "targets"),
+    "vilt",
+]
 MINE: dict[str, Any] = {
     "config": "configs/pretrain/cifar10.yaml",
     "measures": {"fewshot": {"set": {"data.train": "a.tar", "data.val": "b.tar"}}},
