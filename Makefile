@@ -10,7 +10,7 @@ BENCH_ROUNDS ?= 3
 help:
 	@echo "make install   set up .venv (about 3 minutes, 7 GB)"
 	@echo "make demo      the whole job on 8 photographs, 3 minutes on 2 CPU cores"
-	@echo "make demo-vilt   images with captions, on drawn scenes, 2 minutes on 2 CPU cores"
+	@echo "make demo-vilt   images with captions, on drawn scenes, 2:20 minutes on 2 CPU cores"
 	@echo "make quick     unit tests that start no process, 90 seconds on 2 CPU cores"
 	@echo "make test      the test suite, about 12 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"

@@ -11,7 +11,7 @@ from finetune.head import MULTI_LABEL, Classifier
 from pretrain.configuration.load import load
 from pretrain.encoder.facts import image_data
 from pretrain.encoder.saved import find_saved
-from pretrain.records.checkpoint import handed_on, newest_by_name
+from pretrain.records.checkpoint import find_handed_on
 from pretrain.records.kinds import Kind, kind_of_run
 from pretrain.training.state import load_weights
 
@@ -39,15 +39,13 @@ def load_classifier(path: str | Path) -> Classifier:
 
 def _load_run(run: Path) -> Classifier:
     configuration = load(FinetuneConfig, [str(run / "config.yaml")])
-    newest = newest_by_name(run)
-    if newest is None:
-        raise UserError(f"{run} has no checkpoint yet; wait for its first")
+    checkpoint = find_handed_on(run)
     encoder = load_as_saved(run)
     names = list(image_data(encoder)["label_names"])
     model = Classifier(
         encoder, names, configuration.head, is_multi_label=configuration.data.multi_label
     )
-    load_weights(model, handed_on(newest))
+    load_weights(model, checkpoint)
     return model
 
 

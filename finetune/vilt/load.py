@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.captions.vocabulary import Vocabulary
-from data.settings import UserError, require
+from data.settings import require
 from finetune.tuning.splits import saved_names
 from finetune.vilt.config import ViltFinetuneConfig
 from finetune.vilt.model import ViltClassifier
 from pretrain.configuration.load import load
 from pretrain.encoder import load_encoder
-from pretrain.records.checkpoint import handed_on, newest_by_name
+from pretrain.records.checkpoint import find_handed_on
 from pretrain.records.kinds import Kind, kind_of_run
 from pretrain.training.state import load_weights
 from pretrain.vilt.vocabulary import vocabulary_of
@@ -45,11 +45,11 @@ def load_vilt_classifier(path: str | Path) -> Trained:
         f"{run} is no classifier of images and sentences; name a run.dir of "
         "finetune/vilt/classify.py",
     )
-    newest, names = newest_by_name(run), saved_names(run)
-    if newest is None or names is None:
-        raise UserError(f"{run} has no checkpoint yet; wait for its first")
+    checkpoint = find_handed_on(run)
     config = load(ViltFinetuneConfig, [str(run / "config.yaml")])
     vocabulary = vocabulary_of(run, "the run's vocabulary")
-    model = ViltClassifier(config, load_encoder(run), vocabulary, names)
-    load_weights(model, handed_on(newest))
+    encoder, names = load_encoder(run), saved_names(run)
+    assert names is not None, "the encoder of such a run names its classes"
+    model = ViltClassifier(config, encoder, vocabulary, names)
+    load_weights(model, checkpoint)
     return Trained(model.eval(), vocabulary, config)

@@ -15,9 +15,7 @@ from pretrain.vilt.huggingface import find_vilt
 from pretrain.vilt.saved import is_run
 from pretrain.vilt.vocabulary import vocabulary_of
 
-_THEIRS = (
-    CaptionConfig()
-)  # transformers' ViLT: 40 tokens, and images of one size are the simple form
+_THEIRS = CaptionConfig()  # transformers' ViLT: 40 tokens, images of one size as the simple form
 
 
 class Source(NamedTuple):

@@ -202,6 +202,18 @@ def newest_by_name(run: Path) -> Path | None:
     return next(iter(checkpoints_of(run)), None)
 
 
+def find_handed_on(run: Path) -> Path:
+    """Return the checkpoint whose weights a run hands on, by its name alone.
+
+    Raises:
+        UserError: The run has none yet.
+    """
+    newest = newest_by_name(run)
+    if newest is None:
+        raise UserError(f"{run} has no checkpoint yet; wait for its first")
+    return handed_on(newest)
+
+
 def check_constants(
     checkpoint: Path,
     state: Mapping[str, Any],

@@ -83,11 +83,6 @@ class ViltConfig:
             "data.shards='shards/train-*.tar'",
         )
         require(
-            self.data.read == "random",
-            f"data.read={self.data.read} has no captions of other images to swap; "
-            "set data.read=random",
-        )
-        require(
             self.encoder.sees_masked,
             "encoder.sees_masked=false is not for images with captions; leave it out",
         )

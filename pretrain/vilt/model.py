@@ -96,10 +96,11 @@ class ViltModel(PairEncoder):
         weight, embeddings = batch["weight"], self._embed(batch)
         images = self._place(embeddings, batch)
         passes: dict[str, tuple[Tensor, ImageTokens]] = {}
-        masked, corruption = self._mask(batch), None
+        masked = corruption = None
         if self.matching is not None:
             passes["matching"] = batch["pair_tokens"], images
         if self.words is not None:
+            masked = self._mask(batch)
             passes["words"] = masked.tokens, images
             if not self.training:
                 passes["blank"] = masked.tokens, self.blank_tokens(batch)
@@ -111,12 +112,12 @@ class ViltModel(PairEncoder):
         losses, sums = list[Tensor](), dict[str, Tensor]()
         if "matching" in fused:
             losses.append(self._matching_loss(batch, images, fused["matching"], sums))
-        if "words" in fused:
+        if masked is not None:
             losses.append(self.weights.words * self._word_loss(batch, masked, fused["words"], sums))
-        if "blank" in fused:
-            blank: Sums = {}
-            self._word_loss(batch, masked, fused["blank"], blank)
-            sums["right_words_blank"] = blank["right_words"]
+            if "blank" in fused:
+                blank: Sums = {}
+                self._word_loss(batch, masked, fused["blank"], blank)
+                sums["right_words_blank"] = blank["right_words"]
         if self.patches is not None and corruption is not None:
             tokens = patch_tokens(self.encoder, fused["patches"].image)
             own, found = self.patches.losses(tokens, batch["image"], corruption, weight)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from data.captions.vocabulary import Vocabulary
-from data.settings import UserError, require
+from data.settings import require
 from data.text import name_some
 from pretrain.configuration.load import load
 from pretrain.encoder import load_encoder
-from pretrain.records.checkpoint import handed_on, newest_by_name
+from pretrain.records.checkpoint import find_handed_on
 from pretrain.records.kinds import Kind, kind_of_run
 from pretrain.training.state import load_weights
 from pretrain.vilt.building import make_model
@@ -56,12 +56,10 @@ def load_vilt(path: str | Path) -> Vilt:
     run = Path(path)
     require(is_run(run), f"{run} is no image-text run; name a run.dir of pretrain/vilt/run.py")
     config = load(ViltConfig, [str(run / "config.yaml")])
-    newest = newest_by_name(run)
-    if newest is None:
-        raise UserError(f"{run} has no checkpoint yet; wait for its first")
+    checkpoint = find_handed_on(run)
     vocabulary = vocabulary_of(run, "the run's vocabulary")
     model = make_model(config, load_encoder(run), vocabulary)
-    load_weights(model, handed_on(newest))
+    load_weights(model, checkpoint)
     return Vilt(model.eval(), vocabulary, config)
 
 

@@ -5,16 +5,15 @@ and judges; where it would run its own ViT, an adapter runs this one. So the enc
 of the alternative's parts: in the checkpoint it is there once, under timm's names.
 """
 
-from typing import Any, cast
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from data.settings import require
-from pretrain.encoder.facts import image_size, num_channels, patch_size
+from pretrain.encoder.facts import image_size, patch_size
 from pretrain.encoder.recompute import recomputed
-from pretrain.encoder.timm_model import EPS
-from scripts._export.hugging_face import find_obstacles
+from scripts._export.hugging_face import encoder_settings, find_obstacles
 
 
 def check_encoder(encoder: VisionTransformer, name: str) -> None:
@@ -66,14 +65,5 @@ class Holder(nn.Module):
 
 def transformers_settings(encoder: VisionTransformer) -> dict[str, Any]:
     """Return the arguments by which transformers' configurations describe the encoder."""
-    block = cast(Any, encoder.blocks[0])
-    return {
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": block.attn.num_heads,
-        "intermediate_size": block.mlp.fc1.out_features,
-        "layer_norm_eps": EPS,
-        "num_channels": num_channels(encoder),
-        "image_size": image_size(encoder)[0],
-        "patch_size": patch_size(encoder)[0],
-    }
+    own = {"image_size": image_size(encoder)[0], "patch_size": patch_size(encoder)[0]}
+    return encoder_settings(encoder) | own
