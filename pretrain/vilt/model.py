@@ -109,7 +109,8 @@ class ViltModel(PairEncoder):
             corrupted = self._place(self.patches.corrupt(embeddings, corruption), batch)
             passes["patches"] = batch["tokens"], corrupted
         fused = self._fuse_all(passes)
-        losses, sums = list[Tensor](), dict[str, Tensor]()
+        losses: list[Tensor] = []
+        sums: Sums = {}
         if "matching" in fused:
             losses.append(self._matching_loss(batch, images, fused["matching"], sums))
         if masked is not None:
@@ -133,12 +134,14 @@ class ViltModel(PairEncoder):
     def _fuse_all(self, passes: dict[str, tuple[Tensor, ImageTokens]]) -> dict[str, Fused]:
         """Run all passes as the rows of one batch."""
         tokens = torch.cat([tokens for tokens, _ in passes.values()])
-        images = ImageTokens(
-            *(torch.cat(parts) for parts in zip(*(i for _, i in passes.values()), strict=True))
+        images = [images for _, images in passes.values()]
+        rows = ImageTokens(
+            torch.cat([image.tokens for image in images]),
+            torch.cat([image.is_token for image in images]),
         )
-        fused = self.fuse(tokens, images)
-        parts = zip(*(part.chunk(len(passes)) for part in fused), strict=True)
-        return {name: Fused(*part) for name, part in zip(passes, parts, strict=True)}
+        fused, number = self.fuse(tokens, rows), len(passes)
+        text, image = fused.text.chunk(number), fused.image.chunk(number)
+        return {name: Fused(text[i], image[i]) for i, name in enumerate(passes)}
 
     def _matching_loss(
         self, batch: dict[str, Tensor], images: ImageTokens, fused: Fused, sums: Sums

@@ -189,3 +189,10 @@ def test_the_example_batch_is_one(is_training: bool) -> None:
     for canvas, loss in ((None, ALL), (Canvas(64, 10), LossConfig())):
         model = make_model(loss, canvas).train(is_training)
         assert model(model.example_batch(3)).loss.isfinite()
+
+
+@pytest.mark.slow
+def test_a_compiled_forward_pass_is_one_graph() -> None:
+    """A break would cost speed, and torch would warn of gradients that it cannot keep."""
+    explained = torch._dynamo.explain(make_model())(make_batch())
+    assert (explained.graph_count, explained.break_reasons) == (1, [])
