@@ -135,6 +135,12 @@ def require_utf8(arguments: Iterable[str]) -> None:
         )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether there was no memory left; that is no mistake in what was typed."""
+    is_known = isinstance(error, MemoryError) or getattr(error, "errno", None) == ENOMEM
+    return is_known or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
 @contextmanager
 def memory_errors(remedy: str) -> Generator[None]:
     """Turn what Python, torch and CUDA raise where there is no memory left into `RunStopped`.
@@ -145,9 +151,7 @@ def memory_errors(remedy: str) -> Generator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
-        is_known = isinstance(error, MemoryError) or getattr(error, "errno", None) == ENOMEM
-        is_told = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
-        if shortage(error) is not None or not (is_known or is_told):
+        if shortage(error) is not None or not is_out_of_memory(error):
             raise
         lines = str(error).splitlines() or ["Python could get no more"]
         reason = lines[0].rpartition("] ")[2]  # no place in torch's sources

@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from data.disks import first_line
-from data.settings import UserError, require
+from data.settings import UserError, is_out_of_memory, require
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder
 from pretrain.encoder.config import DEFAULT_NAME
 from pretrain.encoder.encoder import describe_images
@@ -109,6 +109,8 @@ def _check_size(model: Any, name: str) -> None:
         with torch.no_grad():
             model.eval()(torch.zeros(1, num_channels(model), *size))
     except (RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
         raise UserError(
             f"encoder.name={name} cannot take data.image_size={list(size)}: {reason}; "

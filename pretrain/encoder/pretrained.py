@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from data.disks import one_line
-from data.settings import UserError, require
+from data.settings import UserError, is_out_of_memory, require
 from pretrain.encoder.config import DEFAULT_NAME
 from pretrain.encoder.extensions import rebuild, set_norm_eps
 from pretrain.encoder.huggingface import Renamed, from_hf, is_vilt, of_vilt, read_hf_settings
@@ -160,6 +160,8 @@ def _fill(encoder: VisionTransformer, source: str, weights: Renamed) -> None:
     try:
         encoder.load_state_dict(weights.state)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{source} cannot be loaded: {one_line(error)}") from error
 
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 
 from data.disks import first_line, one_line
-from data.settings import UserError, require
+from data.settings import UserError, is_out_of_memory, require
 from pretrain.encoder.config import DEFAULT_NAME
 
 EPS = 1e-6  # of timm's layer norms
@@ -71,6 +71,8 @@ def create_model(
         reason = first_line(error)
         raise UserError(f"{key}={name} with {arguments}: timm says: {reason}") from error
     except (OSError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         what = source or f"{key}={name}"
         reason = one_line(error)
         raise UserError(f"{what} cannot be loaded: {reason}") from error

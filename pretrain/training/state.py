@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from data.disks import one_line
-from data.settings import UserError
+from data.settings import UserError, is_out_of_memory
 from pretrain.encoder import save_encoder
 from pretrain.training.parallel import cut_like, whole
 
@@ -83,6 +83,8 @@ class Training:
             if self.ema is not None:
                 self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
         except (RuntimeError, KeyError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = one_line(error)[:200]
             raise UserError(
                 f"{folder} holds another encoder or head than the configuration: {reason}; "
@@ -133,6 +135,8 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     try:
         _restore_weights(model, load_file(path))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         reason = one_line(error)[:200]
         raise UserError(
             f"{path} holds another model than the configuration: {reason}; give its own"

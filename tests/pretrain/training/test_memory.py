@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 import finetune.run
 import pretrain.run
@@ -22,12 +24,14 @@ from pretrain.config import PretrainConfig
 from pretrain.configuration.layers import read_yaml
 from pretrain.configuration.load import load
 from pretrain.encoder import make_encoder
+from pretrain.encoder.timm_model import create_model
 from pretrain.machine import free_memory
 from pretrain.machine.free_memory import free_bytes
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.training import memory
 from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.memory import Need, check_fits, count_saved_bytes, example_batch
+from pretrain.training.state import load_weights
 from tests.launching import run_forked
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -328,10 +332,27 @@ def test_other_errors_stay_what_they_are() -> None:
             raise error
 
 
+def test_memory_that_runs_out_is_no_mistake_in_what_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        allocator()
+
+    model = torch.nn.Linear(1, 1)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", fail)
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        create_model("vit_tiny_patch16_224", {})
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_weights(model, tmp_path)
+
+
 LIMITED = """
 import resource, runpy, sys
 from pathlib import Path
-limit = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + (300 << 20)
+held = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+limit = held + (600 << 20)  # of which threads reserve some
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -356,7 +377,7 @@ def test_each_entry_point_ends_in_one_line(
     data = [f"data.train={shards}/train-*.tar", f"data.val={shards}/val-0.tar"]
     if script == "pretrain/run.py":
         data = [f"data.shards={shards}/train-*.tar"]
-    size = ["encoder.embed_dim=512", "data.image_size=128", f"{group}.threads=1"]
+    size = ["encoder.embed_dim=512", "data.image_size=144", f"{group}.threads=1"]
     batch = ["optim.batch_size=36"] if group == "run" else [f"{group}.batch_size=36"]
     shots = ["fewshot.shots=[1]"] if group == "fewshot" else []
     own = [*encoder, *size, *data, "data.workers=0", "encoder.init=none", *batch, *shots]
