@@ -3,7 +3,8 @@
     python scripts/make_vocabulary.py SHARDS --out vocabulary.json [--size 30522]
 
 SHARDS are those that pretrain/vilt/run.py reads: a folder of shards, a pattern, or several. Each
-sample has KEY.txt with a caption a line, or KEY.json with a key that --caption-key names. Text is
+sample has KEY.txt with a caption a line, or KEY.json with a key that --caption-key names. Where a
+run is to read captions and another sentences, learn from both: `--txt --caption-key KEY`. Text is
 cleaned and cut into words as BERT's uncased models do. Equal captions give an equal file.
 
 The file is a tokenizer.json of the tokenizers library: data.vocabulary=vocabulary.json takes it.
@@ -43,10 +44,17 @@ def main(arguments: list[str]) -> None:
         from data.captions.vocabulary import Vocabulary
         from data.index.open import open_manifest
 
-    config = CaptionedDataConfig(caption_key=options.caption_key, vocabulary_size=options.size)
+    keys: list[str | None] = options.caption_key or []
+    configs = [
+        CaptionedDataConfig(caption_key=key, vocabulary_size=options.size)
+        for key in (keys if keys and not options.txt else [None, *keys])
+    ]
+    config = configs[0]
     manifest = open_manifest(options.shards, "SHARDS", config.storage)
-    check_captions(manifest, config, "SHARDS", "--caption-key")
-    captions = read_some(manifest, config.caption_key, "SHARDS", options.captions)
+    captions: list[str] = []
+    for own in configs:
+        check_captions(manifest, own, "SHARDS", "--caption-key")
+        captions += read_some(manifest, own.caption_key, "SHARDS", options.captions)
     vocabulary = Vocabulary.learn(captions, config.vocabulary_size)
     vocabulary.save(options.out)
     whole = percent(whole_ratio(vocabulary, captions))
@@ -61,9 +69,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option = parser.add_argument
     option("shards", nargs="+", metavar="SHARDS", help="a folder of shards, a pattern, or several")
     option("--out", type=user_path, required=True, metavar="FILE.json", help="the vocabulary")
-    option("--caption-key", metavar="KEY", help="of KEY.json (without: KEY.txt, a caption a line)")
+    option(
+        "--caption-key",
+        action="append",
+        metavar="KEY",
+        help="of KEY.json; may be repeated (without: KEY.txt, a caption a line)",
+    )
+    option("--txt", action="store_true", help="KEY.txt too, beside --caption-key")
     option("--size", type=positive, default=30522, help="the most pieces (30522, as BERT has)")
-    option("--captions", type=positive, default=_CAPTIONS, help="the most that are read (100000)")
+    option("--captions", type=positive, default=_CAPTIONS, help="the most read of each (100000)")
     options = parser.parse_args(arguments)
     out: Path = options.out
     require(not out.exists(), f"--out={out} is there already; delete it, or give another name")

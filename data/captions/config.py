@@ -92,6 +92,7 @@ class CaptionedDataConfig(  # pyright: ignore[reportIncompatibleVariableOverride
         "a tokenizer.json, or a vocab.txt of BERT; default: learnt from the captions at the start",
         changes_result=False,
         is_path=True,
+        instead_of="data.vocabulary_size",
     )
     vocabulary_size: int = setting(_VOCABULARY_SIZE, "word pieces of a vocabulary that is learnt")
 

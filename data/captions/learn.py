@@ -18,12 +18,14 @@ from data.reading.reader import ShardReader
 from data.settings import require
 from data.storage.files import keep_connections
 from data.storage.locations import is_remote
-from data.text import count, printable
+from data.text import count, percent, printable
 
 MOST_CAPTIONS = 100_000  # that a vocabulary is learnt from: more change few of its pieces
 _REMOTE_THREADS = 16  # a request a caption: one after the other would take an hour
 _CHUNK = 256  # samples
 _MAX_OPEN = 4  # shards that a thread holds open
+_LOOKS = 500  # captions by which a given vocabulary is judged
+_MOSTLY = 0.8  # of their words
 _logger = logging.getLogger(__name__)
 
 
@@ -111,6 +113,28 @@ def whole_ratio(vocabulary: Vocabulary, captions: list[str]) -> float:
     counts: Counter[str] = count_words(captions)
     whole = sum(number for word, number in counts.items() if _is_whole(vocabulary, word))
     return whole / counts.total()
+
+
+def warn_of_parts(
+    vocabulary: Vocabulary, manifest: Manifest, caption_key: str | None, key: str
+) -> None:
+    """Warn where a vocabulary was not learnt from texts like these, by a look at the first.
+
+    Args:
+        vocabulary: A given one.
+        manifest: The indexed shards.
+        caption_key: As in `read_captions`.
+        key: What names the shards, for the message.
+    """
+    captions = list(islice(_read(manifest, caption_key, []), _LOOKS))
+    ratio = whole_ratio(vocabulary, captions) if captions else 1.0
+    if ratio < _MOSTLY:
+        _logger.warning(
+            "%s: %s of the words are whole pieces of the vocabulary, the others are cut into "
+            "parts; before pretraining, learn one from these texts too: scripts/make_vocabulary.py",
+            key,
+            percent(ratio),
+        )
 
 
 def _is_whole(vocabulary: Vocabulary, word: str) -> bool:

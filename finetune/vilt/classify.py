@@ -49,6 +49,7 @@ def run(config: ViltFinetuneConfig) -> dict[str, float]:
     """
     begun = time.monotonic()
     with importing():  # here, so that no help and no mistake in a key waits for torch
+        from data.captions.learn import warn_of_parts
         from data.captions.samples import CaptionedSamples
         from data.stream import TrainingStream
         from finetune.tuning.splits import open_labelled
@@ -78,6 +79,8 @@ def run(config: ViltFinetuneConfig) -> dict[str, float]:
     # ---- the classes, and how long a run they make
     read_splits = partial(read_labels, data=config.data)
     train, val, labels, weights = open_labelled(accelerator, config, read_splits)
+    caption_key = config.data.caption_key
+    on_main(accelerator, lambda: warn_of_parts(vocabulary, train, caption_key, "data.train"))
     config = settle(accelerator, config, train)
     part = share(accelerator, config.run, config.optim)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from data.captions.learn import learn_vocabulary
+from data.captions.learn import learn_vocabulary, warn_of_parts
 from data.captions.samples import VOCABULARY
 from data.captions.vocabulary import Vocabulary
 from data.index.manifest import Manifest
@@ -36,12 +36,11 @@ def open_vocabulary(accelerator: Accelerator, config: ViltConfig, images: Manife
     def find() -> Vocabulary:
         path, init = config.data.vocabulary, _of_init(config)
         kept = Path(config.run.dir, NAME)
-        if path is not None:
-            vocabulary = Vocabulary.load(path)
-            _check_same(vocabulary, init, config)
-            return vocabulary
-        if init is not None:
-            return init
+        given = init if path is None else Vocabulary.load(path)
+        if given is not None:
+            _check_same(given, init, config)
+            warn_of_parts(given, images, config.data.caption_key, "data.shards")
+            return given
         if kept.is_file():
             return Vocabulary.load(kept, "run.dir")
         require(

@@ -42,6 +42,22 @@ def test_it_is_what_a_run_learns_by_itself(
     assert learnt.sha256 == vocabulary.sha256
 
 
+def test_captions_and_sentences_share_one(tmp_path: Path) -> None:
+    record = {"question": "where is it", "answer": "another place"}
+    images = [
+        ImageFile(f"{n}", "png", make_png(n), captions=(text,), record=record)
+        for n, text in enumerate(TEXTS)
+    ]
+    write_shard(tmp_path / "a.tar", images)
+    keys = ["--caption-key", "question", "--caption-key", "answer"]
+    for own, words in ((keys, "where place"), ([*keys, "--txt"], "where place square")):
+        out = tmp_path / f"{len(own)}.json"
+        main([f"{tmp_path}/a.tar", "--out", str(out), *own])
+        vocabulary = Vocabulary.load(out)
+        pieces = {vocabulary.piece(number) for number in range(vocabulary.size)}
+        assert {"where", "place", "square"} & pieces == set(words.split())
+
+
 def test_no_more_captions_are_read_than_asked_for(
     shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

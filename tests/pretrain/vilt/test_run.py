@@ -6,18 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import pretrain.run
 import pretrain.vilt.run
+from data.captions.vocabulary import Vocabulary
+from data.index.open import open_manifest
 from data.settings import UserError
+from pretrain.configuration.load import load
 from pretrain.encoder import load_encoder
 from pretrain.records.logs import read_records
+from pretrain.vilt.config import ViltConfig
 from pretrain.vilt.saved import load_vilt
+from pretrain.vilt.vocabulary import open_vocabulary
 from tests.launching import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = 12
 MORE = ["data.max_bad_ratio=0.2"]  # two of 36 are bad: one image, one caption
 
@@ -164,6 +171,25 @@ def test_another_vocabulary_is_refused(tmp_path: Path, one: Path, arguments: lis
         pretrain.vilt.run.main([*others, given, f"run.dir={one}"])
     with pytest.raises(UserError, match=r"is not the vocabulary of encoder\.init="):
         pretrain.vilt.run.main([*others, given, f"encoder.init={one}", f"run.dir={tmp_path}/next"])
+
+
+def test_a_vocabulary_takes_the_place_of_a_recipes_size() -> None:
+    recipe = str(ROOT / "configs/pretrain/vilt-small.yaml")
+    given = ["data.shards=a.tar", "data.vocabulary=words.json"]
+    data = load(ViltConfig, [recipe, *given]).data
+    assert (data.vocabulary, data.vocabulary_size) == ("words.json", 30522)
+
+
+def test_a_vocabulary_of_other_texts_is_warned_of(
+    tmp_path: Path, arguments: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "words.json"
+    Vocabulary.learn(["zebra crossing"] * 9, 100).save(path)
+    others = [a for a in arguments if "vocabulary_size" not in a]
+    config = load(ViltConfig, [*others, f"data.vocabulary={path}"])
+    images = open_manifest(config.data.shards, "data.shards")
+    assert open_vocabulary(Accelerator(cpu=True), config, images).piece(5)
+    assert "8.3 % of the words are whole pieces of the vocabulary" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["data.shards", "data.val_shards"])
