@@ -7,23 +7,43 @@ import numpy as np
 
 from finetune.vilt.gallery import Gallery
 from finetune.vilt.recall import Search
+from finetune.vilt.reranking import rerank
 
 _SHOWN = 5  # first candidates of a query that are named
+
+
+_WAYS = (("image_to_text", "captions of an image"), ("text_to_image", "the image of a caption"))
+
+
+class Ways(NamedTuple):
+    """A search both ways.
+
+    Attributes:
+        images: Images as queries, ranking captions.
+        captions: Captions as queries, ranking images.
+    """
+
+    images: Search
+    captions: Search
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Return recall and chance of each way."""
+        return {way: search.figures() for (way, _), search in zip(_WAYS, self, strict=True)}
 
 
 class Found(NamedTuple):
     """The scores of the images that could be read with their captions.
 
     Attributes:
-        images: Images as queries, ranking captions.
-        captions: Captions as queries, ranking images.
+        best: In the order that counts.
+        by_head: In that of the head of matching, where the best pairs were read again; else None.
         gallery: The captions.
         names: SHARD/KEY of the images.
         about: What `result.json` says of the model and the samples.
     """
 
-    images: Search
-    captions: Search
+    best: Ways
+    by_head: Ways | None
     gallery: Gallery
     names: list[str]
     about: dict[str, Any]
@@ -31,6 +51,7 @@ class Found(NamedTuple):
 
 def found_of(
     rows: Mapping[int, np.ndarray],
+    likelihoods: Mapping[int, np.ndarray] | None,
     names: Mapping[int, str],
     gallery: Gallery,
     about: dict[str, Any],
@@ -39,6 +60,7 @@ def found_of(
 
     Args:
         rows: float32 (U,) of each image that could be read, by its place among all samples.
+        likelihoods: float32 (U,) of the same images, of the pairs that were read again.
         names: SHARD/KEY of those images.
         gallery: The captions of all samples; those that none of the images has are left out.
         about: What is known of the model and the samples.
@@ -47,12 +69,23 @@ def found_of(
     owned = gallery.owned[used]
     kept = np.flatnonzero(owned.any(axis=0))
     owned, texts = owned[:, kept], [gallery.texts[number] for number in kept]
-    scores = np.stack([rows[position] for position in used])[:, kept]
     number, ones = owned.sum(axis=0), np.ones(len(used), np.int64)
+
+    def pick(of_images: Mapping[int, np.ndarray]) -> np.ndarray:
+        return np.stack([of_images[position] for position in used])[:, kept]
+
+    def order(scores: np.ndarray) -> Ways:
+        return Ways(
+            Search(scores, owned > 0, ones, number), Search(scores.T, owned.T > 0, number, ones)
+        )
+
+    scores = pick(rows)
+    by_head = order(scores)
+    best = by_head if likelihoods is None else order(rerank(scores, pick(likelihoods)))
     return Found(
-        Search(scores, owned > 0, ones, number),
-        Search(scores.T, owned.T > 0, number, ones),
-        Gallery(gallery.tokens[kept], texts, owned, gallery.num_cut),
+        best,
+        None if likelihoods is None else by_head,
+        Gallery(gallery.tokens[kept], gallery.words[kept], texts, owned, gallery.num_cut),
         [names[position] for position in used],
         about,
     )
@@ -61,32 +94,34 @@ def found_of(
 def result_of(found: Found) -> dict[str, Any]:
     """Return what `result.json` holds: recall and chance, both ways."""
     counts = {"images": len(found.names), "captions": int(found.gallery.owned.sum())}
-    figures = {
-        "image_to_text": found.images.figures(),
-        "text_to_image": found.captions.figures(),
-    }
-    return {**found.about, **counts, "distinct_captions": len(found.gallery.texts), **figures}
+    counts["distinct_captions"] = len(found.gallery.texts)
+    head = {} if found.by_head is None else {"by_head": found.by_head.figures()}
+    return {**found.about, **counts, **found.best.figures(), **head}
 
 
 def cells_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a result's table."""
-    ways = (("image_to_text", "captions of an image"), ("text_to_image", "the image of a caption"))
+    orders = [(result, "")]
+    if "by_head" in result:
+        orders = [(result["by_head"], ", by the head alone"), (result, ", reranked")]
     return [
         {
-            "found": what,
+            "found": f"{what}{how}",
             "among": result["captions" if way == "image_to_text" else "images"],
-            **{f"accuracy/{name}": v for name, v in result[way].items() if "@" in name},
-            "median rank": result[way]["median_rank"],
+            **{f"accuracy/{name}": v for name, v in figures[way].items() if "@" in name},
+            "median rank": figures[way]["median_rank"],
         }
-        for way, what in ways
+        for way, what in _WAYS
+        for figures, how in orders
     ]
 
 
 def ranks_of(found: Found) -> dict[str, Any]:
     """List each query with its rank and its first candidates, for a page that shows hits."""
     names, texts, owned = found.names, found.gallery.texts, found.gallery.owned
-    images = zip(found.images.ranks().tolist(), found.images.first(_SHOWN), strict=True)
-    captions = zip(found.captions.ranks().tolist(), found.captions.first(_SHOWN), strict=True)
+    images, captions = (
+        zip(search.ranks().tolist(), search.first(_SHOWN), strict=True) for search in found.best
+    )
     return {
         "images": [
             {

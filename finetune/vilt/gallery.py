@@ -21,12 +21,14 @@ class Gallery(NamedTuple):
 
     Attributes:
         tokens: int64 (U, L), as `Vocabulary.encode` gives them, short ones first.
+        words: int64 (U, L), the word that each piece belongs to, as it gives them.
         texts: One text of each.
         owned: int64 (N, U), how many captions of each sample are each of them.
         num_cut: Captions of which `data.max_tokens` cuts some pieces off.
     """
 
     tokens: np.ndarray
+    words: np.ndarray
     texts: list[str]
     owned: np.ndarray
     num_cut: int
@@ -62,8 +64,9 @@ def open_gallery(
     owners = np.array([sample for sample, _, _ in found])
     np.add.at(owned, (owners, inverse.reshape(-1)), 1)
     texts = [found[place][1] for place in first]
+    words = np.stack([found[place][2].words for place in first])
     num_cut = sum(encoded.num_cut > 0 for _, _, encoded in found)
-    return Gallery(unique[:, 1:], texts, owned, num_cut)
+    return Gallery(unique[:, 1:], words, texts, owned, num_cut)
 
 
 def _read(manifest: Manifest, number: int, caption_key: str | None) -> Iterator[list[str]]:

@@ -1,10 +1,15 @@
 """Retrieval by an image-text run: the captions of an image among all, and the image of a caption.
 
-    python finetune/vilt/retrieve.py RUN SHARDS [--number 200] [--out FOLDER]
+    python finetune/vilt/retrieve.py RUN SHARDS [--number 200] [--rerank 20] [--out FOLDER]
 
 RUN is a run.dir of pretrain/vilt/run.py. Its head of matching scores each image with each caption
 of the first --number samples. How many pairs that are, and how long they take, is said before it
 starts; twice as many samples take four times as long.
+
+--rerank 20 reads the 20 best captions of each image, and the 20 best images of each caption, again:
+each word of the caption is masked once and predicted from the others and the image. What the image
+makes of the caption's likelihood, against the other images, is added to the head's log odds. It
+takes a run with loss.words, and the table has both orders.
 
 All captions of a sample are queries, and an image is answered by any of its own. A caption that
 several images have is right for each of them. recall@K is what of the queries have a right answer
@@ -67,6 +72,7 @@ def main(arguments: list[str]) -> None:
         workers=options.workers,
         precision=options.precision,
         hours=options.hours,
+        rerank=options.rerank,
     )
     with memory_errors("a smaller --batch-size"):
         found = search(config)
@@ -95,6 +101,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option("run", type=expand_home, metavar="RUN", help="an image-text run")
     option("shards", nargs="+", metavar="SHARDS", help="a folder of shards, a pattern, or several")
     option("--number", type=positive, default=200, help="search among the first so many (200)")
+    option("--rerank", type=positive, default=0, metavar="K", help="read the K best again by words")
     option("--caption-key", metavar="KEY", help="of KEY.json (without: KEY.txt, a caption a line)")
     option("--out", type=user_path, metavar="FOLDER", help="folder for the result (RUN/retrieval)")
     option("--hours", type=float, default=1.0, help="refuse what takes longer (1)")

@@ -77,6 +77,11 @@ class ViltModel(PairEncoder):
         assert self.matching is not None
         return self.matching(self.pooler(fused.text[:, 0]))
 
+    def name_words(self, fused: Fused, places: Tensor) -> Tensor:
+        """Return logits of pieces at places of the captions: int64 (B, K) -> (B, K, V)."""
+        assert self.words is not None, "loss.words=0"
+        return self.words(select(fused.text, places), self.text.words.weight)
+
     def align(self, tokens: Tensor, images: ImageTokens, fused: Fused) -> Transport:
         """Transport the words of captions to patches; class tokens and ends are left out."""
         is_word = ~self.is_special[tokens]
@@ -162,9 +167,8 @@ class ViltModel(PairEncoder):
         self, batch: dict[str, Tensor], masked: MaskedText, fused: Fused, sums: Sums
     ) -> Tensor:
         """Return the loss of masked words, and add what figures need to the sums."""
-        assert self.words is not None
         wanted, is_predicted = batch["tokens"].gather(1, masked.places), masked.is_predicted
-        logits = self.words(select(fused.text, masked.places), self.text.words.weight)  # (B, K, V)
+        logits = self.name_words(fused, masked.places)
         by_piece = F.cross_entropy(logits.float().mT, wanted, reduction="none")  # (B, K)
         losses = (by_piece * is_predicted).sum(1) / is_predicted.sum(1).clamp(min=1)
         sums |= add_up_words(logits, losses, wanted, is_predicted, batch["weight"])

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from data.captions.vocabulary import Vocabulary
-from pretrain.encoder.blocks import select
 from pretrain.vilt.masking import mask_words
 from pretrain.vilt.model import ViltModel
 from pretrain.vilt.pairs import ImageTokens
@@ -58,9 +57,7 @@ def guess_words(
     masked = mask_words(keys, tokens, words, all_masked, model.pieces.mask, model.others)
 
     def guess(images: ImageTokens) -> Tensor:
-        assert model.words is not None, "loss.words=0"
-        hidden = select(model.fuse(masked.tokens, images).text, masked.places)
-        pieces = model.words(hidden, model.text.words.weight).argmax(2)  # (B, K)
+        pieces = model.name_words(model.fuse(masked.tokens, images), masked.places).argmax(2)
         return tokens.scatter(1, masked.places, pieces)
 
     versions = torch.stack(

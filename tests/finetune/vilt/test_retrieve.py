@@ -1,9 +1,10 @@
 """Retrieval as users run it: exact on any ranks, its recall that of a slow loop over all pairs."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ import finetune.vilt.retrieve
 import pretrain.vilt.run
 from data.batch import Request
 from data.captions.samples import CaptionedSamples
+from data.captions.vocabulary import Encoded
 from data.index.open import open_manifest
 from data.settings import UserError
 from data.shards import ImageFile, write_shard
-from pretrain.vilt.saved import load_vilt
+from finetune.vilt.reranking import candidates_of, rerank
+from pretrain.vilt.pairs import ImageTokens
+from pretrain.vilt.saved import Vilt, load_vilt
 from tests.conftest import BAD, make_captioned, make_png, make_sample
 from tests.finetune.vilt.conftest import pretrain_on
 from tests.launching import run_ranks
@@ -52,24 +56,56 @@ def read(folder: Path, name: str = "result.json") -> dict[str, Any]:
     return json.loads((folder / name).read_text())
 
 
-def score_slowly(run: Path, shard: Path) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Score each image with each caption, a pair at a time: (N, captions); and whose they are."""
-    model, vocabulary, config = load_vilt(run)
-    manifest = open_manifest(str(shard), "SHARDS")
-    size = model.encoder.patch_embed.img_size
-    how: dict[str, Any] = {"seed": 0, "vocabulary": vocabulary, "is_training": False}
-    samples = CaptionedSamples(manifest, size, config=config.data, patch_size=4, **how)
-    owned = [(n, text) for n in GOOD for text in make_found(n).captions]
-    scores = np.zeros((len(GOOD), len(owned)))
-    for row, number in enumerate(GOOD):
-        place = number - NUMBERS[0]
-        images = model.image_tokens(samples[Request(0, place, place + 1)].tensors)
-        for place, (_, text) in enumerate(owned):
-            tokens = torch.from_numpy(vocabulary.encode(text, model.max_tokens).tokens)[None]
-            with torch.no_grad():
-                [[other, own]] = model.match(model.fuse(tokens, images))
-            scores[row, place] = own - other
-    return scores, owned
+class Slowly(NamedTuple):
+    """A model beside each image that can be read and each caption, a pair at a time."""
+
+    vilt: Vilt
+    images: list[ImageTokens]
+    owned: list[tuple[int, str]]  # each caption, and whose it is
+
+    @classmethod
+    def open(cls, run: Path, shard: Path) -> "Slowly":
+        vilt = load_vilt(run)
+        manifest = open_manifest(str(shard), "SHARDS")
+        size = vilt.model.encoder.patch_embed.img_size
+        how: dict[str, Any] = {"seed": 0, "vocabulary": vilt.vocabulary, "is_training": False}
+        samples = CaptionedSamples(manifest, size, config=vilt.config.data, patch_size=4, **how)
+        places = [number - NUMBERS[0] for number in GOOD]
+        tensors = [samples[Request(0, place, place + 1)].tensors for place in places]
+        owned = [(n, text) for n in GOOD for text in make_found(n).captions]
+        return cls(vilt, [vilt.model.image_tokens(of_one) for of_one in tensors], owned)
+
+    def scores(self) -> np.ndarray:
+        """Score by the head: (images, captions)."""
+        return self._each(self._score)
+
+    def likelihoods(self) -> np.ndarray:
+        """Return log P(caption | image), a masked word at a time: (images, captions)."""
+        return self._each(self._likelihood)
+
+    def _each(self, of_pair: Callable[[ImageTokens, Encoded], float]) -> np.ndarray:
+        vocabulary, most = self.vilt.vocabulary, self.vilt.model.max_tokens
+        captions = [vocabulary.encode(text, most) for _, text in self.owned]
+        with torch.no_grad():
+            return np.array([[of_pair(i, caption) for caption in captions] for i in self.images])
+
+    def _score(self, images: ImageTokens, caption: Encoded) -> float:
+        model = self.vilt.model
+        [[other, own]] = model.match(model.fuse(torch.from_numpy(caption.tokens)[None], images))
+        return float(own - other)
+
+    def _likelihood(self, images: ImageTokens, caption: Encoded) -> float:
+        model, vocabulary, config = self.vilt
+        tokens, words = torch.from_numpy(caption.tokens), torch.from_numpy(caption.words)
+        total, num_masks = 0.0, round(1 / config.text.ratio)
+        for number in range(num_masks):
+            is_masked = (words >= 0) & (words % num_masks == number)
+            shown = torch.where(is_masked, vocabulary.mask, tokens)[None]
+            assert model.words is not None
+            [logits] = model.words(model.fuse(shown, images).text, model.text.words.weight)
+            for at in is_masked.nonzero()[:, 0].tolist():
+                total += float(logits[at].log_softmax(0)[tokens[at]])
+        return total
 
 
 def recall_slowly(scores: np.ndarray, owned: list[tuple[int, str]], at: int) -> tuple[float, float]:
@@ -95,7 +131,8 @@ def test_recall_is_that_of_all_single_pairs(
     run = tmp_path / "run"
     pretrain_on(asked, encoder, "optim.steps=4", "optim.lr=5e-3", *form, f"run.dir={run}")
     start(str(run), str(gallery), "--batch-size", "5")
-    found, (scores, owned) = read(run / "retrieval"), score_slowly(run, gallery)
+    found, slowly = read(run / "retrieval"), Slowly.open(run, gallery)
+    scores, owned = slowly.scores(), slowly.owned
     assert (found["images"], found["captions"], found["num_bad"]) == (11, len(owned), 1)
     assert found["distinct_captions"] == len({text for _, text in owned})
     for at in (1, 5, 10):
@@ -111,11 +148,57 @@ def test_recall_is_that_of_all_single_pairs(
     assert np.mean(is_first) == pytest.approx(found["image_to_text"]["recall@1"])
 
 
-def test_two_ranks_find_the_same_to_the_bit(
+def test_all_pairs_read_again_are_ordered_by_head_and_words(
     tmp_path: Path, pretrained: Path, gallery: Path
+) -> None:
+    told = [str(pretrained), str(gallery), "--batch-size", "5"]
+    start(*told, "--out", f"{tmp_path}/head")
+    start(*told, "--out", f"{tmp_path}/words", "--rerank", "50")
+    found, head = read(tmp_path / "words"), read(tmp_path / "head")
+    slowly = Slowly.open(pretrained, gallery)
+    likelihoods, owned = slowly.likelihoods(), slowly.owned
+    scores = slowly.scores() + likelihoods - np.log(np.exp(likelihoods).sum(0))  # over the images
+    for at in (1, 5, 10):
+        images, captions = recall_slowly(scores, owned, at)
+        assert found["image_to_text"][f"recall@{at}"] == pytest.approx(images)
+        assert found["text_to_image"][f"recall@{at}"] == pytest.approx(captions)
+    assert found["by_head"] == {way: head[way] for way in ("image_to_text", "text_to_image")}
+    assert read(tmp_path / "words", "ranks.json") != read(tmp_path / "head", "ranks.json")
+    rows = (tmp_path / "words" / "table.md").read_text().splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "captions of an image, by the head alone",
+        "captions of an image, reranked",
+        "the image of a caption, by the head alone",
+        "the image of a caption, reranked",
+    ]
+
+
+def test_what_was_no_candidate_stays_behind_in_its_order() -> None:
+    scores = np.array([[3.0, 2, 1, 0], [0, 1, 2, 3], [5, 5, 5, 4]], np.float32)
+    is_candidate = candidates_of(scores, 1)
+    assert is_candidate.tolist() == [
+        [True, False, False, False],
+        [False, False, False, True],
+        [True, True, True, True],
+    ]
+    likelihoods = np.where(is_candidate, np.float32(-2), np.float32(np.nan))
+    likelihoods[2, 0] = -1
+    reranked = rerank(scores, likelihoods)
+    log_sum = np.log(np.exp(-1) + np.exp(-2))
+    expected = [3 - 2 - log_sum, 3 - np.log(2), 5 - 1 - log_sum, 5, 5, 4 - np.log(2)]
+    assert reranked[is_candidate] == pytest.approx(expected)
+    rest = reranked[~is_candidate]
+    assert rest.max() < reranked[is_candidate].min()
+    assert np.argsort(rest).tolist() == np.argsort(scores[~is_candidate]).tolist()
+
+
+@pytest.mark.parametrize("more", [[], ["--rerank", "3"]])
+def test_two_ranks_find_the_same_to_the_bit(
+    tmp_path: Path, pretrained: Path, gallery: Path, more: list[str]
 ) -> None:
     for world in (1, 2):
         told = [str(pretrained), str(gallery), "--number", "10", "--out", f"{tmp_path}/{world}"]
+        told += more
         run_ranks(told, world, tmp_path / "logs", script="finetune.vilt.retrieve")
     for name in ("result.json", "ranks.json", "table.md"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
@@ -129,6 +212,8 @@ def test_a_run_is_trained_for_retrieval_alone(
     told += ["data.max_tokens=12", "data.max_bad_ratio=0.2", "data.workers=0", "optim.lr=0"]
     told += ["optim.steps=1", "optim.batch_size=12", "run.threads=1", f"run.dir={tmp_path}/run"]
     pretrain.vilt.run.main(told)
+    with pytest.raises(UserError, match=r"--rerank=9 orders by the words of a caption, and RUN="):
+        start(f"{tmp_path}/run", str(gallery), "--rerank", "9")
     for run in (pretrained, tmp_path / "run"):
         start(str(run), str(gallery), "--out", f"{tmp_path}/{run.name}-{run.parent.name}")
     [first, second] = sorted(tmp_path.glob("run-*"))
@@ -143,6 +228,10 @@ def test_a_run_is_trained_for_retrieval_alone(
         (
             ["RUN", "GALLERY", "--hours", "1e-9"],
             "12 images x 25 distinct captions = 300 pairs w",
+        ),
+        (
+            ["RUN", "GALLERY", "--hours", "1e-9", "--rerank", "5"],
+            "300 pairs, of which at most 185 are read 7 times again would take about",
         ),
         (["RUN", "GALLERY", "--hours", "0"], "--hours=0.0 is not above 0; try 1"),
         (
