@@ -179,7 +179,7 @@ class _Passes(NamedTuple):
             for images, batch in self._batches():
                 for slot, position in self._used(batch):
                     captions = best[position]
-                    row = np.full(len(is_owned), np.nan, np.float32)
+                    row = np.full(len(self.gallery.tokens), np.nan, np.float32)
                     row[captions] = self.scorer.likelihood(images, slot, captions)
                     rows.append((position, row))
                     bar.update()
