@@ -1,5 +1,6 @@
 """The records that pass between the loader and the trainer: requests, places, batches."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -52,5 +53,5 @@ class Batch(NamedTuple):
     """
 
     tensors: dict[str, Tensor]
-    places: list[SamplePlace]
+    places: Sequence[SamplePlace]
     bad: list[LedgerEntry]

@@ -170,6 +170,13 @@ class DataConfig(ImageConfig):
     allow_pipe: bool = setting(
         False, "let data.shards name pipe: commands, which run in a shell", changes_result=False
     )
+    resident: Any = setting(
+        "auto",
+        "decode the training images once, into the device's memory: auto (where they take a quarter"
+        " of what is free, and are passed over twice), true, false",
+        changes_result=False,
+        type_name="auto | true | false",
+    )
 
     # a resume compares what the shards hold, not how they are named
     shards: Any = setting(
@@ -192,6 +199,14 @@ class DataConfig(ImageConfig):
         require(
             self.read in ("random", "sequential"),
             f"data.read={self.read} is neither random nor sequential",
+        )
+        require(
+            self.resident in ("auto", True, False),
+            f"data.resident={self.resident} is neither auto, true nor false",
+        )
+        require(
+            self.read == "random" or self.resident is not True,
+            "data.resident=true needs data.read=random: a stream is not read twice",
         )
         require(
             self.read == "random" or self.fraction == 1,

@@ -50,11 +50,11 @@ def skips_bad_steps(device: torch.device) -> bool:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the CPU to a device; to a CUDA device without a wait.
+    """Copy a tensor to a device, unless it is there; from the CPU to a CUDA device without a wait.
 
     The copy of memory that is not pinned would wait for all that the device was given before.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
     return pinned.to(device, non_blocking=True)

@@ -33,11 +33,14 @@ from data.shared_memory import blank_images
 from data.text import name_some
 
 _CROP = 1  # purpose of a sample's random numbers
-_PADDING = -1
+PADDING = -1  # the sample id of a slot that has none
 
 
 class Samples(Dataset[Batch]):
     """Requests -> batches, with no state.
+
+    Attributes:
+        is_in_memory: No file is read for a request, but for what cannot be decoded.
 
     Args:
         manifest: The indexed shards.
@@ -52,6 +55,8 @@ class Samples(Dataset[Batch]):
         numbering: From the class numbers in the shards to those of the labels; None where they are
             the same.
     """
+
+    is_in_memory = False
 
     def __init__(
         self,
@@ -89,23 +94,19 @@ class Samples(Dataset[Batch]):
         request: Request,
         read: Callable[[int, int], tuple[bytes, int | np.ndarray]],
         crop: Callable[[bytes, np.ndarray], Tensor],
+        is_left_out: np.ndarray | None = None,
     ) -> Batch:
-        """Answer a request, given what reads a sample by its shard and place, and what crops it."""
+        """Answer a request, given what reads a sample by its shard and place, and what crops it.
+
+        Slots that are left out, bool (B,), stay as padding is.
+        """
         ids = self._ids(request)
         keys = self._keys(request.epoch, ids)
+        is_asked = ids != PADDING if is_left_out is None else (ids != PADDING) & ~is_left_out
         located = {
-            slot: self.order.locate(int(ids[slot]))
-            for slot in np.flatnonzero(ids != _PADDING).tolist()
+            slot: self.order.locate(int(ids[slot])) for slot in np.flatnonzero(is_asked).tolist()
         }
-        places = {
-            slot: SamplePlace(
-                request.epoch,
-                request.start + slot,
-                self.manifest.shards.names[shard],
-                self.reader.key(shard, place),
-            )
-            for slot, (shard, place) in located.items()
-        }
+        places = {slot: self._place_of(request, slot, int(ids[slot])) for slot in located}
         return fill_batch(
             keys,
             places,
@@ -115,6 +116,11 @@ class Samples(Dataset[Batch]):
             self.num_classes,
         )
 
+    def _place_of(self, request: Request, slot: int, sample_id: int) -> SamplePlace:
+        shard, place = self.order.locate(sample_id)
+        name, key = self.manifest.shards.names[shard], self.reader.key(shard, place)
+        return SamplePlace(request.epoch, request.start + slot, name, key)
+
     @property
     def constants(self) -> dict[str, Any]:
         """What decides which samples come when; a checkpoint holds it."""
@@ -122,9 +128,7 @@ class Samples(Dataset[Batch]):
 
     def name(self, sample_id: int) -> str:
         """Return SHARD/KEY of a sample by its place among all that are listed."""
-        shard, place = self.order.locate(sample_id)
-        key = self.reader.key(shard, place)
-        return SamplePlace(0, sample_id, self.manifest.shards.names[shard], key).name
+        return self._place_of(Request(0, sample_id, sample_id + 1), 0, sample_id).name
 
     def _ids(self, request: Request) -> np.ndarray:
         """Return the sample ids of a request's slots; padding has the id -1."""
@@ -132,7 +136,7 @@ class Samples(Dataset[Batch]):
 
     def _at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Return the sample ids at positions; -1 where there is no such position."""
-        ids = np.full(positions.size, _PADDING)
+        ids = np.full(positions.size, PADDING)
         is_there = (positions >= 0) & (positions < self.manifest.num_samples)
         known = positions[is_there]
         ids[is_there] = self.order.samples(epoch, known) if self.is_training else known
@@ -176,6 +180,11 @@ class Samples(Dataset[Batch]):
         return self.augment(crop, int(numbers[AUGMENTATION] * 2**32)) if self.augment else crop
 
 
+def crop_numbers(keys: np.ndarray) -> np.ndarray:
+    """Draw what decides the crops of samples: their random keys, int64 (B,) -> (B, NUM_UNIFORM)."""
+    return uniform(combine(keys, _CROP), NUM_UNIFORM)
+
+
 def fill_batch(
     keys: np.ndarray,
     places: Mapping[int, SamplePlace],
@@ -195,7 +204,7 @@ def fill_batch(
             `UnreadableImage`.
         num_classes: K of a multi-label set.
     """
-    numbers = uniform(combine(keys, _CROP), NUM_UNIFORM)
+    numbers = crop_numbers(keys)
     image = blank_images((keys.size, *shape))
     pixels = image.numpy()  # its item assignment takes a tenth of a tensor's time
     weight = np.zeros(keys.size, np.float32)

@@ -3,7 +3,7 @@
 A resume reads nothing twice, and the whole state of the stream is one integer, the step.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -102,7 +102,7 @@ class TrainingStream:
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of each step in [first, last)."""
         requests = _Requests(lambda: self._requests(first, last))
-        batches = _batches(self.samples, requests, self.workers)
+        batches = read_batches(self.samples, requests, self.workers)
         num_micro_batches = self._rank_size // self.share.micro_batch_size
         with self._prefetcher(first, last) as prefetcher:
             for step in range(first, last):
@@ -113,7 +113,10 @@ class TrainingStream:
         slots = node_slots(self.share.rank, self._rank_size)
         samples = self.samples
         plan = ReadPlan(samples.manifest, samples.order.seed, self.batch_size, *slots)
-        return Prefetcher(plan, samples.manifest.storage, first, last)
+        storage = samples.manifest.storage
+        if samples.is_in_memory:
+            storage = replace(storage, cache_dir=None)  # no need to read ahead
+        return Prefetcher(plan, storage, first, last)
 
     @property
     def _rank_size(self) -> int:
@@ -143,7 +146,7 @@ def evaluation_batches(
     stride = size * share.world_size
     number = samples.manifest.num_samples if number is None else number
     starts = range(share.rank * size, -(-number // stride) * stride, stride)
-    return _batches(samples, [Request(0, start, start + size) for start in starts], workers)
+    return read_batches(samples, [Request(0, start, start + size) for start in starts], workers)
 
 
 class _Requests:
@@ -167,7 +170,7 @@ class Parcel:
 
     image: Tensor
     arrays: dict[str, np.ndarray]
-    places: list[SamplePlace]
+    places: Sequence[SamplePlace]
     bad: list[LedgerEntry]
 
     @classmethod
@@ -188,7 +191,8 @@ class Parcel:
     def pin_memory(self) -> "Parcel":
         """Do what torch asks for before a batch goes to a GPU; a copy of the rest would wait."""
         arrays = {k: torch.from_numpy(v).pin_memory().numpy() for k, v in self.arrays.items()}
-        return replace(self, image=self.image.pin_memory(), arrays=arrays)
+        image = self.image.pin_memory() if self.image.is_cpu else self.image
+        return replace(self, image=image, arrays=arrays)
 
 
 def _arrived(sent: Tensor | Loan, *others: Any) -> Parcel:
@@ -226,7 +230,8 @@ class _Answers(Dataset[Parcel | RunStopped]):
             return as_stop(error)
 
 
-def _batches(samples: Samples, requests: Iterable[Request], workers: int) -> Iterator[Batch]:
+def read_batches(samples: Samples, requests: Iterable[Request], workers: int) -> Iterator[Batch]:
+    """Answer requests in loader processes, and yield their batches in order; see `unpacked`."""
     return unpacked(_Answers(samples), workers, requests)
 
 

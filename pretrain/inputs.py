@@ -7,25 +7,34 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from timm.models.vision_transformer import VisionTransformer
 
 from data.config import DataConfig
 from data.index.manifest import Manifest
 from data.reading.overlap import check_apart, shared_files, shared_shards
+from data.resident.images import decode_all, estimate_bytes
+from data.resident.samples import ResidentSamples
 from data.samples import Samples
 from data.sequential.stream import SequentialStream, open_sequential
 from data.settings import require
 from data.stream import Share, TrainingStream, evaluation_batches
-from data.text import count, name_some
+from data.text import count, duration, name_some
 from pretrain.encoder.facts import image_size, num_channels
 from pretrain.evaluation.config import ProbeConfig
 from pretrain.evaluation.probe import Probe
+from pretrain.machine.free_memory import free_bytes
 from pretrain.ranks import on_main, open_shards, open_val
 from pretrain.training.config import Configured
 from pretrain.training.contract import Evaluator
+from pretrain.training.launch import local_ranks
 from pretrain.training.validation import validate
 
 logger = logging.getLogger(__name__)
+
+_PART_OF_FREE = 0.25  # of a device's memory that data.resident=auto takes at most
+_MOST_BYTES = 1 << 32  # that it takes at most: half a minute of one loader process
+_SMALL = 1 << 16  # bytes of an image, 147 px a side: up to there loader processes starve a GPU
 
 Illustrate = Callable[[Any], dict[str, Any]]
 MakeSamples = Callable[..., Samples]  # (manifest, size, seed=, channels=, crop_area=), as `Samples`
@@ -54,6 +63,65 @@ def open_images(accelerator: Accelerator, config: Opened) -> Manifest | None:
     return open_shards(accelerator, data.shards, "data.shards", *how)
 
 
+def keep_images(
+    accelerator: Accelerator, config: Opened, images: Manifest | None, encoder: VisionTransformer
+) -> MakeSamples:
+    """Decode the training images into the device's memory, if `data.resident` asks for it.
+
+    Args:
+        accelerator: What `start` gave.
+        config: The run's.
+        images: What `open_images` gave.
+        encoder: Says the channels of images.
+
+    Returns:
+        What makes the samples, whose batches are the same wherever the images are.
+
+    Raises:
+        UserError: `data.resident=true`, and there is not enough memory.
+    """
+    data, channels, device = config.data, num_channels(encoder), accelerator.device
+    if images is None or data.resident is False:
+        return Samples
+    is_asked = data.resident is True
+    if not is_asked and not _is_repeated(config, images):
+        return Samples
+    found = on_main(accelerator, lambda: estimate_bytes(images, channels))
+    free = free_bytes(device)
+    if free is not None and device.type == "cpu":
+        free //= local_ranks()
+    if is_asked:
+        require(
+            free is None or found <= free,
+            f"data.resident=true: the decoded images take about {_megabytes(found)} on "
+            f"{device.type}, where {_megabytes(free or 0)} are free; auto leaves them on disk",
+        )
+    else:
+        is_small = device.type == "cpu" or found <= _SMALL * images.num_samples
+        fits = free is not None and found <= min(_PART_OF_FREE * free, _MOST_BYTES)
+        if not all(gather_object([is_small and fits])):
+            return Samples
+    decoded = decode_all(images, channels, device, data.workers)
+    logger.info(
+        "decoded %s once, %s on %s, in %s; data.resident=false reads them in each epoch",
+        count(images.num_samples, "image"),
+        _megabytes(decoded.pixels.numel()),
+        device.type,
+        duration(decoded.seconds),
+    )
+    return partial(ResidentSamples, decoded)
+
+
+def _is_repeated(config: Opened, images: Manifest) -> bool:
+    """Tell whether a run passes over its images twice, as one of `run.minutes` is taken to do."""
+    steps_per_epoch = -(-images.num_samples // config.optim.num_images)
+    return config.optim.steps is None or config.optim.steps >= 2 * steps_per_epoch
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB"
+
+
 def open_stream(
     images: Manifest | None,
     config: Opened,
@@ -68,7 +136,7 @@ def open_stream(
         config: The run's.
         encoder: Says the size and channels of images.
         part: This rank's share.
-        make: Makes the samples of images that are indexed.
+        make: Makes the samples of images that are indexed, as `keep_images` returns it.
     """
     data = config.data
     size, channels = image_size(encoder), num_channels(encoder)
@@ -76,7 +144,7 @@ def open_stream(
     if images is None:
         return open_sequential(data, size, seed, batch_size, part, channels)
     samples = make(images, size, seed=seed, crop_area=data.crop_area, channels=channels)
-    return TrainingStream(samples, batch_size, part, data.workers)
+    return TrainingStream(samples, batch_size, part, 0 if samples.is_in_memory else data.workers)
 
 
 def open_evaluators(

@@ -58,7 +58,7 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
         from pretrain.encoder import make_encoder
         from pretrain.encoder.extensions import say_what_timm_lacks
         from pretrain.encoder.facts import resolve
-        from pretrain.inputs import open_evaluators, open_images, open_stream
+        from pretrain.inputs import keep_images, open_evaluators, open_images, open_stream
         from pretrain.objective.learn import learn_words
         from pretrain.objective.model import MaskedPatchModel
         from pretrain.pictures.illustrate import make_illustrator
@@ -85,11 +85,12 @@ def run(config: PretrainConfig, *, is_demo: bool = False) -> dict[str, float]:
     encoder = make_encoder(config.encoder, data.size, data.mean, data.std, data.channels)
     model = MaskedPatchModel(encoder, config.corruption, config.target, config.light_decoder)
     config = resolve(config, encoder)
+    make = keep_images(accelerator, config, images, encoder)
     part = check_fits(accelerator, config.run, config.optim, part, model)
     config = keep_passes(config, part)
 
     # ---- the stream
-    stream = open_stream(images, config, encoder, part)
+    stream = open_stream(images, config, encoder, part, make)
 
     # ---- what is measured in between
     evaluators = open_evaluators(

@@ -170,6 +170,7 @@ def tiny(shards: Path, encoder: list[str]) -> list[str]:
         f"data.val_shards={shards}/val-0.tar",
         "data.trace=true",
         "data.workers=0",
+        "data.resident=false",  # read, decode and crop: what the tests of the stream are about
         "optim.steps=40",
         "optim.batch_size=8",
         "optim.lr=2e-3",

@@ -27,7 +27,7 @@ ROOMS = [
     "data.labels data.ahead",
     "data.samples data.sources",
     "data.captions data.stream",
-    "data.sequential",
+    "data.sequential data.resident",
     "pretrain.ranks pretrain.configuration pretrain.machine",
     "pretrain.encoder pretrain.records",
     "pretrain.training",

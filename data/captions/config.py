@@ -99,6 +99,10 @@ class CaptionedDataConfig(  # pyright: ignore[reportIncompatibleVariableOverride
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
+            self.resident is not True,
+            "data.resident=true keeps images without their captions; leave it out",
+        )
+        require(
             self.read == "random",
             f"data.read={self.read} reads no captions, as a swapped one is that of another place "
             "in the order; set data.read=random",

@@ -85,5 +85,5 @@ def first_images(stream: TrainingStream, num_images: int) -> tuple[Tensor, list[
     alone = TrainingStream(stream.samples, _BATCH, Share(0, 1, _BATCH), stream.workers)
     num_steps = min(-(-num_images // _BATCH), alone.steps_per_epoch)
     batches = [batch for [batch] in alone.steps(0, num_steps)]
-    images = [batch.tensors["image"][batch.tensors["weight"] > 0] for batch in batches]
+    images = [batch.tensors["image"].cpu()[batch.tensors["weight"] > 0] for batch in batches]
     return torch.cat(images)[:num_images], [entry for batch in batches for entry in batch.bad]

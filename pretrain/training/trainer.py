@@ -58,7 +58,7 @@ class _Flag(NamedTuple):
 
     done: int
     is_bad: Late
-    places: list[SamplePlace]
+    places: list[Sequence[SamplePlace]]  # a micro-batch each
 
 
 class Trainer:
@@ -303,7 +303,7 @@ class Trainer:
         limit = self.optim.grad_clip or math.inf
         norm = whole(cast(Tensor, accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)))
         self._statistics.settle(accelerator, norm)
-        places = [place for batch in batches for place in batch.places]
+        places = [batch.places for batch in batches]
         is_bad = self._skip_if_bad(norm, is_finite)
         self._flags.append(_Flag(step + 1, is_bad, places))
         if skips_bad_steps(accelerator.device) or is_bad.read() == 0:
@@ -337,7 +337,7 @@ class Trainer:
                 self._num_bad_steps = 0
                 continue
             self._num_bad_steps += 1
-            skipped = [LedgerEntry(*place, SKIPPED) for place in flag.places]
+            skipped = [LedgerEntry(*place, SKIPPED) for places in flag.places for place in places]
             self._ledger.note(flag.done, skipped)
             if self._num_bad_steps == self.run.max_bad_steps:
                 self._ledger.write(self._logs.ledger)

@@ -74,6 +74,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("data.crop_area=[0.4,2]", "data.crop_area=[0.4, 2.0] is no range within (0, 1]"),
         ("data.std=[0,1,1]", "data.std=(0.0, 1.0, 1.0) must be above 0 in each channel"),
         ("data.workers=-1", "data.workers=-1 is below 0; 0 needs no process"),
+        ("data.resident=maybe", "data.resident=maybe is neither auto, true nor false"),
         ("corruption.ratio=1.5", "corruption.ratio=1.5 is not in 0..1"),
         ("corruption.ratio=0.01", "corruption.ratio=0.01 corrupts none of 16 patches; raise it"),
         ("corruption.random_ratio=0.3", "corruption.random_ratio = 1.1 is over 1"),
