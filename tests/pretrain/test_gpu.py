@@ -85,6 +85,15 @@ def test_a_resume_is_bit_for_bit_exact(tmp_path: Path, tiny: list[str], workers:
     assert (losses(tmp_path), weights.read_bytes()) == whole
 
 
+def test_a_run_with_its_images_on_the_gpu_is_that_of_the_loader(
+    tmp_path: Path, tiny: list[str]
+) -> None:
+    for way in ("true", "false"):
+        arguments = [*tiny, "run.deterministic=true", "run.precision=bf16"]
+        pretrain.run.main([*arguments, f"data.resident={way}", f"run.dir={tmp_path / way}"])
+    assert losses(tmp_path / "true") == losses(tmp_path / "false")
+
+
 # ---------------------------------------------------------------- steps
 
 

@@ -93,6 +93,14 @@ def test_a_stream_cannot_be_kept(tmp_path: Path, tiny: list[str]) -> None:
         pretrain.run.main([*tiny, KEPT, "data.read=sequential", f"run.dir={tmp_path}/run"])
 
 
+def test_a_part_of_the_images_is_kept(tmp_path: Path, tiny: list[str]) -> None:
+    """Of a part, of which some are set aside, nothing else is decoded."""
+    part = ["data.fraction=0.8", "data.val_ratio=0.2", "data.val_shards=null"]
+    for way in ("true", "false"):
+        pretrain.run.main([*tiny, *part, f"data.resident={way}", f"run.dir={tmp_path}/{way}"])
+    assert_equal(tmp_path / "true", tmp_path / "false")
+
+
 def test_words_are_learnt_from_the_same_images(tmp_path: Path, tiny: list[str]) -> None:
     words = ["encoder.sees_masked=false", "target.kind=words", "target.num_words=16"]
     for way in ("true", "false"):
