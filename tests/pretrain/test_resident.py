@@ -96,6 +96,7 @@ def test_a_stream_cannot_be_kept(tmp_path: Path, tiny: list[str]) -> None:
 def test_a_part_of_the_images_is_kept(tmp_path: Path, tiny: list[str]) -> None:
     """Of a part, of which some are set aside, nothing else is decoded."""
     part = ["data.fraction=0.8", "data.val_ratio=0.2", "data.val_shards=null"]
+    part += ["data.max_bad_ratio=0.1"]
     for way in ("true", "false"):
         pretrain.run.main([*tiny, *part, f"data.resident={way}", f"run.dir={tmp_path}/{way}"])
     assert_equal(tmp_path / "true", tmp_path / "false")
