@@ -20,6 +20,7 @@ from finetune.tuning.class_loss import ClassLoss, summarise
 from pretrain.encoder.facts import image_data
 from pretrain.encoder.tokens import Normalise, patch_tokens
 from pretrain.training.contract import Output, Sums
+from pretrain.training.examples import example_batch
 
 MULTI_LABEL = "multi_label_classification"
 
@@ -79,6 +80,12 @@ class Classifier(nn.Module):
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
+
+    def example_batch(self, num_images: int) -> dict[str, Tensor]:
+        """Make a batch of black images, as `forward` takes it."""
+        shape = (num_images, self.num_classes) if self.is_multi_label else (num_images,)
+        label = torch.zeros(shape, dtype=torch.int64)
+        return example_batch(self.encoder, num_images) | {"label": label}
 
     @property
     def last_layer(self) -> nn.Linear:

@@ -107,8 +107,7 @@ def run(config: FinetuneConfig) -> dict[str, float]:
         f"mix.* mixes pairs, and a forward pass takes {part.micro_batch_size} images on each "
         "process; choose optim.batch_size or run.micro_batch_size so that it is even",
     )
-    num_labels, multiple = len(names) if data.multi_label else None, 1 + config.mix.is_on
-    part = check_fits(accelerator, config.run, config.optim, part, model, num_labels, multiple)
+    part = check_fits(accelerator, config.run, config.optim, part, model, 1 + config.mix.is_on)
     config = keep_passes(config, part)
 
     # ---- the stream

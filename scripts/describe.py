@@ -7,7 +7,8 @@ CONFIG.yaml is of pretraining, on images alone or with captions, or of fine-tuni
 configs/encoder alone. Several are merged as a run merges them; with --table each is described on
 its own, in a row.
 
-A multiply-add is 2 FLOPs; matrix products, convolutions and attention are counted. Training memory
+A multiply-add is 2 FLOPs; matrix products, convolutions and attention are counted, each once: what
+a training step computes again to save memory is left out. Training memory
 is weights, gradients and the optimizer's moments (with adamw 16 bytes a parameter), and what a
 forward pass of --batch images keeps for the backward pass, with fused attention. It is a lower
 bound: what lives for a moment within a pass comes on top. No GPU is measured.

@@ -3,7 +3,8 @@
 Source: Chen et al. 2016, arXiv:1604.06174; selective: Korthikanti et al. 2022, arXiv:2205.05198.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -51,6 +52,19 @@ def recompute_blocks(encoder: nn.Module, kind: str) -> None:
     )
     # timm's own setter would also have a CNN stem computed again, whose batch norms count
     cast(Any, encoder).grad_checkpointing = kind
+
+
+@contextmanager
+def nothing_recomputed(encoder: Any) -> Generator[None]:
+    """Let all blocks keep all, whatever `recompute_blocks` said."""
+    kind = getattr(encoder, "grad_checkpointing", False)
+    if kind:
+        encoder.grad_checkpointing = False
+    try:
+        yield
+    finally:
+        if kind:
+            encoder.grad_checkpointing = kind
 
 
 def recomputed(encoder: nn.Module, run: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -63,6 +63,7 @@ class RunLogs:
         metrics: A record each logged step; of the main process.
         ledger: The samples that could not be used; of the main process.
         trace: The keys of each step's samples on this rank.
+        starts: A record each time the run is started or resumed; of the main process.
     """
 
     def __init__(self, folder: Path, rank: int, has_trace: bool) -> None:
@@ -70,11 +71,13 @@ class RunLogs:
         self.metrics: JsonLines | None = None
         self.ledger: JsonLines | None = None
         self.trace: JsonLines | None = None
+        self.starts: JsonLines | None = None
 
     def __enter__(self) -> Self:
         if self._rank == 0:
             self.metrics = JsonLines(self._folder / "metrics.jsonl")
             self.ledger = JsonLines(self._folder / "bad_samples.jsonl")
+            self.starts = JsonLines(self._folder / "starts.jsonl")
         if self._has_trace:
             self.trace = JsonLines(self._folder / f"trace/rank-{self._rank}.jsonl")
         return self
@@ -85,7 +88,8 @@ class RunLogs:
 
     @property
     def _files(self) -> list[JsonLines]:
-        return [file for file in (self.metrics, self.ledger, self.trace) if file is not None]
+        files = (self.metrics, self.ledger, self.trace, self.starts)
+        return [file for file in files if file is not None]
 
     def sync(self) -> None:
         """Wait until all records are on disk."""
@@ -95,7 +99,7 @@ class RunLogs:
 
 def cut_logs_back(folder: Path, step: int) -> None:
     """Cut all files of a run, of all ranks, back to a step."""
-    logs = [folder / "metrics.jsonl", folder / "bad_samples.jsonl"]
+    logs = [folder / f"{name}.jsonl" for name in ("metrics", "bad_samples", "starts")]
     for path in [*logs, *folder.glob("trace/rank-*.jsonl")]:
         cut_back(path, step)
 

@@ -72,9 +72,14 @@ def _beside(record: Record, split: str, name: str) -> str:
 
 
 def speed(record: Record) -> list[str]:
-    """Say how many images a second were trained on, and how much of the time went into waiting."""
-    rate, waited = (record.get(f"speed/{n}") for n in ("images_per_second", "data_wait_ratio"))
+    """Say how many images a second were trained on, the MFU, and how much of the time was waited.
+
+    The MFU is left out where a run has none, as older ones.
+    """
+    names = ("images_per_second", "mfu", "data_wait_ratio")
+    rate, mfu, waited = (record.get(f"speed/{name}") for name in names)
     texts = [] if rate is None else [f"{_rate(rate):>5} images/s"]
+    texts += [] if mfu is None else [f"MFU {100 * mfu:2.0f} %"]
     return texts if waited is None else [*texts, f"waiting for data {100 * waited:2.0f} %"]
 
 

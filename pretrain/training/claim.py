@@ -29,6 +29,7 @@ _OWN = (
     "config.yaml",
     "metrics.jsonl",
     "bad_samples.jsonl",
+    "starts.jsonl",
     "trace",
     "checkpoints",
     "encoder",

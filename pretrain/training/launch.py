@@ -24,6 +24,7 @@ from pretrain.machine.launcher import PRECISIONS, check_launcher, has_chosen_thr
 from pretrain.machine.malloc import keep_heap
 from pretrain.records.trackers import check_installed
 from pretrain.training.config import OptimConfig, RunConfig
+from pretrain.training.utilisation import Limit
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +119,7 @@ def choose_device(run: RunConfig, group: str = "run") -> None:
 def describe_start(accelerator: Accelerator, run: RunConfig, workers: int) -> str:
     """Say in one line on what a run computes, and with what it reads."""
     device, number = accelerator.device, accelerator.num_processes
-    is_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if is_gpu else device.type.upper()
+    name = _device_name(device)
     threads = count(torch.get_num_threads(), "thread")
     parts = (
         name if number == 1 else f"{number} processes, each with {name}",
@@ -129,6 +129,36 @@ def describe_start(accelerator: Accelerator, run: RunConfig, workers: int) -> st
         run.precision,
     )
     return ", ".join(parts)
+
+
+def start_record(
+    step: int, accelerator: Accelerator, run: RunConfig, limit: Limit | None
+) -> dict[str, Any]:
+    """Return what `starts.jsonl` says of a start: from which step, on what, and how fast that is.
+
+    Args:
+        step: How many are done.
+        accelerator: What `start` gave.
+        run: The run's.
+        limit: Operations of an image, and the peak of all devices; None where not known.
+    """
+    known = {}
+    if limit is not None:
+        known = {"gflop_per_image": limit.flops / 1e9, "matrix_gflop_per_second": limit.peak / 1e9}
+    return {
+        "step": step,
+        "device": _device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "precision": run.precision,
+        **known,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type.upper()
 
 
 def count_parameters(model: Any) -> str:

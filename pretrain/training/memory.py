@@ -5,20 +5,15 @@ the backward pass. Those bytes are those of real tensors (tested). What lives fo
 pass, and what others take, comes on top: a count is a lower bound, and what fits is not refused.
 """
 
-import copy
 import logging
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,14 +21,12 @@ from torch.utils._pytree import tree_leaves
 from data.settings import UserError
 from data.stream import Share
 from data.text import count
-from pretrain.encoder.facts import image_size, num_channels
 from pretrain.encoder.recompute import recompute_blocks
 from pretrain.encoder.tokens import choose_attention
 from pretrain.machine.free_memory import free_bytes
 from pretrain.machine.malloc import release_heap
 from pretrain.training.config import OptimConfig, RunConfig
-
-Batch = dict[str, Tensor]
+from pretrain.training.examples import Batch, batch_of, on_fake_tensors
 
 # of a count is taken for certain: with selective it was .6 % too much (docs/results/memory.md)
 _SURE = 0.98
@@ -44,24 +37,6 @@ _logger = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------- what training takes
-
-
-def example_batch(encoder: Any, num_images: int, num_labels: int | None = None) -> Batch:
-    """Make a batch of zeros, as any objective takes it.
-
-    Args:
-        encoder: Says the size and channels of images.
-        num_images: B.
-        num_labels: K of images that may have several labels.
-    """
-    shape = (num_images, num_channels(encoder), *image_size(encoder))
-    labels = (num_images,) if num_labels is None else (num_images, num_labels)
-    return {
-        "image": torch.zeros(shape, dtype=torch.uint8),
-        "weight": torch.ones(num_images),
-        "random_key": torch.zeros(num_images, dtype=torch.int64),
-        "label": torch.zeros(labels, dtype=torch.int64),
-    }
 
 
 def count_state_bytes(model: nn.Module, optim: OptimConfig) -> int:
@@ -137,7 +112,6 @@ class Need:
         device: Where it will be trained.
         num_ranks: Among which the model is cut; 1 where each rank has a copy.
         images_a_step: Images of a step on this rank.
-        num_labels: K of images that may have several labels.
     """
 
     model: Any
@@ -146,7 +120,6 @@ class Need:
     device: torch.device
     num_ranks: int
     images_a_step: int
-    num_labels: int | None
 
     def bytes(self, num_images: int, saved: int) -> int:
         """Count them for so many images a forward pass, which keeps `saved` bytes.
@@ -165,30 +138,10 @@ class Need:
         """Count what a forward pass of so many images keeps for the backward pass."""
         if self.run.compile:
             return 0  # a compiled model may compute anything again
-        with _on_fake_tensors(self.model, self.device) as model:
-            make = getattr(model, "example_batch", None)  # of a model that takes more than images
-            batch = (
-                make(num_images)
-                if make
-                else example_batch(model.encoder, num_images, self.num_labels)
-            )
+        with on_fake_tensors(self.model, self.device) as model:
+            batch = batch_of(model, num_images)
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             return count_saved_bytes(model, batch, self.run.precision, self.device.type)
-
-
-@contextmanager
-def _on_fake_tensors(model: nn.Module, device: torch.device) -> Generator[Any]:
-    """Copy a model without its values, and leave all random generators as they were."""
-    states = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 - timm draws from it
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        fakes: dict[int, Any] = {}
-        for tensor in [*model.parameters(), *model.buffers()]:
-            fake = torch.empty_like(tensor, device=device)
-            is_weight = isinstance(tensor, nn.Parameter)
-            fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
-        yield copy.deepcopy(model, fakes)
-    torch.set_rng_state(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
 
 
 # ---------------------------------------------------------------- whether it fits
@@ -200,7 +153,6 @@ def check_fits(
     optim: OptimConfig,
     part: Share,
     model: Any,
-    num_labels: int | None = None,
     multiple: int = 1,
 ) -> Share:
     """Return a share whose passes fit into the device's free memory, before any slow work.
@@ -213,7 +165,6 @@ def check_fits(
         optim: What trains the model.
         part: This rank's share.
         model: An `Objective` on the CPU.
-        num_labels: K of images that may have several labels.
         multiple: What the images of a forward pass must be a multiple of.
 
     Raises:
@@ -223,7 +174,7 @@ def check_fits(
     recompute_blocks(model.encoder, run.grad_checkpointing)
     num_ranks = accelerator.num_processes if run.parallel == "fsdp" else 1
     own = optim.num_images // part.world_size
-    need = Need(model, run, optim, accelerator.device, num_ranks, own, num_labels)
+    need = Need(model, run, optim, accelerator.device, num_ranks, own)
     found: list[tuple[str, int | None] | None] = gather_object(
         [_problem(need, part.micro_batch_size, multiple)]
     )

@@ -12,6 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from data.text import duration
 from pretrain.records.logs import logger
 from pretrain.records.words import baseline_of, line
+from pretrain.training.utilisation import Limit
 
 _SOON = 20.0  # seconds after which a run without a record yet says how long it will take
 
@@ -79,10 +80,15 @@ class Progress:
 
 
 class Speedometer:
-    """Images a second since the last record, validations and checkpoints left out."""
+    """Images a second since the last record, validations and checkpoints left out.
+
+    Attributes:
+        limit: What the speed is held against; None where that is not known.
+    """
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
+        self.limit: Limit | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -101,9 +107,9 @@ class Speedometer:
         self._mark = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Return the speed, and the fraction of the time spent waiting for data."""
+        """Return the speed, its share of the limit, and the fraction of the time spent waiting."""
         elapsed = time.perf_counter() - self._begin
-        return {
-            "speed/images_per_second": self._num_steps * self._batch_size / elapsed,
-            "speed/data_wait_ratio": self._waited / elapsed,
-        }
+        speed = self._num_steps * self._batch_size / elapsed
+        share = {} if self.limit is None else {"speed/mfu": self.limit.share(speed)}
+        waited = {"speed/data_wait_ratio": self._waited / elapsed}
+        return {"speed/images_per_second": speed, **share, **waited}

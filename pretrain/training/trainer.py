@@ -43,11 +43,12 @@ from pretrain.training.claim import check_found
 from pretrain.training.config import Configured, OptimConfig, RunConfig
 from pretrain.training.contract import Evaluator, Objective, Output
 from pretrain.training.device import Copies, Late, Totals
-from pretrain.training.launch import count_parameters, describe_start
+from pretrain.training.launch import count_parameters, describe_start, start_record
 from pretrain.training.optim import make_optimizer, set_lr
 from pretrain.training.parallel import backward_of, cut, whole
 from pretrain.training.progress import Progress, Speedometer
 from pretrain.training.state import Training
+from pretrain.training.utilisation import flops_per_image, measure_limit
 from pretrain.training.validation import require_finite, summarise
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Trainer:
         best: How the step that is handed on is chosen; None: it is the last.
         has_trace: Write the keys of each step's samples.
         max_bad_ratio: Stop when more of the samples than this cannot be used.
+        flops: Operations of an image in a step, for the MFU; None: it is not told.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Trainer:
         best: Best | None = None,
         has_trace: bool = False,
         max_bad_ratio: float = 1.0,
+        flops: float | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.run = run
@@ -110,6 +113,7 @@ class Trainer:
         self._trackers = Trackers(accelerator, self.folder)
         self._unusable: list[Unusable] = []  # of what was measured and is not judged yet
         self._last_commit = time.monotonic()
+        self._flops = flops
         self._speed = Speedometer(optim.num_images)
 
     @classmethod
@@ -124,17 +128,20 @@ class Trainer:
         best: Best | None = None,
     ) -> Self:
         """Make the trainer of a whole configuration."""
-        data = config.data
+        run, optim, data = config.run, config.optim, config.data
+        num_images = run.micro_batch_size or optim.num_images // accelerator.num_processes
+        flops = flops_per_image(accelerator, model, num_images)  # before the model is spread
         return cls(
             accelerator,
-            config.run,
-            config.optim,
+            run,
+            optim,
             model,
             stream,
             evaluators,
             best=best,
             has_trace=data.trace,
             max_bad_ratio=data.max_bad_ratio,
+            flops=flops,
         )
 
     def _spread(self, model: Any) -> Training:
@@ -174,6 +181,8 @@ class Trainer:
         self.done = first
         if first == last or self._is_given_up:
             return self._measure_finished()
+        self._speed.limit = measure_limit(self.accelerator, self.run.precision, self._flops)
+        self._speed.restart()
         self._say_start()
         record: dict[str, float] = {}
         done = first
@@ -186,6 +195,9 @@ class Trainer:
             self._interrupt,
         ):
             name_once(self._logs.ledger, first, self.stream.damage(first))
+            if self._logs.starts is not None:
+                limit = self._speed.limit
+                self._logs.starts.write(start_record(first, self.accelerator, self.run, limit))
             for step, batches in enumerate(self.stream.steps(first, last), start=first):
                 if step == first:
                     self._warm_up(batches[0])
@@ -241,12 +253,14 @@ class Trainer:
         if isinstance(stream, TrainingStream):
             epochs = count(steps / stream.steps_per_epoch, "epoch", "epochs")
             images = f"{count(stream.samples.manifest.num_samples, 'image')}, {epochs}"
+        limit = self._speed.limit
         logger.info(
-            "start: %s; %s, %s; %s",
+            "start: %s; %s, %s; %s%s",
             describe_start(self.accelerator, self.run, stream.workers),
             images,
             count(steps, "step"),
             count_parameters(self.objective),
+            "" if limit is None else f", {limit}",
         )
 
     def _warm_up(self, batch: Batch) -> None:

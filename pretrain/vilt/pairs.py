@@ -19,7 +19,7 @@ from pretrain.encoder.facts import grid_size, patch_size
 from pretrain.encoder.position_blocks import PositionedBlock
 from pretrain.encoder.recompute import recomputed
 from pretrain.encoder.tokens import Normalise, embed
-from pretrain.training.memory import example_batch
+from pretrain.training.examples import example_batch
 from pretrain.vilt.images import choose_patches, tokens_of_any_aspect, tokens_of_one_size
 from pretrain.vilt.text import TextEmbedding
 

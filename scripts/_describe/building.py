@@ -19,7 +19,7 @@ from pretrain.encoder import make_encoder
 from pretrain.encoder.recompute import recompute_blocks
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.training.config import OptimConfig
-from pretrain.training.memory import Batch, example_batch
+from pretrain.training.examples import Batch, batch_of
 from pretrain.vilt.building import canvas_of, pieces_of
 from pretrain.vilt.config import ViltConfig
 from pretrain.vilt.model import ViltModel
@@ -59,7 +59,6 @@ def build(arguments: list[str], num_classes: int) -> Built:
     Raises:
         UserError: A run would refuse the configuration.
     """
-    num_labels: int | None = None
     groups = _groups(arguments)
     if groups & _OF_CAPTIONS:
         require(
@@ -70,7 +69,6 @@ def build(arguments: list[str], num_classes: int) -> Built:
         return _build_pairs(load(ViltConfig, [*arguments, "data.shards=unread"]))
     if groups & _OF_LABELS:
         config = load(FinetuneConfig, [*arguments, "data.train=unread", "data.val=unread"])
-        num_labels = num_classes if config.data.multi_label else None
         make = partial(_make_classifier, config, num_classes)
     else:
         config = load(PretrainConfig, [*arguments, "data.shards=unread"])
@@ -78,8 +76,7 @@ def build(arguments: list[str], num_classes: int) -> Built:
     with torch.device("cpu" if config.encoder.has_weights else "meta"):
         model = make()
     recompute_blocks(model.encoder, config.run.grad_checkpointing)
-    make_batch = partial(example_batch, model.encoder, num_labels=num_labels)
-    return Built(model, make_batch, config.optim)
+    return Built(model, partial(batch_of, model), config.optim)
 
 
 def _groups(arguments: list[str]) -> set[str]:

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from finetune.backbone import flops_per_image
 from pretrain.encoder.facts import grid_size, image_data, image_size, patch_size
-from pretrain.machine.operations import count_flops
 from pretrain.training.memory import count_saved_bytes, count_state_bytes
+from pretrain.training.utilisation import step_flops as count_step
 from scripts._describe.building import Built
 
 PRECISIONS = ("fp32", "bf16")
@@ -54,8 +54,8 @@ class Costs:
         encoder_parameters: A classifier that is the encoder's own head among them.
         other_parameters: Heads, decoder and mask embedding.
         encoder_flops: Of a forward pass of one image through the encoder, all patches.
-        step_flops: Of a training step, forward and backward, an image. The scores that fused
-            attention computes a second time are counted. None: not asked for.
+        step_flops: Of a training step, forward and backward, an image; what is computed a second
+            time is left out. None: not asked for.
         batch: Images a forward pass.
         state_bytes: Weights, gradients and the optimizer's moments, fp32.
         saved_bytes: What a forward pass keeps for the backward pass, by precision.
@@ -92,7 +92,7 @@ def measure(built: Built, batch: int, *, has_step: bool = True) -> Costs:
             saved = {name: count_saved_bytes(model, images, name) for name in PRECISIONS}
         step_flops = None
         if has_step:
-            step_flops = count_flops(lambda: model.train()(images).loss.backward()) // batch
+            step_flops = count_step(model, images) // batch
         encoder_flops = flops_per_image(encoder)
     return Costs(
         str(image_data(encoder)["architecture"]),

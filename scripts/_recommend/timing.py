@@ -114,7 +114,7 @@ def _micro_batch(accelerator: Accelerator, config: PretrainConfig, model: Any) -
     choose_attention(model, accelerator.device, accelerator.mixed_precision)
     recompute_blocks(model.encoder, config.run.grad_checkpointing)
     size = config.optim.num_images
-    need = Need(model, config.run, config.optim, accelerator.device, 1, size, None)
+    need = Need(model, config.run, config.optim, accelerator.device, 1, size)
     number = most_images(need)
     if number is None:
         raise DoesNotFit

@@ -152,6 +152,14 @@ _SHARED = (
         "stays means that the machine got other work or the storage became slow.",
     ),
     Plot(
+        "Share of the matrix peak (MFU)",
+        "% of the peak",
+        _each_and_smoothed("speed/mfu"),
+        "Operations of the model, forward and backward, over those of large matrix products in the "
+        "same time, as measured at the start. Where it is low, something else sets the pace: a "
+        "small model or batch, the host, or the loader.",
+    ),
+    Plot(
         "Waiting for data",
         "% of the time",
         (_line("speed/data_wait_ratio", "waiting for data", "orange", "raw"),),

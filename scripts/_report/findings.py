@@ -173,8 +173,10 @@ def speed(records: list[Record]) -> list[str]:
     advice = "The loader keeps up with the model."
     if waiting > _TOO_LONG_A_WAIT:
         advice = "The loader holds the model up: raise data.workers."
+    used = [record["speed/mfu"] for record in records if record.get("speed/mfu") is not None]
+    share = f", {percent(statistics.median(used))} of the matrix peak (MFU)" if used else ""
     return [
-        f"Training took in {rate(records):,.0f} images a second (median).",
+        f"Training took in {rate(records):,.0f} images a second{share} (median).",
         f"{percent(waiting)} of the time went into waiting for data (median). {advice}",
     ]
 

@@ -27,6 +27,7 @@ from finetune.config import HeadConfig, MixConfig
 from finetune.head import Classifier
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.machine.operations import count_flops
+from pretrain.machine.speed import matrix_peak
 from pretrain.objective import corruption
 from pretrain.objective.config import CorruptionConfig, DecoderConfig, TargetConfig
 from pretrain.objective.model import MaskedPatchModel
@@ -63,6 +64,17 @@ def test_training_lowers_the_loss(tmp_path: Path, tiny: list[str], precision: st
     found = losses(tmp_path)
     assert len(found) == 40
     assert sum(found[-5:]) < 0.95 * sum(found[:5])  # an H100 gave .911 in each precision
+
+
+def test_measuring_the_peak_leaves_the_memorys_peak_and_the_generators() -> None:
+    device = torch.device("cuda")
+    torch.zeros(1 << 20, device=device)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.max_memory_allocated(), torch.cuda.get_rng_state()
+    assert matrix_peak(device, "bf16", 0.2) > 2 * matrix_peak(device, "fp32", 0.2)
+    # what cuBLAS keeps for itself comes on top
+    assert torch.cuda.max_memory_allocated() < before[0] + (100 << 20)
+    assert torch.equal(torch.cuda.get_rng_state(), before[1])
 
 
 def test_a_deterministic_run_is_the_same_twice(tmp_path: Path, tiny: list[str]) -> None:

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from data.settings import UserError
 from pretrain.machine.apart import Apart, in_fresh_process
 from scripts._benchmark.options import VariantOptions, add_options, read_options
 from scripts._benchmark.records import Rounds, add_values, make_record, spread, table
-from scripts._benchmark.training.costs import images_per_second
 from tests.launching import run_forked
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
@@ -159,26 +157,3 @@ def test_spread_has_the_lowest_and_the_highest() -> None:
         "max": 3.0,
         "rounds": [3.0, 1.0, 2.0],
     }
-
-
-def test_work_is_done_at_least_once() -> None:
-    calls: list[int] = []
-    assert images_per_second(lambda: calls.append(1), num_images=5, seconds=0.0) > 0
-    assert calls == [1]
-
-
-def test_a_gpu_is_waited_for_before_and_after_and_not_at_each_call(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    events: list[str] = []
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
-    monkeypatch.setattr("torch.accelerator.synchronize", lambda: events.append("wait"))
-
-    def work() -> None:
-        events.append("work")
-        time.sleep(0.01)
-
-    assert 0 < images_per_second(work, num_images=5, seconds=0.05) < 500
-    first, waited = ["wait", "work", "wait"], ["wait"]
-    assert events == [*first, *waited, *["work"] * (len(events) - 5), *waited]
-    assert len(events) > 5

@@ -155,9 +155,11 @@ def test_operations_follow_the_formula() -> None:
     head = (asked * width) * 512
     linear -= 10 * (tokens - asked) * width**2
     attention -= 2 * tokens * (tokens - asked) * width
-    # backward: twice, but for the images' gradient; fused attention computes q @ k again
-    step = 3 * (linear + attention + head) + 2 * embedding + attention // 2
+    # backward: twice, but for the images' gradient
+    step = 3 * (linear + attention + head) + 2 * embedding
     assert found.step_flops == 2 * step
+    for kind in ("selective", "full"):  # what is computed again is left out
+        assert costs([preset("s"), f"run.grad_checkpointing={kind}"]).step_flops == 2 * step
 
 
 def test_masked_patches_that_do_not_enter_cost_less() -> None:

@@ -99,6 +99,17 @@ def test_fine_tuning_is_told_with_what_it_measures():
     assert said == ["At step 10 the training loss is 0.500 nats; mean average precision 25.0 %."]
 
 
+def test_the_speed_is_told_with_its_share_of_the_peak_where_there_is_one():
+    old = record({}, 10)
+    assert findings.speed([old])[0] == "Training took in 8 images a second (median)."
+    records = [old, *(record({}, 20) | {"speed/mfu": share} for share in (0.25, 0.3, 0.5))]
+    said = "Training took in 8 images a second, 30.0 % of the matrix peak (MFU) (median)."
+    assert findings.speed(records)[0] == said
+    chart_of = {plot.title: plot for plot in plots_of(make_run(records))}
+    line = chart_of["Share of the matrix peak (MFU)"].lines[0]
+    assert line.points == ((20, 25), (20, 30), (20, 50))
+
+
 def test_the_cost_adds_up_all_steps():
     records: list[dict[str, float]] = [
         {"step": 10, "epoch": 1.0, "speed/images_per_second": 8.0},

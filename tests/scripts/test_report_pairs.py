@@ -26,7 +26,8 @@ from tests.pairs import CAPTIONS, make_batch, make_model, make_vocabulary
 
 CHARTS = (
     *("Loss", "Loss by objective", "Does the caption belong to the image?", "Hidden words"),
-    *("Word-patch alignment", "Learning rate", "Gradient norm", "Throughput", "Waiting for data"),
+    *("Word-patch alignment", "Learning rate", "Gradient norm", "Throughput"),
+    *("Share of the matrix peak (MFU)", "Waiting for data"),
     "Samples that could not be used",
 )
 

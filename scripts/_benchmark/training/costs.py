@@ -1,55 +1,23 @@
 """The costs of a piece of work: time, floating-point operations, memory."""
 
-import math
-import time
 from collections.abc import Callable
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pretrain.machine import operations
 from pretrain.machine.held_memory import held_memory
+from pretrain.machine.operations import count_flops_once
+from pretrain.machine.speed import images_per_second, matrix_peak
 from pretrain.training.launch import start
 from scripts._benchmark.training.subject import Subject
 
 Work = Callable[[], object]
 
-_SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices
 _MAX_SECONDS = 2.0  # of each turn of the matrix product
 _NUM_CALLS = 3  # the optimizer's moments are made at the end of the first
 _MIB = 2**20
 
 
 # ---------------------------------------------------------------- time
-
-
-def clock() -> float:
-    """Return seconds, once the GPU has done what it was given."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter()
-
-
-def images_per_second(work: Work, num_images: int, seconds: float) -> float:
-    """Repeat `work`, which handles `num_images`, for about some seconds; at least once.
-
-    A GPU is waited for only before the first call and after the last, as in a run; how many calls
-    there are follows from the time of one before them.
-    """
-    num_calls = 1
-    if torch.accelerator.is_available():
-        begin = clock()
-        work()
-        num_calls = max(1, math.ceil(seconds / (clock() - begin)))
-        seconds = 0.0
-    begin = now = clock()
-    done = 0
-    while not done or now - begin < seconds:
-        for _ in range(num_calls):
-            work()
-        done += num_calls
-        now = clock()
-    return done * num_images / (now - begin)
 
 
 def warm_up(work: Work) -> None:
@@ -79,14 +47,12 @@ def count_flops(work: Work) -> int:
     computes its scores again on the way back, which is no use to the model and is not counted.
     Compiled models run as they are written.
     """
-    plain = sdpa_kernel(SDPBackend.MATH)
-    eager = torch.compiler.set_stance("force_eager")
-    with eager, plain:
-        return operations.count_flops(work)
+    with torch.compiler.set_stance("force_eager"):
+        return count_flops_once(work)
 
 
 class MatrixPeak:
-    """The speed of a product of two large square matrices, in the subject's precision and threads.
+    """The matrix peak of a subject's device, in its precision and threads.
 
     Args:
         subject: What it is the limit of.
@@ -94,21 +60,13 @@ class MatrixPeak:
     """
 
     def __init__(self, subject: Subject, seconds: float) -> None:
-        device = start(subject.run_config()).device
-        side = _SIDES.get(device.type, _SIDES["cpu"])
-        dtype = torch.bfloat16 if subject.precision == "bf16" else torch.float32
-        self._left, self._right, self._result = (
-            torch.randn(side, side, device=device, dtype=dtype) for _ in range(3)
-        )
+        self._device = start(subject.run_config()).device
+        self._precision = subject.precision
         self._seconds = min(seconds, _MAX_SECONDS)
-        self._multiply()
-
-    def _multiply(self) -> None:
-        torch.mm(self._left, self._right, out=self._result)
 
     def measure(self) -> float:
         """Return operations a second, in one turn."""
-        return images_per_second(self._multiply, 2 * len(self._left) ** 3, self._seconds)
+        return matrix_peak(self._device, self._precision, self._seconds)
 
 
 # ---------------------------------------------------------------- memory

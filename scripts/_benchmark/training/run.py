@@ -9,6 +9,7 @@ from data.batch import Batch, Request
 from data.index.open import open_manifest
 from data.samples import Samples
 from data.stream import Share, TrainingStream
+from pretrain.machine.speed import clock, images_per_second
 from pretrain.training.config import RunConfig
 from pretrain.training.launch import start
 from pretrain.training.trainer import Trainer
@@ -16,13 +17,7 @@ from scripts._benchmark.options import Measured, RunOptions
 from scripts._benchmark.photographs import shards_or_photographs
 from scripts._benchmark.records import Rounds, add_values, make_record, table
 from scripts._benchmark.training import processes
-from scripts._benchmark.training.costs import (
-    MatrixPeak,
-    Work,
-    clock,
-    count_flops,
-    images_per_second,
-)
+from scripts._benchmark.training.costs import MatrixPeak, Work, count_flops
 from scripts._benchmark.training.our_step import ENDLESS, bare_step, make_model
 from scripts._benchmark.training.subject import Subject
 

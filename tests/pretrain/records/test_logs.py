@@ -82,6 +82,8 @@ def test_each_rank_has_its_own_trace_and_the_first_the_rest(tmp_path: Path) -> N
         "metrics.jsonl",
         "other/bad_samples.jsonl",
         "other/metrics.jsonl",
+        "other/starts.jsonl",
+        "starts.jsonl",
         "trace/rank-0.jsonl",
         "trace/rank-1.jsonl",
     ]

@@ -30,7 +30,8 @@ from pretrain.machine.free_memory import free_bytes
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.training import memory
 from pretrain.training.config import OptimConfig, RunConfig
-from pretrain.training.memory import Need, check_fits, count_saved_bytes, example_batch
+from pretrain.training.examples import example_batch
+from pretrain.training.memory import Need, check_fits, count_saved_bytes
 from pretrain.training.state import load_weights
 from tests.launching import run_forked
 
@@ -48,7 +49,7 @@ def model_of(arguments: list[str]) -> tuple[PretrainConfig, MaskedPatchModel]:
 
 def need_of(arguments: list[str]) -> Need:
     config, model = model_of(arguments)
-    return Need(model, config.run, config.optim, CPU, 1, config.optim.num_images, None)
+    return Need(model, config.run, config.optim, CPU, 1, config.optim.num_images)
 
 
 def give(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -108,9 +109,9 @@ def test_the_parts_of_a_step_are_counted_when_they_are_there() -> None:
         (OptimConfig(batch_size=4, steps=1, warmup_steps=0), 4, 400 + 5000),
         (OptimConfig(batch_size=4, algorithm="sgd"), 4, 800 + 5000),
     ):
-        assert Need(layer, RunConfig(), optim, CPU, 1, 4, None).bytes(images, 5000) == expected
-        assert Need(layer, RunConfig(), optim, CPU, 4, 4, None).bytes(images, 5000) < expected
-        largest = Need(layer, RunConfig(), optim, CPU, 1, 4, None).bytes(images, 0)
+        assert Need(layer, RunConfig(), optim, CPU, 1, 4).bytes(images, 5000) == expected
+        assert Need(layer, RunConfig(), optim, CPU, 4, 4).bytes(images, 5000) < expected
+        largest = Need(layer, RunConfig(), optim, CPU, 1, 4).bytes(images, 0)
         assert largest == 400 * (1 + bool(optim.ema) + 1 + memory._num_moments(optim))
 
 
