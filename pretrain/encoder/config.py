@@ -7,7 +7,7 @@ from data.settings import UserError, require, setting
 
 DEFAULT_NAME = "vit_base_patch16_224"
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-_PATCHES = ("conv", "linear")
+_PATCHES = ("auto", "conv", "linear")
 _FIXED_ARGS = {
     **dict.fromkeys(("img_size", "num_classes", "global_pool", "fc_norm"), "leave it out"),
     **dict.fromkeys(("pretrained", "patch_drop_rate"), "leave it out"),
@@ -50,7 +50,11 @@ class EncoderConfig:
     position_at: str | None = setting(
         None, f"where they act: {', '.join(POSITION_PLACES)}; default: stem, or as loaded"
     )
-    patch_embed: str = setting("conv", "conv or linear: how patches are embedded; equal outputs")
+    patch_embed: str = setting(
+        "auto",
+        "how patches are embedded, with equal outputs: conv, linear, or auto (linear on CUDA)",
+        changes_result=False,
+    )
     stem: str | None = setting(
         None, "timm CNN whose feature map is cut into patches, such as resnet26d; default: none"
     )

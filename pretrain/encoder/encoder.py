@@ -62,8 +62,7 @@ def make_encoder(
     size = size or image_size(encoder)
     check_image_size(size, patch_size(encoder))
     set_image_size(encoder, size)
-    if config.patch_embed == "linear":
-        flatten_patches(encoder)
+    flatten_patches(encoder, config.patch_embed)
     describe_images(encoder, size, mean, std)
     return encoder
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.settings import UserError, require
+from pretrain.encoder.blocks import adopt
 from pretrain.encoder.timm_model import create_model
 
 
@@ -20,34 +21,44 @@ class FlatPatches(nn.Conv2d):
     """A convolution whose stride is its kernel, computed as one matrix on flattened patches.
 
     Its parameters are the convolution's, so that what is saved is the same.
+
+    Args:
+        convolution: torch's, whose parameters and settings it takes over.
+        is_everywhere: Whether CPUs compute it so too, and not CUDA devices alone.
     """
+
+    def __init__(self, convolution: nn.Conv2d, *, is_everywhere: bool) -> None:
+        adopt(self, convolution)
+        self.is_everywhere = is_everywhere
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Project each patch: (B, C, H, W) -> (B, D, rows, columns)."""
+        if not (self.is_everywhere or input.is_cuda):
+            return super().forward(input)
         height, width = self.kernel_size
         patches = input.unflatten(3, (-1, width)).unflatten(2, (-1, height))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, rows, columns, C * Ph * Pw)
         return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-def flatten_patches(encoder: VisionTransformer) -> None:
+def flatten_patches(encoder: VisionTransformer, kind: str) -> None:
     """Let an encoder embed its patches by a matrix in place of a convolution; equal outputs.
 
+    Args:
+        encoder: Changed in place.
+        kind: `encoder.patch_embed`; `auto`: on CUDA devices, where there is no CNN.
+
     Raises:
-        UserError: Its stem is a CNN.
+        UserError: `linear`, and its stem is a CNN.
     """
     require(
-        not is_hybrid(encoder),
+        kind != "linear" or not is_hybrid(encoder),
         "encoder.patch_embed=linear is for patches of pixels, and this encoder's stem is a CNN; "
         "leave it out",
     )
-    embedding: Any = encoder.patch_embed
-    old = embedding.proj
-    flat = FlatPatches(
-        old.in_channels, old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None
-    )
-    flat.weight, flat.bias = old.weight, old.bias
-    embedding.proj = flat
+    if kind != "conv" and not is_hybrid(encoder):
+        embedding: Any = encoder.patch_embed
+        embedding.proj = FlatPatches(embedding.proj, is_everywhere=kind == "linear")
 
 
 def is_hybrid(encoder: VisionTransformer) -> bool:

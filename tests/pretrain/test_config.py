@@ -434,7 +434,8 @@ def test_the_help_names_every_key_with_type_default_and_meaning(kind: type[Any])
 def test_keys_that_change_nothing_but_speed_and_talk_are_free() -> None:
     free = {key.name for key in keys(PretrainConfig) if not key.changes_result}
     assert {"run.dir", "run.log_every", "run.checkpoint_every", "data.workers"} <= free
-    assert not {name for name in free if name.startswith(("optim.", "corruption.", "encoder."))}
+    of_the_model = {n for n in free if n.startswith(("optim.", "corruption.", "encoder."))}
+    assert of_the_model == {"encoder.patch_embed"}  # its outputs are equal
     assert "run.seed" not in free
 
 

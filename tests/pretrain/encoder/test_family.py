@@ -1,5 +1,6 @@
 """Targets, masks, positions and precisions together; CNN stems and the light decoder."""
 
+import copy
 import itertools
 import json
 import math
@@ -10,14 +11,17 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder, save_encoder
 from pretrain.encoder.encoder import set_image_size
 from pretrain.encoder.extensions import Extensions, extensions_of, timm_format
 from pretrain.encoder.facts import grid_size, image_data, patch_size
-from pretrain.encoder.stems import is_hybrid
+from pretrain.encoder.stems import FlatPatches, is_hybrid
 from pretrain.encoder.tokens import embed, encode, patch_tokens
 from pretrain.objective import corruption as corrupting
 from pretrain.objective.config import (
@@ -224,15 +228,53 @@ def test_a_decoder_that_does_not_fit_is_refused() -> None:
 # ---------------------------------------------------------------- stems
 
 
-@torch.no_grad()
+def gradients(encoder: VisionTransformer) -> dict[str, Tensor]:
+    """Return the patch embeddings of some images, and the gradients of their kernel and bias."""
+    images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    embedded = embed(encoder, images)
+    embedded.square().sum().backward()
+    named = encoder.patch_embed.named_parameters()
+    found = {name: p.grad for name, p in named if p.grad is not None}
+    return found | {"embedded": embedded.detach()}
+
+
+def embedder(kind: str) -> VisionTransformer:
+    torch.manual_seed(0)
+    return make_encoder(EncoderConfig(patch_size=4, patch_embed=kind, **TINY), SIZE)
+
+
 def test_linear_patches_are_the_convolution() -> None:
-    encoder = make_encoder(EncoderConfig(patch_size=4, **TINY), SIZE)
-    images = torch.randn(2, 3, *SIZE)
-    expected = embed(encoder, images)
-    weights = encoder.state_dict()
-    linear = make_encoder(EncoderConfig(patch_size=4, patch_embed="linear", **TINY), SIZE)
-    linear.load_state_dict(weights)
-    torch.testing.assert_close(embed(linear, images), expected, atol=1e-6, rtol=1e-5)
+    convolution, linear = embedder("conv"), embedder("linear")
+    assert list(linear.state_dict()) == list(convolution.state_dict())
+    linear.load_state_dict(convolution.state_dict())  # the shapes are the same too
+    expected, found = gradients(convolution), gradients(copy.deepcopy(linear))
+    assert found.keys() == expected.keys() == {"proj.weight", "proj.bias", "embedded"}
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    assert not torch.equal(found["embedded"], expected["embedded"])  # it is another computation
+
+
+def test_patches_are_a_convolution_on_cpus_where_nothing_is_said() -> None:
+    expected, found = gradients(embedder("conv")), gradients(embedder("auto"))
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize(("device", "is_convolution"), [("cuda", False), ("cpu", True)])
+def test_patches_are_one_product_on_cuda_alone(device: str, is_convolution: bool) -> None:
+    """On tensors that have a device and no values, so that none has to be there."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        convolution = nn.Conv2d(3, 16, 4, 4, device=device)
+        FlatPatches(convolution, is_everywhere=False)(torch.empty(2, 3, *SIZE, device=device))
+    counted = counter.get_flop_counts()["Global"]
+    assert (torch.ops.aten.convolution in counted) == is_convolution
+    assert sum(counted.values()) == 2 * 2 * 24 * 48 * 16  # 24 patches of 48 numbers, 16 wide
+
+
+def test_how_patches_are_embedded_is_not_saved(tmp_path: Path) -> None:
+    for kind in ("conv", "linear"):
+        save_encoder(embedder(kind), tmp_path / kind)
+    for file in (tmp_path / "conv").iterdir():
+        assert file.read_bytes() == (tmp_path / "linear" / file.name).read_bytes()
 
 
 def hybrid(**parts: Any) -> MaskedPatchModel:
