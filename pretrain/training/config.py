@@ -60,6 +60,11 @@ class RunConfig:
         changes_result=False,
     )
     compile: bool = setting(False, "compile the model with torch.compile: slow to start, then fast")
+    cuda_graphs: bool = setting(
+        False,
+        "record the compiled step once and replay it, so that launches cost nothing; one GPU",
+        changes_result=False,
+    )
     grad_checkpointing: str = setting(
         "none",
         "what is computed again in backward: none, selective (all but products), full (blocks)",
@@ -108,6 +113,7 @@ class RunConfig:
         if self.precision not in PRECISIONS:
             raise UserError(f"run.precision={self.precision} is not one of fp32, bf16, fp16")
         self._check_recomputation()
+        self._check_graphs()
         if self.parallel not in _PARALLEL:
             raise UserError(f"run.parallel={self.parallel} is not one of {', '.join(_PARALLEL)}")
         require(
@@ -128,6 +134,19 @@ class RunConfig:
         require(
             kind in RECOMPUTATIONS,
             f"run.grad_checkpointing={kind} is not one of {', '.join(RECOMPUTATIONS)}{was}",
+        )
+
+    def _check_graphs(self) -> None:
+        if not self.cuda_graphs:
+            return
+        require(
+            self.compile,
+            "run.cuda_graphs=true records what is compiled; set run.compile=true, or leave it out",
+        )
+        require(
+            self.grad_checkpointing == "none",
+            "run.cuda_graphs=true cannot be had with "
+            f"run.grad_checkpointing={self.grad_checkpointing}; set one of them to its default",
         )
 
 

@@ -64,6 +64,11 @@ def start(run: RunConfig, group: str = "run") -> Accelerator:
         run.parallel != "fsdp" or accelerator.num_processes > 1,
         "run.parallel=fsdp needs several processes, and there is one; use run.parallel=ddp",
     )
+    require(
+        accelerator.num_processes == 1 or not run.cuda_graphs,
+        f"{group}.cuda_graphs=true is for one process, and there are {accelerator.num_processes}; "
+        "leave it out",
+    )
     if accelerator.device.type == "cpu":
         _set_threads(run.threads)
         keep_heap()

@@ -30,6 +30,7 @@ from data.stream import TrainingStream
 from data.text import count
 from pretrain.encoder.recompute import recompute_blocks
 from pretrain.encoder.tokens import choose_attention
+from pretrain.machine.graphs import Graphs
 from pretrain.machine.signals import Interrupt, status_after
 from pretrain.ranks import first_problem, on_main, reduce
 from pretrain.records import checkpoint
@@ -164,6 +165,7 @@ class Trainer:
             self.wrapped = model
         else:
             self.wrapped = accelerator.prepare(model)
+        self._graphs = Graphs(model) if self.run.cuda_graphs else None
         if ema is not None:
             ema.to(accelerator.device)
         self.optimizer = accelerator.prepare(make_optimizer(model, model.encoder, optim))
@@ -280,7 +282,7 @@ class Trainer:
 
     def _forward(self, batch: Batch) -> Output:
         with self.accelerator.autocast():
-            return self.wrapped(self._copy(batch.tensors))
+            return (self._graphs or self.wrapped)(self._copy(batch.tensors))
 
     def _step(self, step: int, batches: list[Batch]) -> tuple[Totals, Tensor, Late]:
         """Take one optimizer step over this rank's micro-batches.
@@ -312,6 +314,8 @@ class Trainer:
                 # not `where`: it would bring the number to the device, and wait
                 accelerator.backward(output.loss * scale.masked_fill(~is_finite_here, math.nan))
             is_finite &= is_finite_here
+            if self._graphs is not None and number < len(batches) - 1:
+                self._graphs.own_gradients()
             totals.add(output.sums)
             self._ledger.note(step + 1, batch.bad)
         limit = self.optim.grad_clip or math.inf
@@ -322,7 +326,7 @@ class Trainer:
         self._flags.append(_Flag(step + 1, is_bad, places))
         if skips_bad_steps(accelerator.device) or is_bad.read() == 0:
             self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(not (self._graphs and self._graphs.has_own_gradients))
         if self.training.ema is not None:
             self.training.ema.update(self.training.model)
         return totals, norm, is_asked_to_leave

@@ -343,12 +343,24 @@ def test_an_entry_point_leaves_with_status_2_and_one_line(tmp_path: Path, tiny: 
     assert lines == ["error: optim.stepz is no key; did you mean optim.steps?"]
 
 
-def test_two_ranks_say_it_once(tmp_path: Path, tiny: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        (["optim.batch_size=9"], "optim.batch_size=9 is not a multiple of the 2 processes; try 8"),
+        (
+            ["run.compile=true", "run.cuda_graphs=true"],
+            "run.cuda_graphs=true is for one process, and there are 2; leave it out",
+        ),
+    ],
+)
+def test_two_ranks_say_it_once(
+    keys: list[str], error: str, tmp_path: Path, tiny: list[str]
+) -> None:
     launcher = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2"]
-    arguments = [*tiny, f"run.dir={tmp_path}/run", "optim.batch_size=9"]
+    arguments = [*tiny, f"run.dir={tmp_path}/run", *keys]
     status, lines = fail([*launcher, str(ROOT / "pretrain/run.py"), *arguments])
     assert status != 0
-    text = "error: optim.batch_size=9 is not a multiple of the 2 processes; try 8"
+    text = f"error: {error}"
     assert [line for line in lines if line.startswith("error")] == [text]
     ours = lines[: lines.index(text)]  # what follows is the launcher's
     assert not [line for line in ours if "Traceback" in line]

@@ -8,6 +8,7 @@ import copy
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.distributed import HashStore
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -165,11 +167,14 @@ def batches_of(number: int, size: int = 64, parts: int = 2) -> list[Batch]:
     return found
 
 
+def trainer_of(model: nn.Module, run: RunConfig, **optim: Any) -> Trainer:
+    config = OptimConfig(steps=100, warmup_steps=0, batch_size=128, **optim)
+    return Trainer(start(run), run, config, model, cast(Any, None))
+
+
 def stepper(model: nn.Module, run: RunConfig, **optim: Any) -> Callable[[int], None]:
     """Return what takes the loop's step of a number."""
-    accelerator = start(run)
-    config = OptimConfig(steps=100, warmup_steps=0, batch_size=128, **optim)
-    trainer = Trainer(accelerator, run, config, model, cast(Any, None))
+    trainer = trainer_of(model, run, **optim)
 
     def take(number: int) -> None:
         trainer._step(number, batches_of(number))
@@ -201,13 +206,95 @@ def test_the_host_does_not_wait_in_steps(name: str, algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["paper", "blocks", "mask-free", "pairs"])
-def test_steps_compile_once(name: str) -> None:
+def test_steps_compile_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile`'s first half alone, which decides that."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
     take = stepper(MODELS[name](), RunConfig(precision="bf16", compile=True))
     for number in range(3):
         take(number)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for number in range(3, 8):
             take(number)
+
+
+# ---------------------------------------------------------------- compiled and recorded
+
+
+def compiled_trainer(**run: Any) -> Trainer:
+    """Return a trainer of one model for all tests here: what one compiles, the next finds."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    encoder = make_encoder(replace(ENCODER, depth=1, args={"proj_drop_rate": 0.1}), (32, 32))
+    model = MaskedPatchModel(
+        encoder, CorruptionConfig(ratio=0.75), TargetConfig(), DecoderConfig(width=32)
+    )
+    keys = RunConfig(precision="bf16", micro_batch_size=64, deterministic=True, **run)
+    return trainer_of(model, keys, ema=0.9)
+
+
+def take_steps(trainer: Trainer, numbers: range, parts: int) -> list[tuple[float, float]]:
+    """Take steps of so many micro-batches; return the loss and the gradient's norm of each."""
+    found: list[tuple[float, float]] = []
+    for number in numbers:
+        totals, norm, _ = trainer._step(number, batches_of(number, parts=parts))
+        trainer._settle(number)
+        found.append((float(totals.reduce(trainer.accelerator)["loss"]), float(norm)))
+    return found
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_steps_that_are_recorded_are_the_same(parts: int) -> None:
+    """Compiled alone, and recorded, with gradients added up or not; what is measured too."""
+    found: list[list[tuple[float, float]]] = []
+    for keys in ({}, {"compile": True}, {"compile": True, "cuda_graphs": True}):
+        counters.clear()
+        trainer = compiled_trainer(**keys)
+        found.append(take_steps(trainer, range(4), parts))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            found[-1] += take_steps(trainer, range(4, 8), parts)
+    eager, compiled, recorded = found
+    assert recorded == compiled
+    assert counters["inductor"]["cudagraph_skips"] == 0
+    for own, other in zip(compiled, eager, strict=True):
+        assert own[0] == pytest.approx(other[0], rel=2e-2)  # other sums, other dropped values
+
+
+def test_a_resume_of_recorded_steps_is_exact(tmp_path: Path) -> None:
+    trainer = compiled_trainer(compile=True, cuda_graphs=True)
+    take_steps(trainer, range(4), 2)
+    trainer.training.save(tmp_path, {}, trainer.training.collect())
+    whole = take_steps(trainer, range(4, 8), 2)  # all of them replays
+    again = compiled_trainer(compile=True, cuda_graphs=True)
+    again.training.load(tmp_path, {})
+    assert take_steps(again, range(4, 8), 2) == whole  # the first of them are not
+
+
+def test_the_host_does_not_wait_in_recorded_steps() -> None:
+    trainer = compiled_trainer(compile=True, cuda_graphs=True)
+    take_steps(trainer, range(4), 2)
+    with no_waits():
+        for number in range(4, 8):
+            trainer._step(number, batches_of(number))
+            trainer._settle(number)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_patches_are_embedded_as_by_a_convolution(precision: torch.dtype) -> None:
+    found: list[dict[str, Tensor]] = []
+    for kind in ("auto", "conv"):
+        torch.manual_seed(0)
+        encoder = make_encoder(replace(ENCODER, patch_embed=kind), (32, 32)).cuda()
+        images = torch.randn(8, 3, 32, 32, device="cuda")
+        with torch.autocast("cuda", precision, enabled=precision is not torch.float32):
+            embedded = encoder.patch_embed(images)
+        embedded.float().square().sum().backward()
+        parameters = encoder.patch_embed.named_parameters()
+        gradients = {name: cast(Tensor, value.grad) for name, value in parameters}
+        found.append(gradients | {"embedded": embedded.detach().float()})
+    for name, value in found[0].items():
+        error = float((value - found[1][name]).norm() / value.norm())
+        assert error < (1e-3 if precision is torch.float32 else 1e-2), name  # fp32 may be TF32
 
 
 # ---------------------------------------------------------------- copies
