@@ -172,8 +172,7 @@ class DataConfig(ImageConfig):
     )
     resident: Any = setting(
         "auto",
-        "decode the training images once, into the device's memory: auto (where they take a quarter"
-        " of what is free, and are passed over twice), true, false",
+        "keep the training images, decoded, in the device's memory: auto (if they fit), true, false",
         changes_result=False,
         type_name="auto | true | false",
     )
