@@ -22,7 +22,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY data/images/jpeg.c data/images/
 RUN python -m venv /opt/venv \
     && if [ -n "${TORCH_INDEX}" ]; then \
-        pip install --index-url "${TORCH_INDEX}" "torch>=2.11" "torchvision>=0.26,<0.30"; \
+        pip install --index-url "${TORCH_INDEX}" "torch>=2.11" "torchvision>=0.26"; \
     fi \
     && pip install --editable ".[${EXTRAS}]"
 COPY configs configs
@@ -31,7 +31,7 @@ COPY finetune finetune
 COPY pretrain pretrain
 COPY scripts scripts
 RUN pip install --no-deps --editable . \
-    && python -c "from data.images.jpeg import is_compiled; print('compiled JPEG decoder:', is_compiled())" \
+    && python -c "from data.images.jpeg import is_available; print('compiled JPEG decoder:', is_available())" \
     && python -m compileall -q /app
 
 FROM python:${PYTHON_VERSION}-slim

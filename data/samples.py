@@ -14,7 +14,9 @@ from torch.utils.data import Dataset
 
 from data.batch import Batch, LedgerEntry, Request, SamplePlace
 from data.images.boxes import AUGMENTATION, NUM_UNIFORM
-from data.images.transforms import MODES, UnreadableImage, evaluation_crop, training_crop
+from data.images.decoding import UnreadableImage
+from data.images.limits import MODES
+from data.images.transforms import evaluation_crop, training_crop
 from data.index.manifest import Manifest
 from data.labels.classes import Numbering, as_it_is
 from data.labels.parse import NO_LABEL, multi_hot, read_label, read_label_set

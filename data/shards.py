@@ -4,7 +4,7 @@ A sample is what webdataset makes of consecutive members of a tar: those that sh
 holds one image, as its file was on disk, and at most one label: an ASCII integer in a `cls` member.
 A captioned one has a `txt` member, too: UTF-8, a caption a line. A `json` member holds what else is
 known of it.
-Images of other channels than RGB's are `npy` and `tif` members; see data/images/transforms.py.
+Images of other channels than RGB's are `npy` and `tif` members; see data/images/multichannel.py.
 """
 
 import json
@@ -58,7 +58,7 @@ class ImageFile:
     Attributes:
         key: Unique in its shard; "/" may occur, but no dot after the last "/".
         extension: One of `IMAGE_EXTENSIONS`.
-        data: The image file's bytes, never encoded again.
+        data: The image file's bytes, as they are written.
         label: The class number, or None without labels.
         captions: Of the image, each a line; none without captions.
         record: What else is known of it, for a `json` member; or None.

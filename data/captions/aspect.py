@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.images.resize import resize
-from data.images.transforms import decode
+from data.images.boxes import whole_box
+from data.images.decoding import decode_resized
 from data.settings import require
 
 
@@ -52,10 +52,10 @@ class Aspect:
             uint8 (C, long, long), zeros beside the image, and the rows and columns of its patches.
 
         Raises:
-            UnreadableImage: As `decode` does.
+            UnreadableImage: As `decode_resized` does.
         """
-        image = decode(content, channels)
-        height, width = self.size(image.shape[1], image.shape[2])
+        image = decode_resized(content, channels, lambda h, w: (whole_box(h, w), self.size(h, w)))
+        height, width = image.shape[1:]
         canvas = torch.zeros((channels, self.long, self.long), dtype=torch.uint8)
-        canvas[:, :height, :width] = resize(image, (height, width))
+        canvas[:, :height, :width] = image
         return canvas, (height // self.patch, width // self.patch)

@@ -19,6 +19,11 @@ class Box(NamedTuple):
     height: int
 
 
+def whole_box(height: int, width: int) -> Box:
+    """Return the part that is all of an image."""
+    return Box(0, 0, width, height)
+
+
 def training_box(
     height: int,
     width: int,

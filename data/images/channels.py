@@ -7,8 +7,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from data.images.levels import is_deep
-
-_NPY = b"\x93NUMPY"
+from data.images.multichannel import is_array
 
 
 def held_channels(content: bytes) -> int:
@@ -18,7 +17,7 @@ def held_channels(content: bytes) -> int:
     else 3.
     """
     try:
-        if content.startswith(_NPY):
+        if is_array(content):
             shape = np.load(io.BytesIO(content), allow_pickle=False).shape
             return shape[2] if len(shape) == 3 else 1
         image = Image.open(io.BytesIO(content))

@@ -1,33 +1,14 @@
-"""Orientation, damaged text and HEIF: the parts of image files beside the pixels."""
+"""Damaged text and HEIF: the parts of image files beside the pixels."""
 
 import importlib
 import zlib
 from collections.abc import Iterator
 from functools import cache
 
-import numpy as np
-from PIL import Image
-
-_ORIENTATION = 0x0112  # EXIF's tag
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")  # what a PNG's pixels need
 _EXIF = b"eXIf"
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2")
-
-
-def turned(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
-    """Turn an image's pixels (h, w, ...) as its EXIF says; as they are where it cannot be read."""
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # on damaged bytes Pillow raises nearly anything
-        return pixels
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
 
 
 def without_extras(content: bytes) -> bytes | None:

@@ -19,8 +19,8 @@ typedef unsigned char byte;
 enum { NOT_PLAIN, PLAIN, SIMPLE }; /* SIMPLE: nothing but the segments that every encoder writes */
 
 enum {
-    SOF0 = 0xC0, SOF1 = 0xC1, DHT = 0xC4, RST0 = 0xD0, RST7 = 0xD7, SOI = 0xD8, EOI = 0xD9,
-    SOS = 0xDA, DQT = 0xDB, DRI = 0xDD, APP0 = 0xE0, APP1 = 0xE1, APP2 = 0xE2,
+    SOF0 = 0xC0, SOF1 = 0xC1, SOF2 = 0xC2, DHT = 0xC4, RST0 = 0xD0, RST7 = 0xD7, SOI = 0xD8,
+    EOI = 0xD9, SOS = 0xDA, DQT = 0xDB, DRI = 0xDD, APP0 = 0xE0, APP1 = 0xE1, APP2 = 0xE2,
     APP14 = 0xEE, APP15 = 0xEF, COM = 0xFE
 };
 
@@ -28,30 +28,7 @@ static const long SIMPLE_PIXELS = 1 << 24; /* above, Pillow is asked, which has 
 
 /* ------------------------------------------------------------ the header */
 
-static unsigned get16(const byte *at, int is_little) {
-    return is_little ? at[0] | at[1] << 8 : at[0] << 8 | at[1];
-}
-
-static size_t get32(const byte *at, int is_little) {
-    size_t low = get16(at + (is_little ? 0 : 2), is_little);
-    return low | (size_t)get16(at + (is_little ? 2 : 0), is_little) << 16;
-}
-
-/* Whether no decoder turns the image by this APP1 segment; one that is no EXIF may be taken for it,
-   as torchvision reads whatever comes first. */
-static int is_upright(const byte *data, size_t size) {
-    if (size < 14) return 1;
-    data += 6; /* "Exif", 0, 0 */
-    size -= 6;
-    int is_little = data[0] == 'I';
-    if (get16(data + 2, is_little) != 42) return 1;
-    size_t at = get32(data + 4, is_little);
-    if (at + 2 > size) return 1;
-    size_t num_entries = get16(data + at, is_little);
-    for (at += 2; num_entries-- && at + 12 <= size; at += 12)
-        if (get16(data + at, is_little) == 0x0112 && get16(data + at + 8, is_little) != 1) return 0;
-    return 1;
-}
+static unsigned get16(const byte *at) { return at[0] << 8 | at[1]; }
 
 /* Whether all tables are of 8 bits and whole. */
 static int are_whole_tables(const byte *data, size_t size) {
@@ -64,8 +41,8 @@ static int are_whole_tables(const byte *data, size_t size) {
 /* Read a frame header of 8 bits; the samplings are those that all versions interpolate alike. */
 static int read_frame(const byte *data, size_t size, int *width, int *height, int *num_components) {
     if (size < 9 || data[0] != 8) return 0;
-    *height = get16(data + 1, 0);
-    *width = get16(data + 3, 0);
+    *height = get16(data + 1);
+    *width = get16(data + 3);
     *num_components = data[5];
     if (*num_components != 1 && *num_components != 3) return 0;
     if (size != 6 + 3 * (size_t)*num_components || !*width || !*height) return 0;
@@ -99,16 +76,18 @@ static int is_usual_segment(int marker, const byte *data, size_t size) {
     return marker == COM;
 }
 
-/* Say whether a JPEG is plain, and its size. */
-int jpeg_header(const byte *content, size_t num_bytes, int *width, int *height) {
+/* Say whether a JPEG is plain, its size, and where its first APP1 segment has its content. */
+int read_jpeg_header(const byte *content, size_t num_bytes, int *width, int *height, size_t *app1,
+                     size_t *app1_size) {
     const byte *at = content, *end = content + num_bytes;
-    int kind = SIMPLE, num_components = 0;
+    int kind = SIMPLE, num_components = 0, is_progressive = 0;
+    *app1 = *app1_size = 0;
     if (num_bytes < 4 || at[0] != 0xFF || at[1] != SOI) return NOT_PLAIN;
     at += 2;
     for (;;) {
         if (end - at < 4 || at[0] != 0xFF) return NOT_PLAIN;
         int marker = at[1];
-        size_t length = get16(at + 2, 0);
+        size_t length = get16(at + 2);
         if (length < 2 || length > (size_t)(end - at) - 2) return NOT_PLAIN;
         const byte *data = at + 4;
         size_t size = length - 2;
@@ -116,6 +95,8 @@ int jpeg_header(const byte *content, size_t num_bytes, int *width, int *height) 
         switch (marker) {
         case SOF0:
         case SOF1:
+        case SOF2:
+            is_progressive = marker == SOF2;
             if (num_components || !read_frame(data, size, width, height, &num_components))
                 return NOT_PLAIN;
             break;
@@ -128,12 +109,17 @@ int jpeg_header(const byte *content, size_t num_bytes, int *width, int *height) 
             if (size != 2) return NOT_PLAIN;
             break;
         case SOS:
-            if (!num_components || !is_whole_scan(data, size, num_components)) return NOT_PLAIN;
+            if (!num_components) return NOT_PLAIN;
+            if (is_progressive) return PLAIN; /* before a pixel, libjpeg reads all scans */
+            if (!is_whole_scan(data, size, num_components)) return NOT_PLAIN;
             if ((long)*width * *height > SIMPLE_PIXELS) kind = PLAIN;
             return ends_rightly(at, end) ? kind : NOT_PLAIN;
         default:
             if ((marker < APP0 || marker > APP15) && marker != COM) return NOT_PLAIN;
-            if (marker == APP1 && !is_upright(data, size)) return NOT_PLAIN;
+            if (marker == APP1 && !*app1) {
+                *app1 = data - content;
+                *app1_size = size;
+            }
             if (!is_usual_segment(marker, data, size)) kind = PLAIN;
         }
     }
@@ -309,6 +295,25 @@ static void leave_if_damaged(j_common_ptr common, int level) {
     if (level < 0) leave(common);
 }
 
+/* Whether no scan of a progressive image lacks: what is made up in its place differs between
+   versions. */
+static int has_all_scans(j_decompress_ptr image) {
+    for (int c = 0; image->progressive_mode && c < image->num_components; c++)
+        for (int k = 0; k < DCTSIZE2; k++)
+            if (image->coef_bits[c][k] != 0) return 0;
+    return 1;
+}
+
+/* Read the next rows of a part to (height, width, channels). */
+static void read_rows(j_decompress_ptr image, int from, int width, int height, byte *out) {
+    size_t pixel_bytes = image->output_components;
+    JSAMPROW row = allocate(image, image->output_width, pixel_bytes);
+    for (; height-- > 0; out += width * pixel_bytes) {
+        jpeg_read_scanlines(image, &row, 1);
+        memcpy(out, row + from * pixel_bytes, width * pixel_bytes);
+    }
+}
+
 /* Read the next rows of a crop, of which the first column is `from` pixels into the decoded ones,
    and resize them to (channels, out_height, out_width). Of the rows that were summed across, only
    those are kept that the next sum down needs. */
@@ -356,7 +361,8 @@ static void read_resized_plainly(j_decompress_ptr image, int channels, int from,
 }
 
 /* Decode a box within a plain JPEG and resize it to (channels, out_height, out_width), 3 or 1 of
-   them; if wanted, flipped from left to right. Returns whether it did. */
+   them; if wanted, flipped from left to right. Where both are 0, it becomes (height, width,
+   channels) as it is. Returns whether it did. */
 int jpeg_crop(const byte *content, size_t num_bytes, int channels, int left, int top, int width,
               int height, int out_width, int out_height, int is_flipped, byte *out) {
     struct jpeg_decompress_struct image;
@@ -371,7 +377,9 @@ int jpeg_crop(const byte *content, size_t num_bytes, int channels, int left, int
     jpeg_create_decompress(&image);
     jpeg_mem_src(&image, content, num_bytes);
     jpeg_read_header(&image, TRUE);
-    image.out_color_space = channels == 1 ? JCS_GRAYSCALE : JCS_EXT_RGBX;
+    int is_resized = out_width != 0 || out_height != 0;
+    int num_components = channels == 1 ? 1 : is_resized ? 4 : 3;
+    image.out_color_space = channels == 1 ? JCS_GRAYSCALE : is_resized ? JCS_EXT_RGBX : JCS_RGB;
     jpeg_start_decompress(&image);
     int is_inside = left >= 0 && top >= 0 && width > 0 && height > 0 &&
                     width <= (int)image.output_width - left &&
@@ -379,7 +387,8 @@ int jpeg_crop(const byte *content, size_t num_bytes, int channels, int left, int
     int is_sized = out_width > 0 && out_height > 0 && out_width <= MAX_SIDE &&
                    out_height <= MAX_SIDE && width / MAX_SCALE < out_width &&
                    height / MAX_SCALE < out_height;
-    if (!is_inside || !is_sized || image.output_components != (channels == 1 ? 1 : 4))
+    if (!is_inside || (is_resized && !is_sized) || image.output_components != num_components ||
+        !has_all_scans(&image))
         leave((j_common_ptr)&image);
     /* columns beside the part, as their colours are interpolated between neighbours */
     JDIMENSION first = left > 2 ? left - 2 : 0;
@@ -387,9 +396,13 @@ int jpeg_crop(const byte *content, size_t num_bytes, int channels, int left, int
     if (count > image.output_width - first) count = image.output_width - first;
     jpeg_crop_scanline(&image, &first, &count);
     if (top > 0) jpeg_skip_scanlines(&image, top);
-    (HAS_AVX2 ? read_resized_by_avx2 : read_resized_plainly)(&image, channels, left - (int)first,
-                                                             width, height, out_width, out_height,
-                                                             is_flipped, out);
+    int from = left - (int)first;
+    if (is_resized)
+        (HAS_AVX2 ? read_resized_by_avx2 : read_resized_plainly)(&image, channels, from, width,
+                                                                 height, out_width, out_height,
+                                                                 is_flipped, out);
+    else
+        read_rows(&image, from, width, height, out);
     jpeg_destroy_decompress(&image);
     return 1;
 }

@@ -1,15 +1,16 @@
 """Decode a part of a JPEG, without the rest of it: with libjpeg-turbo, where it was there to build.
 
-The pixels are those that torchvision gives for the whole image and that torch's resize makes of
-them, bit for bit, and what torchvision refuses is never decoded here. So it is only done for plain
-JPEGs: sequential, of 8 bits, RGB or grey, turned by no EXIF, in one scan that reaches its end
-marker, and with nothing damaged up to the part's last row. Everything else is left to the decoder
-of whole images.
+The pixels are those that Pillow gives for the whole image and that torch's resize makes of them,
+bit for bit, and what `data.images.decoding` refuses is never decoded here. So it is only done for
+plain JPEGs: of 8 bits, RGB or grey; sequential in one scan that reaches its end marker, with
+nothing damaged up to the part's last row, or progressive with nothing damaged at all. Everything
+else is left to the decoder of whole images.
 
-A crop is resized row by row while it is decoded, and never stands in memory as a whole.
+A crop is resized row by row while it is decoded, and never stands in memory as a whole; but one
+that EXIF turns is turned first.
 
 `jpeg.c` beside it is an optional extension (pyproject.toml): without a C compiler or
-libjpeg-turbo's headers it is not there, and whole images are decoded.
+libjpeg-turbo's headers it is not there, and Pillow decodes whole images.
 """
 
 import ctypes
@@ -23,31 +24,34 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
+from data.images import orientation
 from data.images.boxes import Box
 from data.images.resize import resize
 
 _NOT_PLAIN, _SIMPLE = 0, 2
+_AS_IT_IS = (0, 0, False)  # neither resized nor flipped: (h, w, C)
 _TRIAL_SIZE = (83, 61)  # (h, w): no whole number of blocks
 _TRIAL_BOXES = (Box(0, 0, 61, 83), Box(17, 33, 31, 5), Box(32, 16, 16, 47))
-_TRIAL_RESULTS = (None, (23, 96), (64, 7))
+_TRIAL_SIZES = ((23, 96), (64, 7))
 
 
 class Header(NamedTuple):
     """The header of a plain JPEG, read before it is decoded.
 
     Attributes:
+        size: (height, width) of the image once it is upright.
+        orientation: EXIF's.
         is_simple: It has only the segments that every encoder writes, so Pillow opens it, too.
     """
 
-    height: int
-    width: int
+    size: tuple[int, int]
+    orientation: int
     is_simple: bool
 
 
 def is_available() -> bool:
-    """Tell whether the extension was built, can be loaded, and gives torchvision's pixels."""
+    """Tell whether the extension was built, can be loaded, and gives Pillow's pixels."""
     return _library() is not None
 
 
@@ -57,36 +61,56 @@ def read_header(content: bytes) -> Header | None:
     if library is None:
         return None
     width, height = ctypes.c_int(), ctypes.c_int()
-    kind = library.jpeg_header(content, len(content), ctypes.byref(width), ctypes.byref(height))
-    return None if kind == _NOT_PLAIN else Header(height.value, width.value, kind == _SIMPLE)
+    at, num_bytes = ctypes.c_size_t(), ctypes.c_size_t()
+    found = map(ctypes.byref, (width, height, at, num_bytes))
+    kind = library.read_jpeg_header(content, len(content), *found)
+    if kind == _NOT_PLAIN:
+        return None
+    turned = orientation.of_app1(content[at.value : at.value + num_bytes.value])
+    size = orientation.size_of(height.value, width.value, turned)
+    return Header(size, turned, kind == _SIMPLE)
+
+
+def decode_pixels(content: bytes, channels: int, box: Box) -> np.ndarray | None:
+    """Decode a part of a plain JPEG.
+
+    Args:
+        content: The file's bytes.
+        channels: C, 3 or 1.
+        box: The part, of the image as it is stored.
+
+    Returns:
+        uint8 (h, w, C); None where the data are damaged, of which the decoder of whole images says
+        what it means.
+    """
+    return _decode_pixels(_library(), content, channels, box)
 
 
 def decode_box(
-    content: bytes,
-    channels: int,
-    box: Box,
-    size: tuple[int, int] | None = None,
-    is_flipped: bool = False,
+    content: bytes, channels: int, box: Box, size: tuple[int, int], is_flipped: bool = False
 ) -> torch.Tensor | None:
     """Decode a part of a plain JPEG, and resize it as `data.images.resize` does.
 
     Args:
         content: The file's bytes.
         channels: C, 3 or 1.
-        box: The part.
-        size: (H, W) of the result; None: the part's.
+        box: The part, of the image as it is stored.
+        size: (H, W) of the result.
         is_flipped: Exchange left and right.
 
     Returns:
-        uint8 (C, H, W); None where the data are damaged, of which the decoder of whole images says
-        what it means, or where a side becomes 64 times as short.
+        uint8 (C, H, W); None where the data are damaged, or where a side becomes 64 times as short.
     """
-    library = _library()
-    size = size or (box.height, box.width)
-    return None if library is None else _decode(library, content, channels, box, size, is_flipped)
+    return _decode_box(_library(), content, channels, box, size, is_flipped)
 
 
-def _decode(
+def _decode_pixels(library: Any, content: bytes, channels: int, box: Box) -> np.ndarray | None:
+    pixels = np.empty((box.height, box.width, channels), np.uint8)
+    arguments = (content, len(content), channels, *box, *_AS_IT_IS, pixels.ctypes.data)
+    return pixels if library is not None and library.jpeg_crop(*arguments) else None
+
+
+def _decode_box(
     library: Any,
     content: bytes,
     channels: int,
@@ -96,24 +120,20 @@ def _decode(
 ) -> torch.Tensor | None:
     pixels = torch.empty((channels, *size), dtype=torch.uint8)
     arguments = (content, len(content), channels, *box, *reversed(size), is_flipped)
-    return pixels if library.jpeg_crop(*arguments, pixels.data_ptr()) else None
-
-
-def is_compiled() -> bool:
-    """Tell whether the compiled extension is there and agrees with torchvision."""
-    return _library() is not None
+    is_there = library is not None
+    return pixels if is_there and library.jpeg_crop(*arguments, pixels.data_ptr()) else None
 
 
 @cache
 def _library() -> Any:
-    """Load the extension; None where it is missing or gives other pixels than torchvision's."""
+    """Load the extension; None where it is missing or gives other pixels than Pillow's."""
     here = Path(__file__)
     paths = [here.with_name(f"_jpeg{suffix}") for suffix in EXTENSION_SUFFIXES]
     for path in filter(Path.is_file, paths):
         try:
             library = ctypes.CDLL(str(path))
             integer, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
-            library.jpeg_header.argtypes = [ctypes.c_char_p, size, pointer, pointer]
+            library.read_jpeg_header.argtypes = [ctypes.c_char_p, size, *[pointer] * 4]
             library.jpeg_crop.argtypes = [ctypes.c_char_p, size, *[integer] * 8, pointer]
         except (OSError, AttributeError):  # of another platform, or libjpeg has gone
             continue
@@ -122,18 +142,23 @@ def _library() -> Any:
 
 
 def _agrees(library: Any) -> bool:
-    """Compare with torchvision's decoder, which may have another libjpeg, and torch's resize."""
+    """Compare with Pillow's decoder, which may have another libjpeg, and torch's resize."""
     noise = np.random.default_rng(0).integers(0, 256, (*_TRIAL_SIZE, 3)).astype(np.uint8)
-    for subsampling in (0, 1, 2):  # 4:4:4, 4:2:2, 4:2:0
+    for subsampling, is_progressive in product((0, 1, 2), (False, True)):  # 4:4:4, 4:2:2, 4:2:0
         file = io.BytesIO()
-        Image.fromarray(noise).save(file, "JPEG", subsampling=subsampling)
-        encoded = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-        whole = decode_jpeg(encoded, mode=ImageReadMode.RGB)
-        assert isinstance(whole, torch.Tensor)
-        for box, size in product(_TRIAL_BOXES, _TRIAL_RESULTS):
+        image = Image.fromarray(noise)
+        image.save(file, "JPEG", subsampling=subsampling, progressive=is_progressive)
+        content, whole = file.getvalue(), _decode_by_pillow(file)
+        for box, size in product(_TRIAL_BOXES, _TRIAL_SIZES):
             part = whole[:, box.top : box.top + box.height, box.left : box.left + box.width]
-            decoded = _decode(library, file.getvalue(), 3, box, size or (box.height, box.width))
-            expected = resize(part, size) if size else part
-            if decoded is None or not torch.equal(decoded, expected):
+            pixels = _decode_pixels(library, content, 3, box)
+            if pixels is None or not torch.equal(torch.from_numpy(pixels).permute(2, 0, 1), part):
+                return False
+            decoded = _decode_box(library, content, 3, box, size)
+            if decoded is None or not torch.equal(decoded, resize(part, size)):
                 return False
     return True
+
+
+def _decode_by_pillow(file: io.BytesIO) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)

@@ -78,7 +78,7 @@ def _finding(file: "_Ahead", member: Member, channels: int | None) -> str | None
 
 def _decode_error(content: bytes, channels: int) -> str | None:
     # Here, because it imports torch: seconds that checksums alone need not pay.
-    from data.images.transforms import UnreadableImage, decode
+    from data.images.decoding import UnreadableImage, decode
 
     try:
         decode(content, channels)

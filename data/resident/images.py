@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch, Request
+from data.images.decoding import decode
 from data.images.levels import UnreadableImage
-from data.images.transforms import decode
 from data.index.manifest import Manifest
 from data.reading.bad import BadSample
 from data.samples import PADDING, Samples

@@ -14,7 +14,7 @@ from accelerate.utils import (
 )
 
 from data.devices import has_mps, mps_has_bf16, num_cores
-from data.images.jpeg import is_compiled
+from data.images.jpeg import is_available
 from data.processes import platform_note
 from data.settings import require
 from data.stream import Share
@@ -130,7 +130,7 @@ def describe_start(accelerator: Accelerator, run: RunConfig, workers: int) -> st
         name if number == 1 else f"{number} processes, each with {name}",
         threads if device.type != "cpu" else f"{threads} ({why_threads(run.threads)})",
         count(workers, "loader process"),
-        "compiled JPEG decoder" if is_compiled() else "JPEG decoder of torchvision, not compiled",
+        "compiled JPEG decoder" if is_available() else "JPEG decoder of Pillow, not compiled",
         run.precision,
     )
     return ", ".join(parts)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.images.transforms import MODES
+from data.images.limits import MODES
 from pretrain.encoder.tokens import Normalise
 from scripts._export.format import HUB, Format, Outputs
 from scripts._export.source import Source, tokens_name

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from data.images.transforms import MODES
+from data.images.limits import MODES
 from data.settings import require
 from pretrain.encoder.facts import image_data, patch_size
 from pretrain.encoder.huggingface import ACTIVATIONS, hf_names, to_hf

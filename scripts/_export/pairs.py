@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data.captions.aspect import Aspect
 from data.captions.read import caption_extension, read_captions
-from data.images.transforms import UnreadableImage, evaluation_crop
+from data.images.decoding import UnreadableImage
+from data.images.transforms import evaluation_crop
 from data.index.open import open_manifest
 from data.reading.bad import BadSample
 from data.reading.reader import ShardReader

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from data.demo.tiles import photograph_files
 from data.folder.images import list_images
-from data.images.transforms import MODES, UnreadableImage, evaluation_crop
+from data.images.decoding import UnreadableImage
+from data.images.limits import MODES
+from data.images.transforms import evaluation_crop
 from data.index.open import open_manifest
 from data.samples import Samples
 from data.settings import RunStopped, UserError, require

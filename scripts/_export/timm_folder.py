@@ -10,7 +10,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from data.images.transforms import MODES
+from data.images.limits import MODES
 from pretrain.encoder import save_encoder
 from pretrain.encoder.extensions import norm_eps
 from pretrain.encoder.timm_model import EPS

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 
-from data.images.transforms import MODES
+from data.images.limits import MODES
 from data.settings import require
 from pretrain.encoder.facts import grid_size, image_data
 from pretrain.encoder.huggingface import hf_names, to_hf

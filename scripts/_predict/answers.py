@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data.devices import num_cores
 from data.disks import explain
-from data.images.transforms import UnreadableImage, evaluation_crop
+from data.images.decoding import UnreadableImage
+from data.images.transforms import evaluation_crop
 from data.settings import RunStopped, memory_errors
 from finetune.head import Classifier
 from pretrain.encoder.facts import image_size, num_channels

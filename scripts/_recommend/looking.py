@@ -12,9 +12,11 @@ from torch import Tensor
 
 from data.images.boxes import NUM_UNIFORM
 from data.images.channels import held_channels
+from data.images.decoding import decode
 from data.images.levels import UnreadableImage
+from data.images.limits import MODES
 from data.images.resize import resize
-from data.images.transforms import MODES, decode, training_crop
+from data.images.transforms import training_crop
 from data.index.files import FileTable
 from data.index.manifest import Manifest
 from data.index.open import load_index, open_manifest

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from data.images import jpeg
-from data.images.transforms import decode
+from data.images.decoding import decode
 from data.index.open import open_manifest
 from data.settings import UserError
 from data.shards import ImageFile, write_shard

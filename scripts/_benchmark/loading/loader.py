@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from data.images import jpeg
-from data.images.transforms import UnreadableImage, decode
+from data.images.decoding import UnreadableImage, decode
 from data.index.manifest import Manifest
 from data.index.open import open_manifest
 from data.order import Order

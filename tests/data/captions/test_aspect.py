@@ -11,8 +11,8 @@ from data.captions.aspect import Aspect
 from data.captions.config import CaptionConfig
 from data.captions.samples import CaptionedSamples
 from data.captions.vocabulary import Vocabulary
+from data.images.decoding import decode
 from data.images.resize import resize
-from data.images.transforms import decode
 from data.index.open import open_manifest
 from data.settings import UserError
 from data.shards import ImageFile, write_shard

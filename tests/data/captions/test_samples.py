@@ -14,7 +14,7 @@ from data.captions.config import CaptionConfig, CaptionedDataConfig
 from data.captions.learn import learn_vocabulary
 from data.captions.samples import CaptionedSamples
 from data.captions.vocabulary import Vocabulary
-from data.images.transforms import decode
+from data.images.decoding import decode
 from data.index.manifest import Manifest
 from data.index.open import open_manifest
 from data.samples import Samples

@@ -9,7 +9,7 @@ from PIL import Image
 
 import data.folder.images
 from data.folder.images import list_images, missing_decoder
-from data.images.transforms import decode
+from data.images.decoding import decode
 from data.index.open import open_manifest
 from data.reading.reader import ShardReader
 from data.samples import pick_image

@@ -19,13 +19,9 @@ from data.config import DataConfig, ImageConfig, LabelledDataConfig
 from data.folder.images import list_images
 from data.folder.plan import take_images
 from data.images.augment import RandAugment
-from data.images.transforms import (
-    MAX_PIXELS,
-    UnreadableImage,
-    decode,
-    evaluation_crop,
-    training_crop,
-)
+from data.images.decoding import UnreadableImage, decode
+from data.images.limits import MAX_PIXELS
+from data.images.transforms import evaluation_crop, training_crop
 from data.index.open import open_manifest
 from data.reading.check import unusable_members
 from data.samples import Samples, pick_image

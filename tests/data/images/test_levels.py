@@ -16,7 +16,7 @@ from packaging.version import Version
 from PIL import Image
 
 from data.images import containers
-from data.images.transforms import UnreadableImage, decode
+from data.images.decoding import UnreadableImage, decode
 from tests.data.images.test_channels import encode, npy, pages
 
 needs_pillow_13 = pytest.mark.skipif(
