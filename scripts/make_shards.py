@@ -12,10 +12,14 @@ SOURCE is one of:
   .jsonl                the table's folder, or --root
   photos.txt            a list with the path of an image a line, below the list's folder
 
-The bytes of the images are kept as they are. OUT gets train-000000.tar and so on, val-000000.tar
-with --val-ratio, and with labels classes.txt (line number, from 0, = label). In a folder or an
-archive, an image that lies in no folder of a class means that there are no labels; so does
---unlabelled. Started again after a stop, it keeps the shards that are complete.
+The bytes of the images are kept as they are. With --max-side N, an image with a longer side becomes
+a JPEG of --quality whose longer side has N pixels, upright and without EXIF, but for what a JPEG
+cannot hold: transparency, more than 8 bits, other channels than grey and RGB.
+
+OUT gets train-000000.tar and so on, val-000000.tar with --val-ratio, and with labels classes.txt
+(line number, from 0, = label). In a folder or an archive, an image that lies in no folder of a
+class means that there are no labels; so does --unlabelled. Started again after a stop, it keeps the
+shards that are complete.
 
 With --captions each image takes the text that tells of it, for pretrain/vilt/run.py: x.txt beside
 x.jpg, a caption a line, or the cell of a table or dataset (--caption-column), where an image may
@@ -38,6 +42,7 @@ import os
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # started as a file: search the checkout, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -67,8 +72,13 @@ from data.storage.locations import user_path
 from data.text import count, printable
 from scripts._make_shards.report import report
 
+if TYPE_CHECKING:
+    from scripts._make_shards.shrinking import Shrinking
+
 _PLAN_NAME = "plan.json"
 _MAX_SHARD_MB = 1e6  # a terabyte
+_MAX_SIDE = 65_500  # of a JPEG
+_QUALITY = 90
 _Plan = dict[str, list[SourceImage]]
 
 
@@ -113,13 +123,26 @@ def _make(arguments: argparse.Namespace) -> None:
         val_ratio=arguments.val_ratio,
         shuffle=arguments.shuffle,
         seed=arguments.seed,
+        max_side=arguments.max_side,
+        quality=arguments.quality,
     )
     plan = plan_shards(source.images, options)
     _prepare(out, plan_hash(source, options), plan, overwrite=arguments.overwrite)
-    _write_missing(arguments.source, source, out, plan)
+    shrinking = _start_shrinking(arguments)
+    _write_missing(arguments.source, source, out, plan, shrinking)
     _write_classes(out, source)
     open_manifest([str(out.absolute() / name) for name in plan], "OUT")
-    report(arguments.source, out, source, plan, has_split=arguments.val_ratio > 0)
+    shrunk = [] if shrinking is None else shrinking.summary()
+    report(arguments.source, out, source, plan, shrunk, has_split=arguments.val_ratio > 0)
+
+
+def _start_shrinking(arguments: argparse.Namespace) -> "Shrinking | None":
+    if arguments.max_side is None:
+        return None
+    # Here, because it imports torch: seconds that other shards need not pay.
+    from scripts._make_shards.shrinking import Shrinking
+
+    return Shrinking(arguments.max_side, arguments.quality)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -160,6 +183,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     option("--caption-column", metavar="NAME", help=text.format("captions", "caption, text ..."))
     option("--root", type=user_path, metavar="FOLDER", help="of a table's paths (the table's own)")
+    option("--max-side", type=int, metavar="N", help="shrink images with a longer side (none)")
+    option("--quality", type=int, metavar="Q", help="of what is shrunk, 1 to 100 (90)")
     option("--overwrite", action="store_true", help="replace the shards of another plan in OUT")
     options = parser.parse_args(arguments)
     shard_mb: float = options.shard_mb
@@ -167,7 +192,23 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         1e-6 <= shard_mb <= _MAX_SHARD_MB,
         f"--shard-mb={shard_mb} is no size above 0 and up to {_MAX_SHARD_MB:,}; try 256",
     )
+    _check_shrinking(options)
     return options
+
+
+def _check_shrinking(options: argparse.Namespace) -> None:
+    """Check what images are shrunk to, and give the quality where that is not given."""
+    side: int | None = options.max_side
+    quality: int | None = options.quality
+    if side is None:
+        require(quality is None, f"--quality={quality} needs --max-side, such as --max-side 320")
+        return
+    require(
+        1 <= side <= _MAX_SIDE,
+        f"--max-side={side} is no number of pixels from 1 to {_MAX_SIDE:,}; try 320",
+    )
+    options.quality = _QUALITY if quality is None else quality
+    require(1 <= options.quality <= 100, f"--quality={quality} is not in 1 to 100; try {_QUALITY}")
 
 
 def _place(name: str) -> Path:
@@ -228,13 +269,17 @@ def _remove(folder: Path, pattern: str) -> None:
         path.unlink()
 
 
-def _write_missing(place: Path, source: SourceImages, out: Path, plan: _Plan) -> None:
+def _write_missing(
+    place: Path, source: SourceImages, out: Path, plan: _Plan, shrinking: "Shrinking | None"
+) -> None:
     """Write the shards that are not there yet."""
     missing = [name for name in plan if not (out / name).exists()]
     if kept := len(plan) - len(missing):
         print(f"keeping {count(kept, 'complete shard')} of an earlier start")
     todo = [image for name in missing for image in plan[name]]
     samples = load_samples(place, source, todo)
+    if shrinking is not None:
+        samples = shrinking.shrink(samples)
     samples = iter(tqdm(samples, "writing", total=len(todo), unit="image", disable=None))
     for name in missing:
         write_shard(out / name, islice(samples, len(plan[name])))

@@ -74,16 +74,21 @@ class PlanOptions:
     """The options that decide, beside the source, what each shard holds.
 
     Attributes:
-        shard_bytes: The largest size of a shard, unless one image is larger.
+        shard_bytes: The largest size of a shard, unless one image is larger; of the images as they
+            are in the source.
         val_ratio: The part of the images, by a hash of path and seed, that goes to validation.
         shuffle: Whether images are in an order drawn from `seed`; else sorted by path.
         seed: For the split and the order.
+        max_side: The pixels to which longer sides are shrunk; None: images stay as they are.
+        quality: Of the JPEGs that this makes.
     """
 
     shard_bytes: int
     val_ratio: float
     shuffle: bool
     seed: int
+    max_side: int | None = None
+    quality: int | None = None
 
 
 def take_images(
@@ -252,7 +257,8 @@ def _tar_bytes(image: SourceImage) -> int:
 
 def plan_hash(source: SourceImages, options: PlanOptions) -> str:
     """Hash what decides the shards' bytes: files, sizes, labels, captions, splits and options."""
-    digest = sha256(json.dumps([asdict(options), source.classes]).encode())
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    digest = sha256(json.dumps([given, source.classes]).encode())
     for image in source.images:
         split = [] if image.is_val is None else [image.is_val]
         texts = [image.captions] if image.captions else []

@@ -26,6 +26,13 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in _DEEP or image.mode.startswith("I;16")
 
 
+def has_deep_samples(image: Image.Image, content: bytes) -> bool:
+    """Tell whether a file holds more than 8 bits a sample, although Pillow may read 8 of them."""
+    if isinstance(image, TiffImageFile):
+        return _bits(image) > 8
+    return is_deep(image) or (image.format == "PNG" and content[_PNG_DEPTH] > 8)
+
+
 def check_dtype(dtype: np.dtype[Any]) -> None:
     """Refuse a type whose range `to_bytes` cannot know, before a value is read.
 

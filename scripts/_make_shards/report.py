@@ -4,7 +4,7 @@ import io
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,15 @@ _CAPTIONED = _Recipe(
 )
 
 
-def report(place: Path, out: Path, source: SourceImages, plan: _Plan, *, has_split: bool) -> None:
+def report(
+    place: Path,
+    out: Path,
+    source: SourceImages,
+    plan: _Plan,
+    shrunk: Iterable[str],
+    *,
+    has_split: bool,
+) -> None:
     """Print what was written, what was left out, and the next command.
 
     Args:
@@ -44,6 +52,7 @@ def report(place: Path, out: Path, source: SourceImages, plan: _Plan, *, has_spl
         out: OUT.
         source: What was found.
         plan: The images of each shard.
+        shrunk: What is said of images that were shrunk, in lines.
         has_split: Whether images were to be drawn for validation.
     """
     images = {
@@ -64,6 +73,8 @@ def report(place: Path, out: Path, source: SourceImages, plan: _Plan, *, has_spl
         print(f"labels: none ({source.why_unlabelled})")
     if num_captions := sum(len(image.captions) for image in source.images):
         print(f"captions: {num_captions:,} of {count(len(source.images), 'image')}")
+    for line in shrunk:
+        print(line)
     print(f"left out: {'; '.join(source.left_out) or 'nothing'}")
     origin = f" ({source.origin})" if source.origin else ""
     from_to = f"{printable(str(place))}{origin} to {printable(str(out))}"
