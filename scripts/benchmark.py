@@ -4,6 +4,7 @@
     python scripts/benchmark.py run [SHARDS ...] [--processes 2] [--json run.json] [--png run.png]
     python scripts/benchmark.py variants CONFIG.yaml --variant 'key=value ...' [--variant ...]
     python scripts/benchmark.py loader [SHARDS ...] [--against dali,timm]
+    python scripts/benchmark.py gpu [--minutes 9] [--parts B/16,run] [--json gpu.json]
     python scripts/benchmark.py learn [--minutes 10] [--seeds 0,1,2] [--json learn.json]
     python scripts/benchmark.py compare RECORDED.json|FOLDER NEW.json|FOLDER [...]
     python scripts/benchmark.py page FOLDER
@@ -21,6 +22,13 @@ checkpoints against our step alone, and with --processes 2 two_processes_vs_one.
 against what people would use instead (extra `bench`), of the same images; stream_vs_webdataset,
 against plain webdataset with our decoder and crop; and the same of CPU time. Above 1 ours is the
 faster. Without SHARDS, scikit-image's photographs are read.
+
+`gpu` measures what one GPU gives, within some minutes: for ViT-S/16, B/16 and L/16 at 224 px, in
+bf16 and compiled, our step by the paper's objective and by visual words, timm's bare encoder and
+transformers' MAE; runs from shards over their bare step; small images from shards and from memory;
+the loader by its number of processes. It prints a table in Markdown. Rows that fail, or have no
+answer in their time, are named with their reason; status 1 if there are any. Without a GPU it takes
+a short form.
 
 `learn` gives the accuracies of encoders after an equal wall time of pretraining, by our objectives
 and by others (extra `bench`), as `scripts/ablate.py learn` does, and ours over each of the others';
@@ -80,7 +88,7 @@ def _measure(chosen: argparse.Namespace, command: str) -> None:
     record["command"] = command
     print(text)
     _write(record, chosen.json, chosen.png)
-    if record.get("num_failed"):  # of `learn`
+    if record.get("num_failed"):  # of `learn` and `gpu`
         sys.exit(1)
 
 

@@ -8,10 +8,11 @@ import atexit
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.util import Finalize
 from typing import Any, Generic, Self, TypeVar
@@ -53,33 +54,56 @@ class Apart(Generic[Thing]):
         with _ctrl_c_blocked():  # while the server imports; the process that asks ends it
             forkserver.ensure_running()
         self._process = ProcessPoolExecutor(1, context, _begin)
+        self._number = self._process.submit(os.getpid)
         self._is_made = self._process.submit(_make, make, *arguments)
 
-    def wait_until_made(self) -> None:
+    def wait_until_made(self, end: float | None = None) -> None:
         """Return once the thing is there.
+
+        Args:
+            end: As for `call`.
 
         Raises:
             RuntimeError: The process ended. Besides, all that `make` raised.
         """
-        self._result(self._is_made)
+        self._result(self._is_made, end)
 
-    def call(self, function: Callable[..., Result], *arguments: object) -> Result:
+    def call(
+        self, function: Callable[..., Result], *arguments: object, end: float | None = None
+    ) -> Result:
         """Return what a module's function returns for the thing and these arguments.
+
+        Args:
+            function: The function.
+            arguments: Those after the thing.
+            end: When the process is killed if it has no answer yet, by `time.monotonic`.
 
         Raises:
             RuntimeError: The process ended. Besides, all that `make` or the function raised.
+            TimeoutError: It was killed.
         """
-        self.wait_until_made()
+        self.wait_until_made(end)
         try:
-            return self._result(self._process.submit(_call, function, *arguments))
+            return self._result(self._process.submit(_call, function, *arguments), end)
         except BrokenProcessPool as error:  # it had ended before
             raise self._ended() from error
 
-    def _result(self, future: Future[Result]) -> Result:
+    def _result(self, future: Future[Result], end: float | None) -> Result:
         try:
-            return future.result()
+            return future.result(None if end is None else max(0.0, end - time.monotonic()))
+        except TimeoutError as error:
+            if future.done():  # the function's own
+                raise
+            self._kill()
+            raise TimeoutError(f"{self._name} had no answer in its time, and was ended") from error
         except BrokenProcessPool as error:
             raise self._ended() from error
+
+    def _kill(self) -> None:
+        """End the process, whatever it does; what it started ends with it."""
+        number = self._number.result()  # the first that it does
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
     def _ended(self) -> RuntimeError:
         return RuntimeError(f"{self._name} ended without an answer")
@@ -91,14 +115,27 @@ class Apart(Generic[Thing]):
         self._process.shutdown(wait=kind is None, cancel_futures=True)
 
 
-def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
+def in_fresh_process(
+    work: Callable[..., Result], *arguments: object, end: float | None = None
+) -> Result:
     """Call a module's function in a process that has imported its modules and done nothing else.
+
+    Args:
+        work: The function.
+        arguments: What it is called with.
+        end: When the process is killed if it has no answer yet, by `time.monotonic`.
 
     Raises:
         RuntimeError: The process ended without an answer. Besides, all that the function raised.
+        TimeoutError: It was killed.
     """
     with Apart(work.__name__, work, *arguments) as process:
-        return process.call(_itself)
+        return process.call(_itself, end=end)
+
+
+def fork_workers() -> None:
+    """Let what starts processes within such a process fork them: a server of its own cannot."""
+    multiprocessing.set_start_method("fork", force=True)
 
 
 @contextmanager

@@ -149,6 +149,21 @@ class LearnOptions:
 
 
 @dataclass(frozen=True)
+class GpuOptions:
+    """Options of `gpu`."""
+
+    minutes: float = option(9, "of all, at most; what hangs is ended", type=_duration)
+    short: bool = option(
+        False,
+        "a tiny encoder, seconds a row; by itself where there is no CUDA device",
+        action="store_true",
+    )
+    parts: str | None = option(
+        None, "in place of all: some of B/16,S/16,L/16,run,small,loader", metavar="NAME,..."
+    )
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """A subcommand that measures.
 
@@ -177,6 +192,9 @@ BENCHMARKS = {
     ),
     "loader": Benchmark(
         LoaderOptions, "loading.loader", "crops a second of one core, against others"
+    ),
+    "gpu": Benchmark(
+        GpuOptions, "gpu.measure", "steps, runs and the loader on one GPU, within some minutes"
     ),
     "learn": Benchmark(LearnOptions, "learn", "encoders after an equal time of pretraining"),
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.settings import require
+from scripts._benchmark.gpu.markdown import markdown
 from scripts._benchmark.records import read_record
 
 Record = dict[str, Any]
@@ -189,7 +190,10 @@ def _percent(value: Record) -> str:
 
 
 def _section(title: str, record: Record) -> str:
-    parts = [f"### {title}", f"```sh\n{record['command']}\n```", _where(record["machine"])]
+    parts = [f"### {title}", f"```sh\n{record['command']}\n```"]
+    if record["benchmark"] == "gpu":
+        return "\n\n".join([*parts, markdown(record)])
+    parts.append(_where(record["machine"]))
     costs = record["lower_is_better"]
     if record["spread"]:
         parts.append(_values("ratio", record["spread"], costs))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ImageOps
@@ -12,8 +13,12 @@ from data.shards import ImageFile, write_shard
 
 NUM_IMAGES = 96
 SIZE = (500, 375)  # ImageNet's median
+_FORMATS: dict[str, dict[str, Any]] = {
+    "jpg": {"format": "JPEG", "quality": 90},
+    "png": {"format": "PNG"},
+}
 _MARGIN = 1.25  # a cut shows 1/1.25 of the photograph's width and height
-_QUALITY = 90
+SMALL = (32, 32)
 
 
 def shards_or_photographs(shards: list[str], folder: Path) -> list[str]:
@@ -36,15 +41,28 @@ def make_photograph_shard(folder: Path) -> str:
     return str(path)
 
 
-def _cuts() -> Iterator[ImageFile]:
+def make_small_shard(folder: Path, number: int) -> str:
+    """Write one shard of cuts of 32 x 32 pixels as PNGs, CIFAR-10's size, and return its path.
+
+    Raises:
+        UserError: scikit-image is not installed.
+    """
+    path = folder / "small-000000.tar"
+    write_shard(path, _cuts(number, SMALL, "png"))
+    return str(path)
+
+
+def _cuts(
+    number: int = NUM_IMAGES, size: tuple[int, int] = SIZE, kind: str = "jpg"
+) -> Iterator[ImageFile]:
     generator = np.random.default_rng(0)
-    whole = (round(SIZE[0] * _MARGIN), round(SIZE[1] * _MARGIN))
+    whole = (round(size[0] * _MARGIN), round(size[1] * _MARGIN))
     photographs = [ImageOps.fit(photograph, whole) for photograph in load_photographs()]
-    for number in range(NUM_IMAGES):
-        left = int(generator.integers(whole[0] - SIZE[0] + 1))
-        top = int(generator.integers(whole[1] - SIZE[1] + 1))
-        photograph = photographs[number % len(photographs)]
+    for name in range(number):
+        left = int(generator.integers(whole[0] - size[0] + 1))
+        top = int(generator.integers(whole[1] - size[1] + 1))
+        photograph = photographs[name % len(photographs)]
         data = BytesIO()
-        cut = photograph.crop((left, top, left + SIZE[0], top + SIZE[1]))
-        cut.save(data, "JPEG", quality=_QUALITY)
-        yield ImageFile(f"{number:06d}", "jpg", data.getvalue())
+        cut = photograph.crop((left, top, left + size[0], top + size[1]))
+        cut.save(data, **_FORMATS[kind])
+        yield ImageFile(f"{name:06d}", kind, data.getvalue())

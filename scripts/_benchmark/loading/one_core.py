@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sized
 from typing import NamedTuple
 
-from pretrain.machine.apart import Apart
+from pretrain.machine.apart import Apart, fork_workers
 
 Source = Iterator[Sized]  # batches of images, without end
 
 # What nearly all sources import, once: the server that they are forked from does not know where the
 # checkout lies (Python's issue 126631).
 PRELOAD = ["torchvision.transforms", "webdataset.compat"]
-_READ_AHEAD = 2  # batches that a worker makes while nobody asks
+_READ_AHEAD = 2  # batches that each worker makes while nobody asks
 
 
 class Turn(NamedTuple):
@@ -38,15 +38,15 @@ def start_on_one_core(name: str, make: Callable[..., Source], *arguments: object
 def _on_core(core: int, make: Callable[..., Source], *arguments: object) -> Source:
     os.sched_setaffinity(0, {core})  # before it starts a thread or a process
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is pinned for a GPU
-    multiprocessing.set_start_method("fork", force=True)  # workers: a server's child is asked
+    fork_workers()
     source = make(*arguments)
     next(source)
     return source
 
 
-def take_turn(source: Source, seconds: float) -> Turn:
-    """Let a source work for about some seconds, for one batch at least."""
-    for _ in range(_READ_AHEAD):
+def take_turn(source: Source, seconds: float, workers: int = 1) -> Turn:
+    """Let a source of so many workers work for about some seconds, for one batch at least."""
+    for _ in range(_READ_AHEAD * workers):
         next(source)
     cpu = _cpu_seconds()
     begin = now = time.perf_counter()

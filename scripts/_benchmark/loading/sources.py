@@ -80,7 +80,7 @@ def usual_transform(
 
 def ours(images: Images) -> Iterator[Tensor]:
     """Run our stream."""
-    return _stream(images, images.shards)
+    return stream(images, images.shards)
 
 
 def ours_of_files(images: Images) -> Iterator[Tensor]:
@@ -90,16 +90,17 @@ def ours_of_files(images: Images) -> Iterator[Tensor]:
     for number, content in enumerate(read_images(images.shards)):
         ending = "png" if content.startswith(b"\x89PNG") else "jpg"
         (folder / f"{number:06d}.{ending}").write_bytes(content)
-    return _stream(images, str(folder))
+    return stream(images, str(folder))
 
 
-def _stream(images: Images, shards: list[str] | str) -> Iterator[Tensor]:
+def stream(images: Images, shards: list[str] | str, workers: int = 1) -> Iterator[Tensor]:
+    """Run our stream over shards or a folder, in so many processes."""
     manifest = open_manifest(shards, "SHARDS")
     samples = Samples(manifest, (images.image_size, images.image_size), seed=0, crop_area=CROP_AREA)
     size = images.batch_size
-    stream = TrainingStream(samples, size, Share(0, 1, size), workers=1)
+    batches = TrainingStream(samples, size, Share(0, 1, size), workers).steps(0, MANY)
     # an epoch's last batch is filled up with padding, which is no image
-    return (batch.tensors["image"][: len(batch.places)] for (batch,) in stream.steps(0, MANY))
+    return (batch.tensors["image"][: len(batch.places)] for (batch,) in batches)
 
 
 def read_images(shards: list[str]) -> list[bytes]:

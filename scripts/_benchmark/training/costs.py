@@ -27,14 +27,19 @@ def warm_up(work: Work) -> None:
     """
     for _ in range(3):
         work()
+    _make_room()
 
 
 def take_turn(work: Work, num_images: int, seconds: float) -> float:
     """Return images a second, and give a GPU's unused memory to the processes that come next."""
     speed = images_per_second(work, num_images, seconds)
+    _make_room()
+    return speed
+
+
+def _make_room() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
-    return speed
 
 
 # ---------------------------------------------------------------- operations

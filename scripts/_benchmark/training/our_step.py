@@ -35,8 +35,12 @@ def whole_step(config: PretrainConfig) -> Work:
     Raises:
         UserError: The encoder cannot be used.
     """
+    return step_of(make_model(config), config)
+
+
+def step_of(model: MaskedPatchModel, config: PretrainConfig) -> Work:
+    """Make the same step of a model that is there."""
     optim = replace(config.optim, steps=ENDLESS)
-    model = make_model(config)
     none = cast(Any, None)  # no stream: it is given its batch
     trainer = Trainer(start(config.run), config.run, optim, model, none)
     encoder = model.encoder
@@ -47,7 +51,10 @@ def whole_step(config: PretrainConfig) -> Work:
 def bare_step(trainer: Trainer, batch: Batch) -> Work:
     """Return a trainer's step on one batch, again and again, as its loop takes it."""
     if torch.cuda.is_available():  # where the loader would have put it
-        pinned = {key: tensor.pin_memory() for key, tensor in batch.tensors.items()}
+        pinned = {
+            key: tensor if tensor.is_cuda else tensor.pin_memory()
+            for key, tensor in batch.tensors.items()
+        }
         batch = batch._replace(tensors=pinned)
     return partial(trainer.take, [batch])
 

@@ -1,12 +1,15 @@
 """Speed of a run from shards, with loader processes and checkpoints, against the bare step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data.batch import Batch, Request
 from data.index.open import open_manifest
+from data.resident.images import decode_all
+from data.resident.samples import ResidentSamples
 from data.samples import Samples
 from data.stream import Share, TrainingStream
 from pretrain.machine.speed import clock, images_per_second
@@ -22,6 +25,7 @@ from scripts._benchmark.training.our_step import ENDLESS, bare_step, make_model
 from scripts._benchmark.training.subject import Subject
 
 RATIOS = {"run_vs_step": ("run", "step")}
+_CHANNELS = 3
 
 
 def measure(options: RunOptions, folder: Path) -> Measured:
@@ -35,7 +39,14 @@ def measure(options: RunOptions, folder: Path) -> Measured:
     return record, table(record)
 
 
-def measure_run(options: RunOptions, shards: list[str], folder: Path) -> dict[str, Any]:
+def measure_run(
+    options: RunOptions,
+    shards: list[str],
+    folder: Path,
+    *,
+    has_words: bool = False,
+    is_resident: bool = False,
+) -> dict[str, Any]:
     """Measure a run as users have it, in turns with its own bare step.
 
     - `step`: `Trainer._step` on a batch that is ready.
@@ -44,15 +55,26 @@ def measure_run(options: RunOptions, shards: list[str], folder: Path) -> dict[st
       at the default keys, which is longer than a turn. `checkpoint` of `seconds` has it whole.
 
     The record's `mfu` is as in `step.measure`.
+
+    Args:
+        options: What is trained, and how long.
+        shards: Read by the run.
+        folder: For its files.
+        has_words: Train by visual words in place of the paper's objective.
+        is_resident: Decode all images before, into the device's memory.
     """
     subject = Subject.of(options)
-    config = subject.pretrain_config(folder=str(folder / "run"))
+    make_config = subject.words_config if has_words else subject.pretrain_config
+    config = make_config(folder=str(folder / "run"))
     run, optim = config.run, replace(config.optim, steps=ENDLESS)
     size = (subject.side, subject.side)
     accelerator = start(run)
-    samples = Samples(
-        open_manifest(shards, "SHARDS"), size, seed=run.seed, crop_area=config.data.crop_area
-    )
+    manifest = open_manifest(shards, "SHARDS")
+    make: Callable[..., Samples] = Samples
+    if is_resident:
+        decoded = decode_all(manifest, _CHANNELS, accelerator.device, options.workers)
+        make = partial(ResidentSamples, decoded)
+    samples = make(manifest, size, seed=run.seed, crop_area=config.data.crop_area)
     stream = _InterleavedStream(samples, options)
     trainer = _TimedTrainer(accelerator, run, optim, make_model(config), stream)
     stream.step = bare_step(trainer, samples[Request(0, 0, options.batch_size)])
@@ -109,7 +131,8 @@ class _InterleavedStream(TrainingStream):
 
     def __init__(self, samples: Samples, options: RunOptions) -> None:
         share = Share(0, 1, options.batch_size)
-        super().__init__(samples, options.batch_size, share, options.workers)
+        workers = 0 if samples.is_in_memory else options.workers
+        super().__init__(samples, options.batch_size, share, workers)
         self.options = options
         self.speeds, self.shares = Rounds(), Rounds("mfu")
         self._matrices = MatrixPeak(Subject.of(options), options.seconds)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import timm
@@ -22,6 +23,7 @@ from scripts._benchmark.alternatives.encoder import transformers_settings
 from scripts._benchmark.options import Training
 
 MASKFREE = CorruptionConfig(ratio=0.75, mask_ratio=1.0, random_ratio=0.0)
+WORDS = Path(__file__).resolve().parents[3] / "configs/pretrain/cifar10.yaml"
 _SIZE = 224  # pixels
 _SUFFIXES = (".yaml", ".yml")
 _OURS_ALONE = ("init", "position", "position_at", "patch_embed", "stem")  # keys of the encoder
@@ -100,6 +102,22 @@ class Subject(Training):
             encoder=self.encoder_config(sees_masked=not is_maskfree),
             corruption=MASKFREE if is_maskfree else CorruptionConfig(),
             optim=OptimConfig(batch_size=self.batch_size),
+        )
+
+    def words_config(self, **run: Any) -> PretrainConfig:
+        """Return our recipe of visual words, of this encoder: mask-free, with cross-attention.
+
+        Raises:
+            UserError: As `encoder_config`.
+        """
+        recipe = load(PretrainConfig, [str(WORDS)])
+        own = self.pretrain_config(is_maskfree=True, **run)
+        return replace(
+            own,
+            encoder=replace(own.encoder, position=recipe.encoder.position),
+            corruption=recipe.corruption,
+            target=recipe.target,
+            decoder=recipe.decoder,
         )
 
     def make_encoder(self) -> VisionTransformer:

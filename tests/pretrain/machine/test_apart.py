@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.machine.apart import Apart, in_fresh_process
+
 SLOW = """
 import time
 from pathlib import Path
@@ -55,3 +57,38 @@ def test_ctrl_c_while_the_server_imports_leaves_no_traceback(tmp_path: Path) -> 
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=60)[1] == "stopped: Ctrl-C (SIGINT) came\n"
+
+
+def _sleep(_: object) -> None:
+    time.sleep(600)
+
+
+def _fail(_: object) -> None:
+    raise TimeoutError("a server's own")
+
+
+def test_what_has_no_answer_in_its_time_is_killed() -> None:
+    begin = time.monotonic()
+    with Apart("one", int, 3) as one, Apart("other", int, 4) as other:
+        number = one.call(_where)
+        with pytest.raises(TimeoutError, match="one had no answer in its time, and was ended"):
+            one.call(_sleep, end=time.monotonic() + 0.2)
+        assert other.call(abs, end=time.monotonic() + 60) == 4
+        with pytest.raises(RuntimeError, match="one ended without an answer"):
+            one.call(abs)
+        while Path(f"/proc/{number}").exists():
+            time.sleep(0.02)
+    with pytest.raises(TimeoutError, match="_sleep had no answer"):
+        in_fresh_process(_sleep, None, end=time.monotonic() + 1.0)
+    assert time.monotonic() - begin < 300
+
+
+def _where(_: object) -> int:
+    return os.getpid()
+
+
+def test_a_timeout_of_the_things_own_kills_nothing() -> None:
+    with Apart("one", int, 3) as one:
+        with pytest.raises(TimeoutError, match="a server's own"):
+            one.call(_fail, end=time.monotonic() + 60)
+        assert one.call(abs) == 3
