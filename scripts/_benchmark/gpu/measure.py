@@ -92,8 +92,9 @@ def _parts(form: Form, folder: Path) -> dict[str, Part]:
 def _measure_steps(form: Form, part: str, found: Found, end: float) -> None:
     """Measure the steps of one encoder, in turns; all are compiled at the same time."""
     subject = form.subjects[part]
-    names = [name for name in rows.STEPS if name != rows.MAE or TRANSFORMERS.is_installed]
-    if rows.MAE not in names:
+    names = rows.steps_of(subject)
+    if not TRANSFORMERS.is_installed:
+        names.remove(rows.MAE)
         found.leave_out(f"{rows.MAE} {part}", TRANSFORMERS.complaint)
     begin = monotonic()
     warm_end, turns_end = (begin + share * (end - begin) for share in (_WARM, _TURNS))

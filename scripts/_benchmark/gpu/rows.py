@@ -29,8 +29,19 @@ OURS: dict[str, Callable[[Subject], PretrainConfig]] = {
     "paper": Subject.pretrain_config,
     "words": Subject.words_config,
 }
+GRAPHED = {f"{name}_graphs": name for name in OURS}  # with run.cuda_graphs=true
 TIMM, MAE = "timm", "transformers_mae"
-STEPS = (*OURS, TIMM, MAE)
+
+
+def steps_of(subject: Subject) -> list[str]:
+    """Name the steps of an encoder; graphs are recorded of what is compiled."""
+    return [*OURS, *(GRAPHED if subject.compile else ()), TIMM, MAE]
+
+
+def config_of(name: str, subject: Subject) -> PretrainConfig:
+    """Return the configuration of one of our steps."""
+    config = OURS[GRAPHED.get(name, name)](subject)
+    return replace(config, run=replace(config.run, cuda_graphs=name in GRAPHED))
 
 
 class Cost(NamedTuple):
@@ -55,7 +66,7 @@ class Step:
     """A training step on a batch that is ready, with what is known of its costs.
 
     Args:
-        name: One of `STEPS`.
+        name: One of `steps_of` the subject.
         subject: What is trained.
     """
 
@@ -68,11 +79,11 @@ class Step:
         self._before = held_memory().now if has_memory_counter() else 0
         self._flops: float | None = None
         self._counted: int | None = None
-        if name in OURS:
-            config = OURS[name](subject)
+        if name in (*OURS, *GRAPHED):
+            config = config_of(name, subject)
             model = make_model(config)
             self._flops = flops_per_image(accelerator, model, self._size)
-            run = replace(config.run, compile=False)
+            run = replace(config.run, compile=False, cuda_graphs=False)
             need = Need(model, run, config.optim, torch.device("cpu"), 1, self._size)
             self._counted = count_state_bytes(model, config.optim) + need.saved(self._size)
             self.work = step_of(model, config)
