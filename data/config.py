@@ -172,7 +172,7 @@ class DataConfig(ImageConfig):
     )
     resident: Any = setting(
         "auto",
-        "keep the training images decoded in the device's memory: auto (if they fit), true, false",
+        "keep decoded training images in the device's memory: auto (small, on a GPU), true, false",
         changes_result=False,
         type_name="auto | true | false",
     )

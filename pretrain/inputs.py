@@ -84,7 +84,7 @@ def keep_images(
     if images is None or data.resident is False:
         return Samples
     is_asked = data.resident is True
-    if not is_asked and not _is_repeated(config, images):
+    if not is_asked and (device.type == "cpu" or not _is_repeated(config, images)):
         return Samples
     found = on_main(accelerator, lambda: estimate_bytes(images, channels))
     free = free_bytes(device)
@@ -96,11 +96,8 @@ def keep_images(
             f"data.resident=true: the decoded images take about {_megabytes(found)} on "
             f"{device.type}, where {_megabytes(free or 0)} are free; auto leaves them on disk",
         )
-    else:
-        is_small = device.type == "cpu" or found <= _SMALL * images.num_samples
-        fits = free is not None and found <= min(_PART_OF_FREE * free, _MOST_BYTES)
-        if not all(gather_object([is_small and fits])):
-            return Samples
+    elif not all(gather_object([is_worth_keeping(found, images.num_samples, free)])):
+        return Samples
     decoded = decode_all(images, channels, device, data.workers)
     logger.info(
         "decoded %s once, %s on %s, in %s; data.resident=false reads them in each epoch",
@@ -110,6 +107,18 @@ def keep_images(
         duration(decoded.seconds),
     )
     return partial(ResidentSamples, decoded)
+
+
+def is_worth_keeping(num_bytes: int, num_images: int, free: int | None) -> bool:
+    """Tell whether `data.resident=auto` keeps images on a GPU: they are small, and few enough.
+
+    Args:
+        num_bytes: Of all images, decoded.
+        num_images: Their number.
+        free: Bytes that the device can have; None where nobody can tell.
+    """
+    most = 0 if free is None else min(_PART_OF_FREE * free, _MOST_BYTES)
+    return num_bytes <= min(most, _SMALL * num_images)
 
 
 def _is_repeated(config: Opened, images: Manifest) -> bool:

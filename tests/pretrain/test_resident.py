@@ -9,6 +9,7 @@ import pytest
 
 import pretrain.run
 from data.settings import UserError
+from pretrain.inputs import is_worth_keeping
 from tests.launching import run_ranks
 from tests.pretrain.test_end_to_end import assert_equal, batches, cut_to, records
 
@@ -52,29 +53,32 @@ def test_two_ranks_take_the_same_batches(tmp_path: Path, tiny: list[str], loaded
 # ---------------------------------------------------------------- auto
 
 
+GIB = 1 << 30
+
+
 @pytest.mark.parametrize(
-    ("argument", "free", "is_kept"),
+    ("num_bytes", "num_images", "free", "is_kept"),
     [
-        ("optim.steps=10", 1 << 30, True),  # two epochs
-        ("optim.steps=9", 1 << 30, False),
-        ("optim.steps=10", 100_000, False),  # 50,400 bytes are not a quarter of it
-        ("optim.steps=10", None, False),  # nobody can tell
+        (153_600_000, 50_000, 70 * GIB, True),  # CIFAR-10
+        (153_600_000, 50_000, GIB // 2, False),  # over a quarter of it
+        (153_600_000, 50_000, None, False),  # nobody can tell
+        (562_500_000, 1000, 70 * GIB, False),  # photographs of 500 x 375
+        (6 * GIB, 500_000, 70 * GIB, False),  # decoding takes too long
     ],
 )
-def test_auto_keeps_what_fits_and_is_used_again(
-    tmp_path: Path,
-    tiny: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    argument: str,
-    free: int | None,
-    is_kept: bool,
+def test_auto_keeps_small_images_that_fit(
+    num_bytes: int, num_images: int, free: int | None, is_kept: bool
 ) -> None:
-    monkeypatch.setattr("pretrain.inputs.free_bytes", Mock(return_value=free))
-    arguments = [*tiny, "data.resident=auto", argument, "optim.warmup_steps=2"]
+    assert is_worth_keeping(num_bytes, num_images, free) == is_kept
+
+
+def test_auto_leaves_images_on_disk_where_a_cpu_trains(
+    tmp_path: Path, tiny: list[str], loaded: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, logger="pretrain"):
-        pretrain.run.main([*arguments, f"run.dir={tmp_path}"])
-    assert ("decoded 36 images once" in caplog.text) == is_kept
+        pretrain.run.main([*tiny, "data.resident=auto", f"run.dir={tmp_path}/run"])
+    assert "decoded" not in caplog.text
+    assert_equal(tmp_path / "run", loaded)
 
 
 def test_too_little_memory_is_said_before_anything_is_decoded(
