@@ -108,7 +108,7 @@ class Samples(Dataset[Batch]):
         located = {
             slot: self.order.locate(int(ids[slot])) for slot in np.flatnonzero(is_asked).tolist()
         }
-        places = {slot: self._place_of(request, slot, int(ids[slot])) for slot in located}
+        places = {slot: self._place_of(request, slot, *found) for slot, found in located.items()}
         return fill_batch(
             keys,
             places,
@@ -118,8 +118,7 @@ class Samples(Dataset[Batch]):
             self.num_classes,
         )
 
-    def _place_of(self, request: Request, slot: int, sample_id: int) -> SamplePlace:
-        shard, place = self.order.locate(sample_id)
+    def _place_of(self, request: Request, slot: int, shard: int, place: int) -> SamplePlace:
         name, key = self.manifest.shards.names[shard], self.reader.key(shard, place)
         return SamplePlace(request.epoch, request.start + slot, name, key)
 
@@ -130,7 +129,8 @@ class Samples(Dataset[Batch]):
 
     def name(self, sample_id: int) -> str:
         """Return SHARD/KEY of a sample by its place among all that are listed."""
-        return self._place_of(Request(0, sample_id, sample_id + 1), 0, sample_id).name
+        request = Request(0, sample_id, sample_id + 1)
+        return self._place_of(request, 0, *self.order.locate(sample_id)).name
 
     def _ids(self, request: Request) -> np.ndarray:
         """Return the sample ids of a request's slots; padding has the id -1."""

@@ -40,12 +40,6 @@ class DecodedImages:
         """Tell of sample ids (B,), or `PADDING`, whether their images are here: bool (B,)."""
         return (ids != PADDING) & (self.starts[ids] >= 0)
 
-    def image(self, sample: int, channels: int) -> Tensor:
-        """Return an image's pixels, uint8 (C, height, width), which share the memory."""
-        start, (height, width) = int(self.starts[sample]), self.sides[sample].tolist()
-        end = start + channels * height * width
-        return self.pixels[start:end].view(channels, height, width)
-
 
 class _WholeImages(Samples):
     """Requests -> decoded images, whole: `image` uint8 (n,) and `sides` int64 (B, 2)."""

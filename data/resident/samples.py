@@ -60,8 +60,11 @@ class ResidentSamples(Samples):
             bad = read.bad
         label = torch.full(ids.shape, NO_LABEL)
         tensors = {"weight": weight, "random_key": torch.from_numpy(keys), "label": label}
-        places = _Places(partial(self._place_of, request), ids, np.flatnonzero(weight))
+        places = _Places(partial(self._named, request, ids), np.flatnonzero(weight))
         return Batch({"image": image, **tensors}, places, bad)
+
+    def _named(self, request: Request, ids: np.ndarray, slot: int) -> SamplePlace:
+        return self._place_of(request, slot, *self.order.locate(int(ids[slot])))
 
     def _crops(self, ids: np.ndarray, numbers: np.ndarray, is_held: np.ndarray) -> Tensor:
         """Cut the crops of the slots that are held: uint8 (B, C, H, W), 0 in the others."""
@@ -92,15 +95,12 @@ class _Places(Sequence[SamplePlace]):
     """The samples of a batch by name, made when they are asked for: most are never.
 
     Args:
-        make: A slot and its sample id -> the sample's place.
-        ids: int64 (B,), the sample ids of the slots.
+        make: A slot -> its sample's place.
         slots: int64 (n,), those that are listed.
     """
 
-    def __init__(
-        self, make: Callable[[int, int], SamplePlace], ids: np.ndarray, slots: np.ndarray
-    ) -> None:
-        self._make, self._ids, self._slots = make, ids, slots
+    def __init__(self, make: Callable[[int], SamplePlace], slots: np.ndarray) -> None:
+        self._make, self._slots = make, slots
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -112,5 +112,4 @@ class _Places(Sequence[SamplePlace]):
     def __getitem__(self, index: int | slice) -> SamplePlace | list[SamplePlace]:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
-        slot = int(self._slots[index])
-        return self._make(slot, int(self._ids[slot]))
+        return self._make(int(self._slots[index]))
