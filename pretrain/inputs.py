@@ -23,11 +23,10 @@ from data.text import count, duration, name_some
 from pretrain.encoder.facts import image_size, num_channels
 from pretrain.evaluation.config import ProbeConfig
 from pretrain.evaluation.probe import Probe
-from pretrain.machine.free_memory import free_bytes
 from pretrain.ranks import on_main, open_shards, open_val
 from pretrain.training.config import Configured
 from pretrain.training.contract import Evaluator
-from pretrain.training.launch import local_ranks
+from pretrain.training.memory import free_for_rank
 from pretrain.training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -87,9 +86,7 @@ def keep_images(
     if not is_asked and (device.type == "cpu" or not _is_repeated(config, images)):
         return Samples
     found = on_main(accelerator, lambda: estimate_bytes(images, channels))
-    free = free_bytes(device)
-    if free is not None and device.type == "cpu":
-        free //= local_ranks()
+    free = free_for_rank(device)
     if is_asked:
         require(
             free is None or found <= free,

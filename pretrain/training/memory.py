@@ -6,7 +6,6 @@ pass, and what others take, comes on top: a count is a lower bound, and what fit
 """
 
 import logging
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from pretrain.machine.free_memory import free_bytes
 from pretrain.machine.malloc import release_heap
 from pretrain.training.config import OptimConfig, RunConfig
 from pretrain.training.examples import Batch, batch_of, on_fake_tensors
+from pretrain.training.launch import local_ranks
 
 # of a count is taken for certain: with selective it was .6 % too much (docs/results/memory.md)
 _SURE = 0.98
@@ -242,13 +242,22 @@ def _fitting(need: Need, num_images: int, saved: int, multiple: int, free: int) 
 
 def _free_for(need: Need) -> int | None:
     """Return the bytes that this rank can have, with what its weights hold by now."""
-    if need.device.type != "cpu":
-        return free_bytes(need.device)
+    free = free_for_rank(need.device)
+    if free is None or need.device.type != "cpu":
+        return free
+    return free + 4 * sum(parameter.numel() for parameter in need.model.parameters())
+
+
+def free_for_rank(device: torch.device) -> int | None:
+    """Return the bytes that this rank can have on a device; None where nobody can tell.
+
+    Ranks on the CPUs of a machine share what it has.
+    """
+    if device.type != "cpu":
+        return free_bytes(device)
     release_heap()
-    free = free_bytes(need.device)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    held = 4 * sum(parameter.numel() for parameter in need.model.parameters())
-    return None if free is None else free // local + held
+    free = free_bytes(device)
+    return None if free is None else free // local_ranks()
 
 
 def _remedy(need: Need, free: int) -> str:

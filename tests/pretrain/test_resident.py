@@ -84,7 +84,7 @@ def test_auto_leaves_images_on_disk_where_a_cpu_trains(
 def test_too_little_memory_is_said_before_anything_is_decoded(
     tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pretrain.inputs.free_bytes", Mock(return_value=40_000))
+    monkeypatch.setattr("pretrain.inputs.free_for_rank", Mock(return_value=40_000))
     with pytest.raises(
         UserError, match=r"data\.resident=true: the decoded images take about 0\.1 MB"
     ):
