@@ -10,7 +10,7 @@ from data.devices import has_mps
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALLEST, _LARGEST = 256, 8192  # sides of the matrices; an H100 needs the largest
-_TURNS = 3  # of which the fastest counts: other programs slow some of them down
+_TURNS = 3  # at least; the fastest counts: other programs slow some of them down
 
 
 def clock() -> float:
@@ -78,7 +78,11 @@ def _seconds_at(side: int, speed: float) -> float:
 
 
 def _speed_at(side: int, device: torch.device, precision: str, seconds: float) -> float:
-    """Return the operations a second at one side: of one call, or in the fastest of some turns."""
+    """Return the operations a second at one side: of one call, or in the fastest of some turns.
+
+    On a CPU a turn is one call: another program that holds a core for a moment slows each of the
+    longer turns. A GPU is its user's alone, and waiting for it after each call would cost.
+    """
     generator = torch.Generator(device).manual_seed(0)
     empty = torch.empty(side, side, device=device, dtype=_DTYPES[precision])
     left, right = (torch.empty_like(empty).normal_(generator=generator) for _ in range(2))
@@ -87,6 +91,9 @@ def _speed_at(side: int, device: torch.device, precision: str, seconds: float) -
         torch.mm(left, right, out=empty)
 
     multiply()  # its code is loaded
-    turns = _TURNS if seconds else 1
-    num = 2 * side**3
-    return max(images_per_second(multiply, num, seconds / turns) for _ in range(turns))
+    turn = seconds / _TURNS if device.type != "cpu" else 0.0
+    end, num = time.perf_counter() + seconds, 2 * side**3
+    speeds = [images_per_second(multiply, num, turn) for _ in range(_TURNS if seconds else 1)]
+    while time.perf_counter() < end:
+        speeds.append(images_per_second(multiply, num, turn))
+    return max(speeds)

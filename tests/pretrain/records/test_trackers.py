@@ -81,6 +81,10 @@ def wandb(run: Path) -> Points:
     return points
 
 
+def wandb_steps(run: Path) -> list[int]:
+    return [step for step, _ in wandb(run).get("train/loss", [])]
+
+
 Pictures = dict[str, list[tuple[int, tuple[int, int], bytes]]]  # step, (width, height), PNG
 
 
@@ -155,10 +159,12 @@ def test_a_killed_run_that_goes_on_gives_each_step_once(
     for step in (5, 12):  # before the first checkpoint, and past it
         with Ranks(arguments, world, tmp_path / "logs", **options) as ranks:
             stop_after(ranks, run, step, Ranks.kill)
+            assert "is told no more" not in ranks.output
         assert len(read_records(run / "metrics.jsonl")) >= step - 1
         time.sleep(1.1)  # tensorboard's files sort by the second
     output = run_ranks(arguments, world, tmp_path / "logs", environment=OFFLINE)
     assert "resuming" in output
+    assert "is told no more" not in output
     assert len(read_records(run / "metrics.jsonl")) == 20
     assert_same(tensorboard(run), run, 1e-6)  # it keeps single precision
     assert_same(wandb(run), run, 1e-12)
@@ -177,8 +183,10 @@ def _pause() -> None:
     plain = Trainer._write_trace
 
     def write_trace(self: Trainer, done: int, batches: list[Batch]) -> None:
-        if done in (5, 12):
-            time.sleep(1)
+        is_main, deadline = self.accelerator.is_main_process, time.monotonic() + 60
+        while done == 12 and is_main and 7 not in wandb_steps(self.folder):
+            assert time.monotonic() < deadline, "wandb has not written the first seven steps"
+            time.sleep(0.1)
         plain(self, done, batches)
 
     Trainer._write_trace = write_trace
