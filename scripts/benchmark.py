@@ -24,11 +24,12 @@ against plain webdataset with our decoder and crop; and the same of CPU time. Ab
 faster. Without SHARDS, scikit-image's photographs are read.
 
 `gpu` measures what one GPU gives, within some minutes: for ViT-S/16, B/16 and L/16 at 224 px, in
-bf16 and compiled, our step by the paper's objective and by visual words, each with and without
-run.cuda_graphs, timm's bare encoder and transformers' MAE; runs from shards over their bare step;
-small images from shards and from memory; the loader by its number of processes. It prints a table
-in Markdown. Rows that fail, or have no answer in their time, are named with their reason; status 1
-if there are any. Without a GPU it takes a short form.
+bf16 and compiled, our step by the paper's objective and by visual words, each as it is, with
+run.cuda_graphs and with run.bf16_residual, timm's bare encoder and transformers' MAE; runs from
+shards over their bare step; small images from shards and from memory; attention by each of torch's
+kernels; the loader by its number of processes. It prints a table in Markdown. Rows that fail, or
+have no answer in their time, are named with their reason; status 1 if there are any. Without a GPU
+it takes a short form.
 
 `learn` gives the accuracies of encoders after an equal wall time of pretraining, by our objectives
 and by others (extra `bench`), as `scripts/ablate.py learn` does, and ours over each of the others';

@@ -6,6 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from data.settings import require
 from pretrain.encoder.blocks import answer, select
 from pretrain.encoder.facts import image_data
 from pretrain.encoder.position_blocks import PositionedBlock
@@ -49,6 +50,32 @@ def choose_attention(model: nn.Module, device: torch.device, precision: str) -> 
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             cast(Any, module).fused_attn = False
+
+
+def narrow_residual(encoder: nn.Module) -> None:
+    """Keep the tokens between blocks in autocast's precision; without autocast nothing changes.
+
+    Norms and the loss compute in fp32 as before, and weights stay fp32. Megatron-LM's default,
+    where `fp32_residual_connection` is what is chosen.
+
+    Raises:
+        UserError: The encoder is no transformer.
+    """
+    require(
+        isinstance(encoder, VisionTransformer),
+        "run.bf16_residual=true is for a VisionTransformer's blocks, and this encoder has none; "
+        "leave it out",
+    )
+    for block in cast(Any, encoder).blocks:  # a scale or a position may have widened them again
+        block.register_forward_pre_hook(_narrow)
+
+
+def _narrow(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    tokens, *others = arguments
+    kind = tokens.device.type
+    if torch.is_autocast_enabled(kind):
+        tokens = tokens.to(torch.get_autocast_dtype(kind))
+    return tokens, *others
 
 
 def embed(encoder: VisionTransformer, images: Tensor) -> Tensor:

@@ -81,6 +81,9 @@ class RunConfig:
         changes_result=False,
     )
     precision: str = setting("fp32", "fp32, bf16, or fp16 (GPUs only)")
+    bf16_residual: bool = setting(
+        False, "keep tokens between blocks in bf16 too: half their memory traffic; not in fp32"
+    )
     threads: int = setting(
         0,
         "CPU threads a process when it trains on the CPU; 0: OMP_NUM_THREADS, else all, shared",
@@ -112,6 +115,11 @@ class RunConfig:
         )
         if self.precision not in PRECISIONS:
             raise UserError(f"run.precision={self.precision} is not one of fp32, bf16, fp16")
+        require(
+            self.precision == "bf16" or not self.bf16_residual,
+            f"run.bf16_residual=true goes with run.precision=bf16, and it is {self.precision}; "
+            "leave one of them out",
+        )
         self._check_recomputation()
         self._check_graphs()
         if self.parallel not in _PARALLEL:

@@ -29,7 +29,7 @@ from data.settings import RunStopped, require
 from data.stream import TrainingStream
 from data.text import count
 from pretrain.encoder.recompute import recompute_blocks
-from pretrain.encoder.tokens import choose_attention
+from pretrain.encoder.tokens import choose_attention, narrow_residual
 from pretrain.machine.graphs import Graphs
 from pretrain.machine.signals import Interrupt, status_after
 from pretrain.ranks import first_problem, on_main, reduce
@@ -150,6 +150,8 @@ class Trainer:
         accelerator, optim = self.accelerator, self.optim
         choose_attention(model, accelerator.device, accelerator.mixed_precision)
         recompute_blocks(model.encoder, self.run.grad_checkpointing)
+        if self.run.bf16_residual:
+            narrow_residual(model.encoder)
         is_cut = self.run.parallel == "fsdp"
         require(
             not (is_cut and optim.ema),

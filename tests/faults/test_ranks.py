@@ -110,6 +110,7 @@ WORDS = [
     "target.kind=words",
     "target.num_words=16",
 ]
+NARROW = ["run.precision=bf16", "run.bf16_residual=true"]
 WAYS: dict[str, tuple[int, list[str]]] = {
     "ddp2-accumulation": (2, ["run.micro_batch_size=2"]),
     "ddp3": (3, []),
@@ -118,6 +119,7 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     "fsdp2-accumulation": (2, ["run.parallel=fsdp", "run.micro_batch_size=3"]),
     "compile": (1, ["run.compile=true"]),
     "compile-ddp2": (2, ["run.compile=true"]),
+    "fsdp2-narrow": (2, ["run.parallel=fsdp", *NARROW]),
     "compile-fsdp2": (2, ["run.compile=true", "run.parallel=fsdp"]),
     "ema-sgd": (1, ["optim.ema=0.9", "optim.algorithm=sgd"]),
     "fsdp2-recompute": (
@@ -126,7 +128,7 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     ),
     "compile-recompute": (1, ["run.compile=true", "run.grad_checkpointing=selective"]),
     "fsdp2-sgd": (2, ["run.parallel=fsdp", "optim.algorithm=sgd"]),
-    "ddp3-free": (3, [*FREE, "encoder.position=learned_2d", "corruption.kind=coarse"]),
+    "ddp3-free": (3, [*FREE, *NARROW, "encoder.position=learned_2d", "corruption.kind=coarse"]),
     "fsdp2-relative": (2, [*WORDS, "run.parallel=fsdp", "encoder.position=relative"]),
     "fsdp2-shared": (
         2,

@@ -70,6 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("run.seed=99999999999999999999", "is not in 0..2^63-1"),
         ("run.log_every=0", "run.log_every=0 must be above 0"),
         ("run.precision=fp8", "run.precision=fp8 is not one of fp32, bf16, fp16"),
+        ("run.bf16_residual=true", "run.bf16_residual=true goes with run.precision=bf16"),
         ("run.resume=maybe", "run.resume=maybe is not one of auto, must, never"),
         ("data.crop_area=[0.4,2]", "data.crop_area=[0.4, 2.0] is no range within (0, 1]"),
         ("data.std=[0,1,1]", "data.std=(0.0, 1.0, 1.0) must be above 0 in each channel"),

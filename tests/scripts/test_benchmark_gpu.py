@@ -49,7 +49,8 @@ def test_all_rows_are_measured(measured: tuple[Path, str]) -> None:
     others = {"timm tiny", *([MAE] if TRANSFORMERS.is_installed else [])}
     runs = {name for run in RUNS | SMALL for name in (run, f"{run}, its step")}
     speeds = record["images_per_second"]
-    assert set(speeds) == OURS | others | runs | {"loader, 1 process"}
+    alone = {"loader, 1 process", "attention by flash, 17 tokens", "attention by flash, 65 tokens"}
+    assert set(speeds) == OURS | others | runs | alone
     assert set(record["missing"]) == {MAE} - others
     assert record["num_failed"] == 0
     assert set(record["mfu"]) == OURS | others | runs
@@ -106,7 +107,9 @@ def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_part_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--parts=B/61: 'B/61' is none of tiny, run, small, loader"):
+    with pytest.raises(
+        UserError, match="--parts=B/61: 'B/61' is none of tiny, run, small, attention, loader"
+    ):
         main(["gpu", "--short", "--parts=B/61"])
 
 
@@ -157,9 +160,11 @@ def test_the_whole_form_is_what_the_goals_are_set_for(tmp_path: Path) -> None:
     assert (words.light_decoder is not None, words.decoder.attention) == (True, "cross")
     subject = form.subjects["B/16"]
     ours = ["paper", "words", "paper_graphs", "words_graphs"]
+    ours += ["paper_bf16_residual", "words_bf16_residual"]
     assert steps_of(subject) == [*ours, "timm", "transformers_mae"]
-    has_graphs = [config_of(name, subject).run.cuda_graphs for name in ours]
-    assert has_graphs == [False, False, True, True]
+    runs = [config_of(name, subject).run for name in ours]
+    assert [run.cuda_graphs for run in runs] == [False, False, True, True, False, False]
+    assert [run.bf16_residual for run in runs] == [False, False, False, False, True, True]
     assert steps_of(forms.short(tmp_path).small)[:3] == ["paper", "words", "timm"]
     assert form.workers >= 1
     assert form.loaders[-1] == form.workers

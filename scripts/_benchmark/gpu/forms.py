@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.machine.cores import usable_cores
+from scripts._benchmark.gpu.attention import KERNELS
 from scripts._benchmark.training.subject import Subject
 
 _ENCODERS = {
@@ -12,7 +13,7 @@ _ENCODERS = {
     "L": "vit_large_patch16_224",
 }
 # B: as measured by hand; of L, all steps side by side fit into 80 GB, their graphs' memory held
-_BATCHES = {"B": 192, "S": 256, "L": 64}
+_BATCHES = {"B": 192, "S": 256, "L": 48}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Form:
         num_small: Small images in its shards.
         workers: Loader processes of the runs.
         loaders: Numbers of processes by which the loader alone is measured.
+        kernels: By which attention alone is measured.
         rounds: Turns of each row.
         seconds: Of each turn.
     """
@@ -36,6 +38,7 @@ class Form:
     num_small: int
     workers: int
     loaders: tuple[int, ...]
+    kernels: tuple[str, ...]
     rounds: int
     seconds: float
 
@@ -49,14 +52,14 @@ def whole(folder: Path) -> Form:
     small = Subject(_small_encoder(folder, ""), 32, 1024, "bf16", True, 0)
     most = max(1, usable_cores() - 2)  # one core is the trainer's, one the system's
     loaders = sorted({most, *(number for number in (1, 2, 4, 8) if number < most)})
-    return Form(subjects, "B/16", small, 20_000, most, tuple(loaders), 3, 2.0)
+    return Form(subjects, "B/16", small, 20_000, most, tuple(loaders), tuple(KERNELS), 3, 2.0)
 
 
 def short(folder: Path) -> Form:
     """Return the form for a CPU, which shows that each row still runs: tiny, not compiled."""
     encoder = _small_encoder(folder, ", embed_dim: 32, depth: 2, num_heads: 2")
     tiny = Subject(encoder, 32, 4, "bf16", False, 1)
-    return Form({"tiny": tiny}, "tiny", tiny, 64, 0, (1,), 1, 0.05)
+    return Form({"tiny": tiny}, "tiny", tiny, 64, 0, (1,), ("flash",), 1, 0.05)
 
 
 def _small_encoder(folder: Path, sizes: str) -> str:

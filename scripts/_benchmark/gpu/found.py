@@ -3,7 +3,7 @@
 from typing import Any
 
 from data.disks import one_line
-from scripts._benchmark.gpu.rows import GRAPHED, MAE, OURS, TIMM, Cost
+from scripts._benchmark.gpu.rows import CHANGED, MAE, OURS, TIMM, Cost
 from scripts._benchmark.records import Rounds, add_values, make_record
 
 _MIB = 2**20
@@ -48,7 +48,7 @@ class Found:
                 self._memory.add(row, cost.peak_bytes / _MIB)
             if cost.counted_bytes is not None:
                 self._counted.add(row, cost.counted_bytes / _MIB)
-        for ours in (*OURS, *GRAPHED):
+        for ours in (*OURS, *CHANGED):
             for other in (TIMM, MAE):
                 pair = f"{ours} {part}", f"{other} {part}"
                 self._pairs[f"{ours}_vs_{other} {part}"] = pair

@@ -20,6 +20,7 @@ from data.settings import UserError, require
 from data.text import count
 from pretrain.machine.apart import Apart, in_fresh_process
 from scripts._benchmark.gpu import forms, rows
+from scripts._benchmark.gpu.attention import Attention
 from scripts._benchmark.gpu.budget import Budget
 from scripts._benchmark.gpu.forms import Form
 from scripts._benchmark.gpu.found import Found
@@ -37,8 +38,9 @@ from scripts._benchmark.training.costs import MatrixPeak
 Result = TypeVar("Result")
 Part = Callable[[Found, float], None]  # adds to what was found, until then by `time.monotonic`
 
-_WEIGHTS = {"L/16": 2.5, "run": 2.0, "small": 1.5, "loader": 1.0}  # of the time
+_WEIGHTS = {"L/16": 2.5, "run": 2.0, "small": 1.5, "attention": 0.3, "loader": 1.0}  # of the time
 _OTHERS = 1.5  # the weight of the steps of another encoder
+_SHORTER = 5  # times, a turn of one layer's attention
 _SLACK = 10.0  # seconds left to ending processes and writing
 _PRODUCT = "the matrix product"
 _WARM, _TURNS = 0.6, 0.85  # of an encoder's time are over when all is compiled, and measured
@@ -82,6 +84,7 @@ def _parts(form: Form, folder: Path) -> dict[str, Part]:
     parts: dict[str, Part] = {name: partial(_measure_steps, form, name) for name in form.subjects}
     parts["run"] = partial(_measure_runs, form, folder)
     parts["small"] = partial(_measure_small, form, folder)
+    parts["attention"] = partial(_measure_attention, form)
     parts["loader"] = partial(_measure_loader, form, folder)
     return parts
 
@@ -157,6 +160,26 @@ def _tried(found: Found, row: str, work: Callable[[], Result]) -> Result | None:
     except Exception as error:  # whatever it is: the others go on
         found.fail(row, error)
         return None
+
+
+def _measure_attention(form: Form, found: Found, end: float) -> None:
+    """Measure one layer's attention by each kernel: over all tokens, and over a quarter of them."""
+    subject = form.subjects[form.of_run]
+    num_patches = (subject.side // subject.sizes["patch_size"]) ** 2
+    turns = {
+        f"attention by {kernel}, {tokens} tokens": (kernel, tokens, form.seconds / _SHORTER)
+        for tokens in (num_patches + 1, num_patches // 4 + 1)
+        for kernel in form.kernels
+    }
+    with Apart("attention", Attention, subject) as attention:
+        for _ in range(form.rounds):
+            for row, arguments in list(turns.items()):
+                turn = partial(attention.call, Attention.take_turn, *arguments, end=end)
+                speed = _tried(found, row, turn)
+                if speed is None:
+                    turns.pop(row)
+                else:
+                    found.speeds.add(row, speed)
 
 
 # ---------------------------------------------------------------- runs, and the loader

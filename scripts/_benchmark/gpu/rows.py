@@ -29,19 +29,25 @@ OURS: dict[str, Callable[[Subject], PretrainConfig]] = {
     "paper": Subject.pretrain_config,
     "words": Subject.words_config,
 }
-GRAPHED = {f"{name}_graphs": name for name in OURS}  # with run.cuda_graphs=true
+# what may make a compiled step faster: the keys of run.* that it has
+_CHANGES: dict[str, dict[str, Any]] = {
+    "graphs": {"cuda_graphs": True},
+    "bf16_residual": {"bf16_residual": True},
+}
+CHANGED = {f"{name}_{change}": (name, change) for change in _CHANGES for name in OURS}
 TIMM, MAE = "timm", "transformers_mae"
 
 
 def steps_of(subject: Subject) -> list[str]:
-    """Name the steps of an encoder; graphs are recorded of what is compiled."""
-    return [*OURS, *(GRAPHED if subject.compile else ()), TIMM, MAE]
+    """Name the steps of an encoder; what changes a compiled one is left out where none is."""
+    return [*OURS, *(CHANGED if subject.compile else ()), TIMM, MAE]
 
 
 def config_of(name: str, subject: Subject) -> PretrainConfig:
     """Return the configuration of one of our steps."""
-    config = OURS[GRAPHED.get(name, name)](subject)
-    return replace(config, run=replace(config.run, cuda_graphs=name in GRAPHED))
+    of, change = CHANGED.get(name, (name, None))
+    config = OURS[of](subject)
+    return replace(config, run=replace(config.run, **_CHANGES[change])) if change else config
 
 
 class Cost(NamedTuple):
@@ -79,7 +85,7 @@ class Step:
         self._before = held_memory().now if has_memory_counter() else 0
         self._flops: float | None = None
         self._counted: int | None = None
-        if name in (*OURS, *GRAPHED):
+        if name in (*OURS, *CHANGED):
             config = config_of(name, subject)
             model = make_model(config)
             self._flops = flops_per_image(accelerator, model, self._size)

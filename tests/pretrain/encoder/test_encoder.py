@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -10,11 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder, save_encoder
 from pretrain.encoder.facts import grid_size, image_data, image_size, patch_size
-from pretrain.encoder.tokens import Normalise, choose_attention, embed, encode, patch_tokens
+from pretrain.encoder.tokens import (
+    Normalise,
+    choose_attention,
+    embed,
+    encode,
+    narrow_residual,
+    patch_tokens,
+)
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -364,3 +372,40 @@ def test_fused_attention_stays_elsewhere(
     encoder = small()
     choose_attention(encoder, torch.device(device), precision)
     assert attention_kinds(encoder) == {True}
+
+
+# ---------------------------------------------------------------- tokens between blocks
+
+
+def test_tokens_between_blocks_are_narrow_under_autocast_alone() -> None:
+    """Also behind a layer scale in fp32, which widens them."""
+    encoder = small(init_values=0.1)
+    wide = _seen_by_blocks(encoder)
+    narrow_residual(encoder)
+    narrow = _seen_by_blocks(encoder)
+    assert {tokens.dtype for tokens in wide[True]} == {torch.float32}
+    assert {tokens.dtype for tokens in narrow[True]} == {torch.bfloat16}
+    for before, after in zip(wide[False], narrow[False], strict=True):
+        assert torch.equal(before, after)
+    for before, after in zip(wide[True], narrow[True], strict=True):
+        torch.testing.assert_close(after.float(), before, rtol=0.05, atol=0.05)
+
+
+def _seen_by_blocks(encoder: VisionTransformer) -> dict[bool, list[torch.Tensor]]:
+    """Return what enters each block's first norm, with autocast and without."""
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    for is_on, kept in seen.items():
+        hooks = [
+            block.norm1.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0]))
+            for block in cast(Any, encoder).blocks
+        ]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+            encode(encoder, embed(encoder, images()))
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def test_narrow_tokens_need_blocks() -> None:
+    with pytest.raises(UserError, match=r"run\.bf16_residual=true is for a VisionTransformer"):
+        narrow_residual(nn.Conv2d(3, 4, 1))
