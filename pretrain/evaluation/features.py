@@ -1,8 +1,9 @@
 """Features of images by a frozen encoder, by layer and pooling, in one pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -109,7 +110,6 @@ class Extracted(NamedTuple):
     unusable: Unusable
 
 
-@torch.no_grad()
 def extract(
     accelerator: Accelerator,
     encoder: VisionTransformer,
@@ -136,14 +136,63 @@ def extract(
     Raises:
         RunStopped: What the encoder gives is no number, on all ranks.
     """
+    parts: list[list[Tensor]] = []
+    bad: list[LedgerEntry] = []
+    pool = partial(_pool, encoder, views=views)
+    for batch in read_batches(accelerator, encoder, samples, pool, batch_size, workers, name):
+        bad += batch.bad
+        if accelerator.is_main_process:
+            about = [batch.weight, batch.label]
+            parts.append([tensor.cpu() for tensor in [*about, *batch.values]])
+    features = _join(parts, views) if accelerator.is_main_process else {}
+    return Extracted(features, Unusable(name, samples.manifest.num_samples, gather_object(bad)))
+
+
+class Gathered(NamedTuple):
+    """What was read of a batch of all ranks, rank after rank: the listed order.
+
+    Attributes:
+        weight: float32 (B,), 0 of padding and of images that cannot be used.
+        label: int64 (B,).
+        values: What was read, each (B, ...), on the device.
+        bad: The entries of this rank's images that cannot be used.
+    """
+
+    weight: Tensor
+    label: Tensor
+    values: list[Tensor]
+    bad: list[LedgerEntry]
+
+
+@torch.no_grad()
+def read_batches(
+    accelerator: Accelerator,
+    encoder: VisionTransformer,
+    samples: Samples,
+    read: Callable[[Tensor], list[Tensor]],
+    batch_size: int,
+    workers: int,
+    name: str,
+) -> Iterator[Gathered]:
+    """Yield what a function reads of each batch of a split, gathered, on all ranks.
+
+    Args:
+        accelerator: What `start` gave.
+        encoder: On this rank's device; left in evaluation mode.
+        samples: In listed order.
+        read: Normalised images (B, C, H, W) of this rank -> tensors (B, ...), under autocast.
+        batch_size: Images a forward pass on each rank.
+        workers: Loader processes a rank.
+        name: The key of the split, for messages.
+
+    Raises:
+        RunStopped: What is read is no number, on all ranks.
+    """
     encoder.eval()
     normalise = Normalise(encoder).to(accelerator.device)
     share = Share(accelerator.process_index, accelerator.num_processes, batch_size)
-    parts: list[list[Tensor]] = []
-    bad: list[LedgerEntry] = []
-    batches = evaluation_batches(samples, share, workers)
     progress = tqdm(
-        batches,
+        evaluation_batches(samples, share, workers),
         f"features of {name}",
         math.ceil(samples.manifest.num_samples / (batch_size * share.world_size)),
         unit="batch",
@@ -154,16 +203,11 @@ def extract(
     for batch in progress:
         images = normalise(batch.tensors["image"].to(accelerator.device))
         with accelerator.autocast():
-            pooled = _pool(encoder, images, views)
+            values = read(images)
         about = [batch.tensors[key].to(accelerator.device) for key in ("weight", "label")]
-        # rank after rank: the listed order
-        gathered = cast(list[Tensor], accelerator.gather([*about, *pooled]))
-        _require_numbers(gathered[2:], name)
-        bad += batch.bad
-        if accelerator.is_main_process:
-            parts.append([tensor.cpu() for tensor in gathered])
-    features = _join(parts, views) if accelerator.is_main_process else {}
-    return Extracted(features, Unusable(name, samples.manifest.num_samples, gather_object(bad)))
+        weight, label, *values = cast(list[Tensor], accelerator.gather([*about, *values]))
+        _require_numbers(values, name)
+        yield Gathered(weight, label, values, list(batch.bad))
 
 
 def _require_numbers(values: list[Tensor], name: str) -> None:
@@ -175,9 +219,23 @@ def _require_numbers(values: list[Tensor], name: str) -> None:
         )
 
 
-def _pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> list[Tensor]:
-    """Images -> float32 (B, D) for each view, or (B, 2D)."""
-    layers = sorted({view.layer for view in views})
+class Tokens(NamedTuple):
+    """A layer's tokens of a batch, behind the final norm.
+
+    Attributes:
+        prefix: (B, P, D): the class token first, then registers; P may be 0.
+        patches: (B, N, D).
+    """
+
+    prefix: Tensor
+    patches: Tensor
+
+
+def read_tokens(
+    encoder: VisionTransformer, images: Tensor, layers: Sequence[int]
+) -> dict[int, Tokens]:
+    """Normalised images (B, C, H, W) -> the tokens of each of these layers, from 1."""
+    layers = sorted(set(layers))
     outputs = encoder.forward_intermediates(
         images,
         indices=[layer - 1 for layer in layers],
@@ -188,12 +246,19 @@ def _pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> 
         return_prefix_tokens=True,
         intermediates_only=True,
     )
-    tokens = cast(dict[str, list[Tensor]], outputs)
+    found = cast(dict[str, list[Tensor]], outputs)
+    patches = found["image_intermediates"]
+    prefix = found.get("image_intermediates_prefix") or [of[:, :0] for of in patches]
+    return dict(zip(layers, map(Tokens, prefix, patches), strict=True))
+
+
+def _pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> list[Tensor]:
+    """Images -> float32 (B, D) for each view, or (B, 2D)."""
+    tokens = read_tokens(encoder, images, [view.layer for view in views])
     pooled: dict[View, Tensor] = {}
-    for place, layer in enumerate(layers):
-        pooled[View(layer, "average")] = tokens["image_intermediates"][place].float().mean(1)
+    for layer, (prefix, patches) in tokens.items():
+        pooled[View(layer, "average")] = patches.float().mean(1)
         if encoder.cls_token is not None:
-            prefix = tokens["image_intermediates_prefix"][place]
             # a copy: a view would keep all tokens of all batches, 6 GB of CIFAR-10
             first = prefix[:, 0].to(torch.float32, copy=True)
             pooled[View(layer, "class")] = first
