@@ -31,8 +31,8 @@ def main(arguments: list[str], command: str = "python finetune/fewshot.py") -> N
         return
     config = load(FewshotConfig, arguments)
     with importing():  # here, so that no help and no mistake in a key waits for torch
-        from finetune.judges import choose_images, judge_few_shot
-        from finetune.measure import measure
+        from finetune.frozen.judges import choose_images, judge_few_shot
+        from finetune.frozen.measure import measure
 
     shots = config.fewshot
     about = {"penalty": shots.penalty, "num_seeds": shots.num_seeds, "shots": list(shots.shots)}

@@ -17,8 +17,8 @@ from data.samples import Samples
 from data.settings import RunStopped, require
 from finetune.backbone import is_transformer
 from finetune.config import TIMM_POOLINGS, FinetuneConfig, HeadConfig
+from finetune.frozen.measure import Measurement
 from finetune.head import Classifier
-from finetune.measure import Measurement
 from pretrain.encoder import save_encoder
 from pretrain.encoder.encoder import keep_blocks
 from pretrain.evaluation.classifiers import Linear, Probe, linear_probe

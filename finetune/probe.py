@@ -36,9 +36,9 @@ def main(arguments: list[str], command: str = "python finetune/probe.py") -> Non
         return
     config = load(LinearConfig, arguments)
     with importing():  # here, so that no help and no mistake in a key waits for torch
-        from finetune.judges import ClassifierJudge, check_classifiers
+        from finetune.frozen.judges import ClassifierJudge, check_classifiers
+        from finetune.frozen.measure import measure
         from finetune.linear import save_best
-        from finetune.measure import measure
         from pretrain.evaluation.classifiers import num_linear_fits
 
     probe = config.probe

@@ -33,7 +33,7 @@ SERVER.set_forkserver_preload(
         "accelerate",
         "timm",
         "pretrain.pictures.illustrate",
-        "finetune.measure",
+        "finetune.frozen.measure",
         "finetune.load",
     ]
 )

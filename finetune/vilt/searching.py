@@ -20,7 +20,7 @@ from data.settings import UserError, require
 from data.storage.locations import Storage
 from data.stream import Share, evaluation_batches
 from data.text import count, duration
-from finetune.feature_cache import identity
+from finetune.frozen.feature_cache import identity
 from finetune.results import open_folder
 from finetune.vilt.found import Found, found_of
 from finetune.vilt.gallery import Gallery, open_gallery

@@ -6,7 +6,7 @@ from math import isfinite
 import numpy as np
 
 from finetune.config import ClassifiersConfig, ShotsConfig
-from finetune.measure import Figures
+from finetune.frozen.measure import Figures
 from pretrain.evaluation.classifiers import (
     Choices,
     Probe,

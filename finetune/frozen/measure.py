@@ -21,7 +21,7 @@ from data.samples import Samples
 from data.text import count
 from finetune.backbone import check_start, refuse_masking
 from finetune.config import FewshotConfig, FrozenConfig, LinearConfig
-from finetune.feature_cache import cached_features
+from finetune.frozen.feature_cache import cached_features
 from finetune.results import (
     describe_encoder,
     make_table,
