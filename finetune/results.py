@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from data.disks import explain
 from data.settings import RunStopped, UserError, require
 from data.shards import atomic_write
-from finetune.frozen.feature_cache import identity
 from pretrain.encoder import EncoderConfig
 from pretrain.encoder.config import DEFAULT_NAME
+from pretrain.evaluation.fingerprint import identity
 
 logger = logging.getLogger(__name__)
 

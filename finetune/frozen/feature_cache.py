@@ -1,31 +1,24 @@
 """Features that are kept on disk, under the fingerprint of all that they depend on."""
 
-import json
 import logging
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
 
 from data.disks import explain
 from data.samples import Samples
 from data.shards import atomic_write
 from data.text import count
-from pretrain.encoder.facts import image_data
 from pretrain.evaluation.features import Features, View, extract
+from pretrain.evaluation.fingerprint import fingerprint
 from pretrain.ranks import on_main
 from pretrain.records.bad_samples import say_unusable
 
 logger = logging.getLogger(__name__)
-
-_FORMAT = 2  # of the files, and of how images are decoded and cropped
-_SCALARS = (bool, int, float, str, tuple)
 
 
 def cached_features(
@@ -103,49 +96,3 @@ def _keep(path: Path, digest: str, features: dict[View, Features]) -> None:
 
 def _name(view: View) -> str:
     return f"{view.layer}/{view.pooling}"
-
-
-def fingerprint(
-    encoder: VisionTransformer, samples: Samples, views: Sequence[View], precision: str
-) -> str:
-    """Return the sha256 (hex) over all that features depend on, but for rounding."""
-    pixels = {key: image_data(encoder)[key] for key in ("mean", "std")}
-    facts = {
-        "format": _FORMAT,
-        "encoder": identity(encoder),
-        "samples": samples.manifest.fingerprint,
-        "size": samples.size,
-        **pixels,
-        "views": list(views),
-        "precision": precision,
-    }
-    if samples.numbering is not None:
-        facts["numbering"] = samples.numbering.fingerprint
-    return sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def identity(encoder: VisionTransformer) -> str:
-    """Return the sha256 (hex) over an encoder's weights, and over its modules' settings.
-
-    Weights alone do not tell the number of heads, nor which activation lies between them.
-    """
-    digest = sha256()
-    for name, module in encoder.named_modules():
-        digest.update(json.dumps([name, type(module).__name__, _settings(module)]).encode())
-    for name, tensor in encoder.state_dict().items():
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _settings(module: nn.Module) -> list[Any]:
-    """List a module's own settings; whether it trains is none."""
-    return [
-        [name, value]
-        for name, value in sorted(vars(module).items())
-        if isinstance(value, _SCALARS) and name != "training" and not name.startswith("_")
-    ]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().numpy().tobytes()

@@ -20,7 +20,6 @@ from data.settings import UserError, require
 from data.storage.locations import Storage
 from data.stream import Share, evaluation_batches
 from data.text import count, duration
-from finetune.frozen.feature_cache import identity
 from finetune.results import open_folder
 from finetune.vilt.found import Found, found_of
 from finetune.vilt.gallery import Gallery, open_gallery
@@ -28,6 +27,7 @@ from finetune.vilt.reranking import candidates_of
 from finetune.vilt.scoring import Scorer
 from pretrain.encoder.facts import image_size, num_channels, patch_size
 from pretrain.encoder.tokens import choose_attention
+from pretrain.evaluation.fingerprint import identity
 from pretrain.machine.cores import loader_processes
 from pretrain.ranks import on_main, open_shards
 from pretrain.records.bad_samples import Unusable, say_unusable

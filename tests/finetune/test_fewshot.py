@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState
 import finetune.fewshot
 from data.settings import RunStopped, UserError
 from data.shards import ImageFile, write_shard
-from finetune.frozen.feature_cache import identity
 from pretrain.encoder import EncoderConfig, load_encoder, make_encoder, save_encoder
+from pretrain.evaluation.fingerprint import identity
 from tests.conftest import make_png
 from tests.launching import Ranks, run_ranks
 
