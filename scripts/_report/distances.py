@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from pretrain.pictures.page import table
 from scripts._report.drawing import chart
 from scripts._report.figures import Line, Plot, Section
 from scripts._report.findings import (
@@ -13,7 +14,6 @@ from scripts._report.findings import (
     percent,
 )
 from scripts._report.history import Run
-from scripts._report.page import table
 
 ACROSS = "distance to the nearest visible patch, in patches"
 _MODEL = Line("the model", "blue", "joined")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from pretrain.pictures.draw import GREY, render
+from pretrain.pictures.page import as_image
 from scripts._report.figures import PALETTE, Figure, Line, Plot, Suffix, file_name
 from scripts._report.page import legend
 
@@ -62,12 +63,6 @@ def drawn(title: str, make: Make, alt: str, reading: str) -> Figure:
     """Return a figure that matplotlib draws, alike on the page and in files."""
     picture = as_element(make, f"{title}: {alt}")
     return Figure(title, file_name(title), picture, reading, partial(as_file, make))
-
-
-def as_image(png: bytes, alt: str) -> str:
-    """Return an `<img>` that holds a picture."""
-    source = f"data:image/png;base64,{b64encode(png).decode()}"
-    return f'<img src="{source}" alt="{escape(alt)}">'
 
 
 def wrapped(png: bytes) -> bytes:

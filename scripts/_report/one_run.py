@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from data.text import percent
+from pretrain.pictures.page import details, panels, table
 from scripts._report import findings
 from scripts._report.charts import plots_of, smoothing
 from scripts._report.distances import by_distance
 from scripts._report.drawing import chart
 from scripts._report.figures import Section
 from scripts._report.history import Run
-from scripts._report.page import details, panels, table
 from scripts._report.pictures import pictures
 from scripts._report.results import few_shot, fine_tuning
 

@@ -6,6 +6,7 @@ from data.settings import UserError
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import load
 from pretrain.pictures.neighbours import begin_again
+from pretrain.pictures.page import as_image
 from pretrain.pictures.reconstruct import (
     Reconstruction,
     draw_grid,
@@ -14,7 +15,7 @@ from pretrain.pictures.reconstruct import (
     reconstruct,
 )
 from pretrain.records.kinds import Kind
-from scripts._report.drawing import as_image, wrapped
+from scripts._report.drawing import wrapped
 from scripts._report.figures import Figure, Section
 from scripts._report.history import Run
 from scripts._report.images import Images, none

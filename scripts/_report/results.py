@@ -6,11 +6,11 @@ from typing import Any
 
 from data.text import count
 from finetune.results import name_encoder
+from pretrain.pictures.page import table
 from scripts._report.drawing import chart
 from scripts._report.figures import Line, Plot, Section
 from scripts._report.findings import percent
 from scripts._report.history import read_json
-from scripts._report.page import table
 
 Cell = dict[str, Any]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from data.settings import require
 from data.text import duration
+from pretrain.pictures.page import panels, table
 from scripts._report import findings
 from scripts._report.drawing import chart
 from scripts._report.figures import Section, file_name
 from scripts._report.history import Run, describe
 from scripts._report.one_run import figure_rows
 from scripts._report.overlays import MOST, overlays
-from scripts._report.page import panels, table
 from scripts._report.pictures import pictures
 from scripts._report.results import (
     best_pretrained,

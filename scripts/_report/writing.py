@@ -3,23 +3,20 @@
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from html import escape
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from string import Template
 
 from data.disks import explain
 from data.settings import UserError
 from data.shards import atomic_write
 from pretrain.pictures.draw import require_matplotlib
+from pretrain.pictures.page import definitions, make_page
 from scripts._report import one_run, several_runs
 from scripts._report.figures import SUFFIXES, Section
 from scripts._report.history import describe, read_run
-from scripts._report.page import definitions, render
+from scripts._report.page import render
 from scripts._report.pictures import RECONSTRUCTIONS
-
-_TEMPLATE = Path(__file__).with_name("template.html")
 
 
 def write_report(
@@ -74,14 +71,9 @@ def _software() -> Section:
 def _write_page(
     path: Path, title: str, summary: str, sections: list[Section], seconds: int | None
 ) -> None:
-    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        refresh="" if seconds is None else f'<meta http-equiv="refresh" content="{seconds}">',
-        title=escape(title),
-        summary=summary,
-        sections="\n".join(filter(None, map(render, sections))),
-    )
-    _write(path, page.encode())
-    print(f"report: {path} ({len(page.encode()) / 1000:,.0f} kB)")
+    page = make_page(title, summary, map(render, sections), seconds)
+    _write(path, page)
+    print(f"report: {path} ({len(page) / 1000:,.0f} kB)")
 
 
 def _write(path: Path, content: bytes) -> None:

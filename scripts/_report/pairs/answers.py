@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from data.text import count, percent
+from pretrain.pictures.page import card, cards, lead, quote, table
 from pretrain.vilt.pictures.answers import HiddenWord, guess_words, match_ratios
 from scripts._report.figures import Section
-from scripts._report.page import card, cards, lead, quote, table
 from scripts._report.pairs.shown import Shown, as_picture
 
 TITLE = "Pairs and what the model answers"

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from data.settings import UserError
 from pretrain.pictures import draw
+from pretrain.pictures.page import lead, pictures_table
 from pretrain.vilt.pictures.heatmaps import WordMaps, choose_words, paint, word_maps
 from scripts._report.drawing import as_file
 from scripts._report.figures import Figure, Section
-from scripts._report.page import lead, pictures_table
 from scripts._report.pairs.shown import Shown, as_picture
 
 _TITLE = "Where the words are"

@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from pretrain.pictures.draw import rgb
+from pretrain.pictures.page import as_image
 from pretrain.vilt.saved import Vilt
-from scripts._report.drawing import as_image, on_palette
+from scripts._report.drawing import on_palette
 from scripts._report.images import Images
 
 _LONGEST = 448  # pixels of a picture's longer side on the page
