@@ -103,8 +103,8 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
-class FrozenConfig:
-    """How features are read, whatever judges them.
+class LayersConfig:
+    """How the layers of a frozen encoder are read, whatever is made of them.
 
     Attributes:
         group: Where the keys are in the whole configuration, for messages.
@@ -117,9 +117,6 @@ class FrozenConfig:
         "blocks whose output is read, such as [6,12], from 1; all; default: the last",
         type_name="list[int] | all",
     )
-    poolings: tuple[str, ...] = setting(
-        ("average",), "average over patches, class (no loss in pretraining), both (side by side)"
-    )
     batch_size: int = setting(256, "images a forward pass on each process")
     precision: str = setting("fp32", "of the forward pass: fp32 or bf16")
     threads: int = setting(0, "CPU threads a process; 0: OMP_NUM_THREADS, else all, shared")
@@ -128,15 +125,9 @@ class FrozenConfig:
         "folder for result.json and table.md; default: one in the encoder's run, else runs/ has it",
         is_path=True,
     )
-    features: str | None = setting(
-        None, "folder where features are kept; default: DIR/features", is_path=True
-    )
 
     def __post_init__(self) -> None:
-        for key in ("poolings", "dir"):
-            require(
-                getattr(self, key) not in ("", ()), f"{self.group}.{key} is empty; leave it out"
-            )
+        self._require_given("dir")
         is_list = isinstance(self.layers, list | tuple)
         layers = self.layers if is_list else [self.layers]
         require(
@@ -151,6 +142,10 @@ class FrozenConfig:
         )
         require(self.threads >= 0, f"{self.group}.threads={self.threads} is below 0; 0: all")
 
+    def _require_given(self, key: str) -> None:
+        value = getattr(self, key)
+        require(value not in ("", ()), f"{self.group}.{key} is empty; leave it out")
+
     def _require_positive(self, *keys: str) -> None:
         for key in keys:
             value = getattr(self, key)
@@ -163,6 +158,22 @@ class FrozenConfig:
         if isinstance(self.layers, list | tuple):
             return list(self.layers)
         return [self.layers or depth]
+
+
+@dataclass(frozen=True)
+class FrozenConfig(LayersConfig):
+    """How features are read, a vector an image, whatever judges them."""
+
+    poolings: tuple[str, ...] = setting(
+        ("average",), "average over patches, class (no loss in pretraining), both (side by side)"
+    )
+    features: str | None = setting(
+        None, "folder where features are kept; default: DIR/features", is_path=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_given("poolings")
 
 
 @dataclass(frozen=True)

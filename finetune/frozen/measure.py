@@ -7,40 +7,32 @@ table and `result.json`.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
-from tqdm import tqdm
 
 from data.devices import exact_device
 from data.samples import Samples
 from data.text import count
-from finetune.backbone import check_start, refuse_masking
 from finetune.config import FewshotConfig, FrozenConfig, LinearConfig
 from finetune.frozen.feature_cache import cached_features
-from finetune.results import (
-    describe_encoder,
-    make_table,
-    name_encoder,
-    open_folder,
-    result_folder,
-    write_result,
+from finetune.frozen.opening import (
+    Opened,
+    begin_reading,
+    claim_folder,
+    count_images,
+    open_encoder,
+    show_fits,
 )
+from finetune.results import make_table, name_encoder, write_result
 from pretrain.encoder import make_encoder
 from pretrain.encoder.facts import image_size, num_channels
-from pretrain.encoder.tokens import choose_attention
 from pretrain.evaluation.classifiers import Report
 from pretrain.evaluation.features import Features, View, make_views
 from pretrain.evaluation.probe import Splits, open_splits
-from pretrain.machine.cores import loader_processes
-from pretrain.ranks import on_main
-from pretrain.records.bad_samples import judge
-from pretrain.training.config import RunConfig
-from pretrain.training.launch import count_parameters, describe_start, local_ranks, start
 
 logger = logging.getLogger(__name__)
 
@@ -99,20 +91,13 @@ def measure(
         UserError: The images or the encoder do not allow what is asked for.
         RunStopped: Too many images cannot be used, or the result cannot be written.
     """
-    begin, frozen, data = time.monotonic(), config.frozen, config.data
-    accelerator = start(_run_config(frozen), frozen.group)
-    workers = loader_processes(data.workers, accelerator.device.type, local_ranks())
-    data = replace(data, workers=workers)
-    config = replace(config, data=data)
-    refuse_masking(config.encoder)
-    start_of = check_start(config.encoder)
-    encoder = make_encoder(start_of, data.size, data.mean, data.std, data.channels)
+    begin, frozen = time.monotonic(), config.frozen
+    opened = open_encoder(config, make_encoder)
+    accelerator, data, encoder = opened
     keys = (f"{frozen.group}.layers", f"{frozen.group}.poolings")
     views = make_views(encoder, frozen.numbers(len(encoder.blocks)), frozen.poolings, keys)
-    folder = result_folder(frozen.dir, frozen.group, config.encoder)
-    key = f"{frozen.group}.dir={folder}"
-    about = describe_encoder(config.encoder, encoder) | about
-    on_main(accelerator, lambda: open_folder(folder, key, about))
+    folder, of_encoder = claim_folder(opened, config)
+    about = of_encoder | about
     splits = open_splits(
         accelerator,
         data,
@@ -124,23 +109,13 @@ def measure(
         data.val_ratio,
     )
     prepared = prepare(splits.labels)
-
-    logger.info(
-        "start: %s; %s to learn from and %s to judge by; %s",
-        describe_start(accelerator, _run_config(frozen), data.workers),
-        count(len(splits.labels), "image"),
-        count(splits.val.manifest.num_samples, "image"),
-        count_parameters(encoder),
-    )
-    choose_attention(encoder, accelerator.device, accelerator.mixed_precision)
-    encoder.to(accelerator.device)
-    kept = Path(frozen.features or folder / "features")
-    features = _read(accelerator, encoder, splits, views, config, kept)
+    begin_reading(opened, frozen, len(splits.labels), splits.val.manifest.num_samples)
+    features = _read(opened, splits, views, frozen, folder)
     accelerator.end_training()  # the other ranks need not wait for what follows
     if not accelerator.is_main_process:
         return None
     counts = _count(features, splits, data.max_bad_ratio)
-    with _progress(num_fits * len(views)) as progress:
+    with show_fits(num_fits * len(views)) as progress:
         cells = [
             {
                 **view._asdict(),
@@ -162,28 +137,14 @@ def measure(
     return Measurement(text, cells, encoder, splits.class_names, folder)
 
 
-def _progress(num_fits: int) -> "tqdm[Any]":
-    """Return a bar of the fits; where there is no terminal, one line says that they begin."""
-    logger.info("fitting %s on these features", count(num_fits, "classifier"))
-    return tqdm(desc="fits", total=num_fits, unit="fit", miniters=0, leave=False, disable=None)
-
-
-def _run_config(frozen: FrozenConfig) -> RunConfig:
-    return RunConfig(seed=0, precision=frozen.precision, threads=frozen.threads)
-
-
 def _read(
-    accelerator: Accelerator,
-    encoder: VisionTransformer,
-    splits: Splits,
-    views: list[View],
-    config: FewshotConfig | LinearConfig,
-    folder: Path,
+    opened: Opened, splits: Splits, views: list[View], frozen: FrozenConfig, folder: Path
 ) -> Measured:
-    frozen, workers = config.frozen, config.data.workers
+    accelerator, data, encoder = opened
+    kept = Path(frozen.features or folder / "features")
     train, val = (
         cached_features(
-            accelerator, encoder, samples, views, folder, key, frozen.batch_size, workers
+            accelerator, encoder, samples, views, kept, key, frozen.batch_size, data.workers
         )
         for key, samples in (("train", splits.train), ("val", splits.val))
     )
@@ -196,15 +157,10 @@ def _on(accelerator: Accelerator, features: Measured, view: View) -> tuple[Featu
 
 
 def _count(found: Measured, splits: Splits, max_bad_ratio: float) -> dict[str, Any]:
-    """Count the images, and hash them; stop where too many are unusable (`data.max_bad_ratio`)."""
     counts: dict[str, Any] = {}
     for key in ("train", "val"):
         samples: Samples = getattr(splits, key)
         features: dict[View, Features] = getattr(found, key)
-        total = samples.manifest.num_samples
         used = len(next(iter(features.values())).labels)
-        bad = total - used
-        counts |= {f"num_{key}": used, f"num_bad_{key}": bad}
-        counts[f"data.{key}.sha256"] = samples.manifest.content
-        judge(bad, total, max_bad_ratio, f"samples of data.{key}")
+        counts |= count_images(key, samples.manifest, used, max_bad_ratio)
     return counts

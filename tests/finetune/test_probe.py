@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-import finetune.frozen.measure
+import finetune.frozen.opening
 import finetune.probe
 import pretrain.evaluation.features
 from data.images.transforms import evaluation_crop
@@ -160,7 +160,7 @@ def test_a_terminal_shows_how_far_it_is(
     def at_once(*values: Any, **options: Any) -> Any:
         return tqdm(*values, **options | {"delay": 0, "mininterval": 0})
 
-    for module in (pretrain.evaluation.features, finetune.frozen.measure):
+    for module in (pretrain.evaluation.features, finetune.frozen.opening):
         monkeypatch.setattr(module, "tqdm", at_once)
     for is_terminal in (True, False):
         stream = Terminal() if is_terminal else io.StringIO()
