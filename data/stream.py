@@ -132,7 +132,7 @@ class TrainingStream:
 
 
 def evaluation_batches(
-    samples: Samples, share: Share, workers: int, number: int | None = None
+    samples: Samples, share: Share, workers: int, number: int | None = None, first: int = 0
 ) -> Iterator[Batch]:
     """Return this rank's batches of one pass in listed order; as many for each rank.
 
@@ -141,11 +141,13 @@ def evaluation_batches(
         share: This rank's part.
         workers: Loader processes.
         number: No more batches than hold the first so many samples; None: all.
+        first: The position at which the pass begins.
     """
     size = share.micro_batch_size
     stride = size * share.world_size
     number = samples.manifest.num_samples if number is None else number
-    starts = range(share.rank * size, -(-number // stride) * stride, stride)
+    num_strides = -(-(number - first) // stride)
+    starts = range(first + share.rank * size, first + num_strides * stride, stride)
     return read_batches(samples, [Request(0, start, start + size) for start in starts], workers)
 
 

@@ -115,13 +115,14 @@ def embed(
     workers: int = 2,
     precision: str = "fp32",
 ) -> "Embeddings":
-    """Return a feature vector of each image that can be read, by a frozen encoder.
+    """Return the features of each image that can be read, by a frozen encoder.
 
     Args:
         encoder: What `load_encoder` takes or gives, or a `Result`.
         images: A folder of images, a list of paths, or shards.
         layer: A block from 1 on; 0 is the last.
-        pooling: average over the patches, the class token, or both side by side.
+        pooling: average over the patches, the class token, both side by side; or patches, of which
+            each has its own features.
         batch_size: Images a forward pass.
         workers: Loader processes; 0 decodes in this one.
         precision: fp32 or bf16.

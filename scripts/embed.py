@@ -1,22 +1,23 @@
-"""Write a feature vector of each image, by a frozen encoder: for search, clustering, classifiers.
+"""Write the features of each image, by a frozen encoder: for search, clustering, classifiers.
 
     python scripts/embed.py MODEL IMAGES --out features.npy [--layer 0] [--pooling average]
-    python scripts/embed.py MODEL IMAGES --out features.csv
+    python scripts/embed.py MODEL IMAGES --out features.npy --patches
 
 MODEL is a run, a folder that timm or transformers wrote, or the name of a pretrained timm model.
-IMAGES is a folder of images, a text file of paths, or shards. FEATURES.npy is float32, a row an
-image; beside it, FEATURES.csv names the image of each row. --out FEATURES.csv writes one table
-instead, with the numbers behind each name. Images are cut as in validation; those that cannot be
-read are counted and left out.
+IMAGES is a folder of images, a text file of paths, or shards. Images are cut as in validation;
+those that cannot be read are counted and left out. FEATURES.npy is float32, a row an image; beside
+it, FEATURES.csv names the image of each row. --out FEATURES.csv writes one table instead, with the
+numbers behind each name, and --out FEATURES.parquet columns key and features. --patches writes the
+features of each patch in float16, (images, patches, D), to .npy or .parquet.
+
+How large the file will be is said before it is written. It is written in parts in the folder
+FEATURES.npy.parts, which are joined at the end; where the command was interrupted, the same command
+goes on behind the last whole part. Several processes (accelerate launch -q scripts/embed.py ...)
+share the images, and write the same file.
 """
 
 import argparse
-import csv
-import io
 import sys
-import tempfile
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if not __package__:  # started as a file: search the checkout, not this folder
@@ -25,89 +26,34 @@ if not __package__:  # started as a file: search the checkout, not this folder
 
     begin()
 
-from data.disks import explain
 from data.processes import importing
-from data.settings import (
-    OneLineParser,
-    UserError,
-    memory_errors,
-    positive,
-    require,
-    require_utf8,
-    run_entry_point,
-)
-from data.shards import atomic_write
+from data.settings import OneLineParser, memory_errors, positive, require_utf8, run_entry_point
 from data.storage.locations import expand_home, user_path
-from data.text import count, escaped
-
-_HEADER = ("row", "key")
+from data.text import count
+from pretrain.evaluation.feature_files import require_format, require_place
 
 
 def main(arguments: list[str]) -> None:
     """Run `python scripts/embed.py ARGUMENTS`."""
     options = _parse(arguments)
     require_utf8([options.model, options.images])
-    _require_place(options.out)
+    require_place(options.out)
     with importing():  # here, so that no help and no mistake in an option waits for torch
-        import numpy as np
-
-        from pretrain.evaluation.embedding import EmbedConfig, embed_images
+        from pretrain.evaluation.embedding import EmbedConfig, open_reading
+        from pretrain.evaluation.feature_parts import write_embeddings
 
     config = EmbedConfig(
         options.layer, options.pooling, options.batch_size, options.workers, options.precision
     )
-    with memory_errors("a smaller --batch-size"):
-        keys, values = embed_images(options.model, options.images, config)
-    if not keys:  # another rank than the first
-        return
     out: Path = options.out
-    names = [(row, escaped(key)) for row, key in enumerate(keys)]
-    made = f"features: {count(len(keys), 'image')} of {values.shape[1]} numbers in {out}"
-    if out.suffix == ".csv":
-        rows = (
-            [*name, *(f"{v:.9g}" for v in row)] for name, row in zip(names, values, strict=True)
-        )
-        _write(out, _table([*_HEADER, *map(str, range(values.shape[1]))], rows))
-        print(made)
+    with memory_errors("a smaller --batch-size"):
+        size = write_embeddings(open_reading(options.model, options.images, config), out)
+    if size is None:  # another rank than the first
         return
-    content, table = io.BytesIO(), out.with_suffix(".csv")
-    np.save(content, values)
-    _write(out, content.getvalue())
-    _write(table, _table(_HEADER, names))
-    print(f"{made}\nwhich image each row is: {table}")
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerows([header, *rows])
-    return text.getvalue().encode()
-
-
-def _require_place(out: Path) -> None:
-    """Refuse, before an image is read, a place that takes no file or holds another's table."""
-    table = out.with_suffix(".csv")
-    with _writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close()
-    with _writing(table), suppress(FileNotFoundError), table.open("rb") as file:
-        require(
-            file.readline(99).startswith(",".join(_HEADER).encode()),
-            f"--out={out} would replace {table}, which this command has not written; give another "
-            "name, or move that file away",
-        )
-
-
-@contextmanager
-def _writing(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out={path} cannot be written: {explain(error)}") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _writing(path), atomic_write(path) as file:
-        file.write(content)
+    shape = " x ".join(map(str, size.shape))
+    print(f"features: {count(size.num_rows, 'image')} of {shape} numbers in {out}")
+    if out.suffix == ".npy":
+        print(f"which image each row is: {out.with_suffix('.csv')}")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -115,24 +61,20 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     option = parser.add_argument
     option("model", type=expand_home, metavar="MODEL", help="a run, a folder of an encoder, a name")
     option("images", type=expand_home, metavar="IMAGES", help="a folder, a list of paths, shards")
-    option(
-        "--out",
-        type=user_path,
-        required=True,
-        metavar="FEATURES.npy",
-        help="or FEATURES.csv",
-    )
+    text = "or FEATURES.csv, or FEATURES.parquet"
+    option("--out", type=user_path, required=True, metavar="FEATURES.npy", help=text)
     option("--layer", type=int, default=0, help="block whose output is read; 0: the last (0)")
+    read = parser.add_mutually_exclusive_group()
     kinds = ("average", "class", "both")
-    option("--pooling", choices=kinds, default="average", help="what of its tokens (average)")
+    text = "what of its tokens (average)"
+    read.add_argument("--pooling", choices=kinds, default="average", help=text)
+    text = "the tokens of all patches, not pooled"
+    read.add_argument("--patches", dest="pooling", action="store_const", const="patches", help=text)
     option("--batch-size", type=positive, default=64, help="images at a time (64)")
     option("--workers", type=int, default=2, help="loader processes; 0: none (2)")
     option("--precision", choices=("fp32", "bf16"), default="fp32", help="of the pass (fp32)")
     options = parser.parse_args(arguments)
-    require(
-        options.out.suffix in (".npy", ".csv"),
-        f"--out={options.out} ends neither in .npy, which NumPy reads, nor in .csv, a table",
-    )
+    require_format(options.out, options.pooling == "patches")
     return options
 
 

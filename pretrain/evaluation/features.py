@@ -138,8 +138,8 @@ def extract(
     """
     parts: list[list[Tensor]] = []
     bad: list[LedgerEntry] = []
-    pool = partial(_pool, encoder, views=views)
-    for batch in read_batches(accelerator, encoder, samples, pool, batch_size, workers, name):
+    read = partial(pool, encoder, views=views)
+    for batch in read_batches(accelerator, encoder, samples, read, batch_size, workers, name):
         bad += batch.bad
         if accelerator.is_main_process:
             about = [batch.weight, batch.label]
@@ -173,6 +173,7 @@ def read_batches(
     batch_size: int,
     workers: int,
     name: str,
+    first: int = 0,
 ) -> Iterator[Gathered]:
     """Yield what a function reads of each batch of a split, gathered, on all ranks.
 
@@ -184,6 +185,7 @@ def read_batches(
         batch_size: Images a forward pass on each rank.
         workers: Loader processes a rank.
         name: The key of the split, for messages.
+        first: The position at which the pass begins.
 
     Raises:
         RunStopped: What is read is no number, on all ranks.
@@ -192,9 +194,9 @@ def read_batches(
     normalise = Normalise(encoder).to(accelerator.device)
     share = Share(accelerator.process_index, accelerator.num_processes, batch_size)
     progress = tqdm(
-        evaluation_batches(samples, share, workers),
+        evaluation_batches(samples, share, workers, first=first),
         f"features of {name}",
-        math.ceil(samples.manifest.num_samples / (batch_size * share.world_size)),
+        math.ceil((samples.manifest.num_samples - first) / (batch_size * share.world_size)),
         unit="batch",
         delay=2,
         leave=False,
@@ -252,7 +254,7 @@ def read_tokens(
     return dict(zip(layers, map(Tokens, prefix, patches), strict=True))
 
 
-def _pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> list[Tensor]:
+def pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> list[Tensor]:
     """Images -> float32 (B, D) for each view, or (B, 2D)."""
     tokens = read_tokens(encoder, images, [view.layer for view in views])
     pooled: dict[View, Tensor] = {}

@@ -1,15 +1,25 @@
-"""scripts/embed.py: a row an image, as array or table; no file of the user's is replaced."""
+"""scripts/embed.py: a row an image in each format; a kill costs a part; no other file goes."""
 
 import csv
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 import scripts.embed
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
+from pretrain.evaluation import feature_files, feature_parts
+from pretrain.evaluation.embedding import Part
 from tests.conftest import make_sample, no_root_rights
+from tests.launching import Ranks, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +41,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def embed(encoder: Path, images: Path | str, out: Path, *options: str) -> None:
+    arguments = [str(encoder), str(images), "--out", str(out), "--workers", "0", *options]
+    scripts.embed.main(arguments)
+
+
+# ---------------------------------------------------------------- formats
+
+
 def test_one_table_has_the_numbers_of_the_array(
     encoder: Path, images: Path, tmp_path: Path
 ) -> None:
-    for name in ("new/f.npy", "g.csv"):
+    for name in ("new/f.npy", "g.csv", "f.parquet"):
         for _ in range(2):  # what the command itself has written it replaces
-            out = str(tmp_path / name)
-            scripts.embed.main([str(encoder), str(images), "--out", out, "--workers", "0"])
+            embed(encoder, images, tmp_path / name)
     values = np.load(tmp_path / "new/f.npy")
     names = list(csv.reader((tmp_path / "new/f.csv").read_text().splitlines()))
     header, *rows = csv.reader((tmp_path / "g.csv").read_text().splitlines())
@@ -45,6 +62,111 @@ def test_one_table_has_the_numbers_of_the_array(
     assert [row[:2] for row in rows] == names[1:]
     assert sorted(Path(row[1]).name for row in rows) == ["a, 0.png", "a, 1.png", "a, 2.png"]
     assert np.array_equal(np.array([row[2:] for row in rows], np.float32), values)
+    table = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    assert table["key"] == [row[1] for row in rows]
+    assert np.array_equal(np.array(table["features"], np.float32), values)
+    files = {path.name for path in tmp_path.rglob("*")}
+    assert files == {"new", "f.npy", "f.csv", "g.csv", "f.parquet"}
+
+
+def test_patches_are_alike_in_both_formats(encoder: Path, images: Path, tmp_path: Path) -> None:
+    for name in ("f.npy", "f.parquet"):
+        embed(encoder, images, tmp_path / name, "--patches")
+    values = np.load(tmp_path / "f.npy")
+    assert values.shape == (3, 4, 16)
+    assert values.dtype == np.float16
+    table = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    assert np.array_equal(np.array(table["features"], np.float16), values)
+
+
+def test_a_disk_that_is_too_small_is_told_before_an_image_is_read(
+    encoder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 2 * 4 * 16 * 4  # the file and its parts: 4 images of 16 numbers of 4 bytes
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(feature_parts, "read_parts", interrupt)
+    disk = Mock(return_value=usage._replace(free=needed - 1))
+    monkeypatch.setattr(shutil, "disk_usage", disk)
+    with pytest.raises(UserError, match=r"take 0.0 MB, and the disk has 0.0 MB left; make room"):
+        embed(encoder, images, tmp_path / "f.npy")
+    disk.return_value = usage._replace(free=needed)
+    with pytest.raises(KeyboardInterrupt):
+        embed(encoder, images, tmp_path / "f.npy")
+
+
+# ---------------------------------------------------------------- kills, ranks
+
+_PART = 16 * 4 * 8  # bytes: 8 images
+
+
+def small_parts(num_kept: int | None = None) -> None:
+    """Make parts of 8 images, and die when so many are written."""
+    feature_parts._PART_BYTES = _PART
+    keep: Callable[..., None] = feature_parts.Parts.keep
+    kept: list[Part] = []
+
+    def keep_or_die(parts: feature_parts.Parts, part: Part) -> None:
+        if len(kept) == num_kept:
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep(parts, part)
+        kept.append(part)
+
+    feature_parts.Parts.keep = keep_or_die  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("name", "starts"),
+    [("f.npy", [(0, 1), (1, 3), (3, 2)]), ("f.parquet", [(0, 1), (2, 1)])],
+)
+def test_a_kill_and_the_number_of_ranks_leave_each_bit(
+    encoder: Path, shards: Path, tmp_path: Path, name: str, starts: list[tuple[int, int]]
+) -> None:
+    files: list[bytes] = []
+    for first, then in starts:
+        out = tmp_path / f"{first}-{then}" / name
+        common = [str(encoder), f"{shards}/train-*.tar", "--out", str(out), "--batch-size", "4"]
+        common += ["--workers", "0"]
+        if first:
+            kill = partial(small_parts, 2)
+            with Ranks(common, first, tmp_path, script="scripts.embed", prepare=kill) as ranks:
+                assert -signal.SIGKILL in ranks.wait()
+            assert not out.exists()
+            assert len(list(out.parent.glob(f"{name}.parts/part-*"))) == 2
+        said = run_ranks(common, then, tmp_path, script="scripts.embed", prepare=small_parts)
+        assert ("16 images are there already" in said) == (first > 0)
+        assert "1 of 36 images of images cannot be used, such as train-1.tar/022" in said
+        files.append(out.read_bytes())
+        assert {path.suffix for path in out.parent.iterdir()} <= {out.suffix, ".csv"}
+    assert len(set(files)) == 1
+
+
+def test_parts_of_other_features_are_refused(
+    encoder: Path, images: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, folder = tmp_path / "f.npy", tmp_path / "f.npy.parts"
+    monkeypatch.setattr(feature_parts, "read_parts", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        embed(encoder, images, out)
+    refused = pytest.raises(UserError, match=r"f.npy.parts holds parts of other features \(of an")
+    for options in (["--pooling", "class"], ["--batch-size", "3"]):
+        with refused:
+            embed(encoder, images, out, *options)
+    with refused:
+        embed(encoder, f"{shards}/train-*.tar", out)
+    (folder / "about.json").unlink()
+    with pytest.raises(KeyboardInterrupt):  # killed between the two
+        embed(encoder, images, out)
+    (folder / "about.json").unlink()
+    (folder / "mine.txt").touch()
+    with refused:
+        embed(encoder, images, out)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+# ---------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize("name", ["mine.npy", "mine.csv"])
@@ -63,5 +185,20 @@ def test_a_place_that_takes_no_file_is_told_before_an_image_is_read(
     tmp_path.chmod(0o555)
     with no_root_rights(), pytest.raises(UserError, match=r"--out=.* cannot be written: Perm"):
         scripts.embed.main(["none", "none", "--out", "f.npy"])
-    with pytest.raises(UserError, match=r"ends neither in .npy, which NumPy reads, nor in .csv"):
-        scripts.embed.main(["none", "none", "--out", "f.txt"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "f.txt"], r"ends neither in .npy, which NumPy reads, nor in .parquet nor .csv"),
+        (["--out", "f.csv", "--patches"], "a row would hold all patches of an image; with --pat"),
+        (["--out", "f.npy", "--patches", "--pooling", "class"], "not allowed with argument"),
+        (["--out", "f.parquet"], r"needs pyarrow, which is not installed; run pip install -e '.\["),
+    ],
+)
+def test_a_mistake_in_an_option_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.setattr(feature_files, "find_spec", Mock(return_value=None))
+    with pytest.raises(UserError, match=message):
+        scripts.embed.main(["none", "none", *options])

@@ -15,7 +15,7 @@ from data.samples import Samples
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.encoder.tokens import Normalise
-from pretrain.evaluation.features import POOLINGS, View, _pool, extract, make_views
+from pretrain.evaluation.features import POOLINGS, View, extract, make_views, pool
 from pretrain.records.bad_samples import say_unusable
 from tests.conftest import BAD
 
@@ -120,7 +120,7 @@ def test_a_view_that_is_asked_for_twice_is_read_once() -> None:
 
 def test_what_is_pooled_keeps_no_other_tokens() -> None:
     views = [View(layer, pooling) for layer in (1, 2) for pooling in POOLINGS]
-    for pooled in _pool(tiny(), torch.zeros(3, 3, 16, 16), views):
+    for pooled in pool(tiny(), torch.zeros(3, 3, 16, 16), views):
         assert pooled.untyped_storage().nbytes() == 4 * pooled.numel()
 
 
