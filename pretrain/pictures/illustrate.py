@@ -17,6 +17,7 @@ from pretrain.objective.config import CorruptionConfig
 from pretrain.objective.model import MaskedPatchModel
 from pretrain.pictures import attention, draw, weights
 from pretrain.pictures.attention import evaluating
+from pretrain.pictures.patches import component_pictures, patch_features
 from pretrain.pictures.reconstruct import Reconstruction, draw_grid, panels, pick, reconstruct
 from pretrain.ranks import on_main
 from pretrain.records.trackers import take_images
@@ -37,6 +38,7 @@ class _Seen(NamedTuple):
     similarity: Tensor | None
     distances: Tensor | None
     rollout: Tensor | None
+    patches: Tensor | None
     reconstruction: Reconstruction | None
 
 
@@ -72,6 +74,7 @@ class Illustrator:
             weights.principal_filters(encoder),
             weights.position_similarity(encoder),
             *self._attention(encoder),
+            self._patches(encoder),
             self._reconstruct(model),
         )
 
@@ -82,6 +85,12 @@ class Illustrator:
         is_small = attention.num_tokens(encoder) <= attention.MOST_TOKENS
         rollout = attention.rollout(encoder, images[:_NUM_SHOWN]) if is_small else None
         return attention.distances(encoder, images), rollout
+
+    def _patches(self, encoder: VisionTransformer) -> Tensor | None:
+        if not len(self._images):
+            return None
+        shown = self._images[:_NUM_SHOWN]
+        return component_pictures(shown, patch_features(encoder, shown, [len(encoder.blocks)]))
 
     def _reconstruct(self, model: MaskedPatchModel) -> Reconstruction | None:
         if not len(self._images):
@@ -103,6 +112,7 @@ class Illustrator:
             "positions": (draw.similarity, seen.similarity),
             "attention_distance": (draw.distances, seen.distances),
             "rollout": (over_images, seen.rollout),
+            "patches": (_sheet, seen.patches),
         }
         pictures: dict[str, Tensor] = {}
         try:
@@ -116,6 +126,10 @@ class Illustrator:
             text = one_line(error)
             logger.warning("run.trackers: a picture cannot be drawn: %s", text)
         return pictures
+
+
+def _sheet(pictures: Tensor) -> Any:
+    return draw.sheet(pictures, [""] * len(pictures), ["image", "last block"])
 
 
 def make_illustrator(

@@ -6,6 +6,7 @@ from anywhere.
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from string import Template
@@ -14,7 +15,11 @@ _TEMPLATE = Path(__file__).with_name("template.html")
 
 
 def make_page(
-    title: str, summary: str, sections: Iterable[str], seconds: int | None = None
+    title: str,
+    summary: str,
+    sections: Iterable[str],
+    seconds: int | None = None,
+    script: str = "",
 ) -> bytes:
     """Return a whole page.
 
@@ -23,12 +28,16 @@ def make_page(
         summary: HTML below that.
         sections: HTML, one below the other.
         seconds: After which a browser loads the page anew; None: never.
+        script: JavaScript, which runs once the page is there; a browser runs no other.
     """
+    digest = b64encode(sha256(script.encode()).digest()).decode()
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         refresh="" if seconds is None else f'<meta http-equiv="refresh" content="{seconds}">',
         title=escape(title),
         summary=summary,
         sections="\n".join(filter(None, sections)),
+        policy=f"; script-src 'sha256-{digest}'" if script else "",
+        script=f"<script>{script}</script>" if script else "",
     )
     return page.encode()
 

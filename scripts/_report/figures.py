@@ -112,12 +112,14 @@ class Section:
         body: HTML above the figures.
         figures: They stand side by side where there is room.
         notes: Small print below.
+        script: JavaScript that its body needs.
     """
 
     title: str
     body: str = ""
     figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
+    script: str = ""
 
     @property
     def is_empty(self) -> bool:

@@ -21,6 +21,7 @@ from scripts._report.history import Run
 from scripts._report.images import Images, none
 from scripts._report.learnt import learnt
 from scripts._report.pairs import pictures as pairs
+from scripts._report.patches.section import patches
 
 RECONSTRUCTIONS = "reconstructions"
 _TITLE = "Reconstructions"
@@ -50,6 +51,7 @@ def pictures(run: Run, num_images: int) -> Iterator[Section]:
     except (UserError, OSError) as error:
         yield none(_TITLE, error)
     yield learnt(model, untrained, take)
+    yield patches(model.encoder, take)
 
 
 def _reconstructions(result: Reconstruction, split: str, run: Run) -> Figure:

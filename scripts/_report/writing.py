@@ -71,7 +71,8 @@ def _software() -> Section:
 def _write_page(
     path: Path, title: str, summary: str, sections: list[Section], seconds: int | None
 ) -> None:
-    page = make_page(title, summary, map(render, sections), seconds)
+    scripts = dict.fromkeys(section.script for section in sections)  # each once
+    page = make_page(title, summary, map(render, sections), seconds, "".join(scripts))
     _write(path, page)
     print(f"report: {path} ({len(page) / 1000:,.0f} kB)")
 

@@ -199,6 +199,54 @@ def test_figures_are_named_explained_and_within_the_screen(
         assert 250 < figure["pictures"][0]["width"] <= size[0], figure
 
 
+BOX = """
+(() => {
+  const box = document.querySelector(".clickable");
+  box.scrollIntoView();
+  const place = box.querySelector("button").getBoundingClientRect();
+  return [place.left, place.top, place.width, place.height];
+})()
+"""
+CHOSEN = """
+[...document.querySelectorAll(".clickable")].map(box => [
+  box.querySelector("output").textContent,
+  ...[...box.querySelectorAll("canvas")].map(canvas => canvas.toDataURL()),
+])
+"""
+BRIGHTEST = """
+(() => {
+  const canvas = document.querySelector(".clickable canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const sums = Array.from({ length: data.length / 4 }, (_, n) => data[4 * n] + data[4 * n + 1]);
+  return [canvas.width, canvas.height, sums.indexOf(Math.max(...sums)), data[3]];
+})()
+"""
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_a_click_or_a_key_chooses_a_patch(
+    browser: Browser, pages: dict[str, Path], size: tuple[int, int]
+) -> None:
+    browser.look(size)
+    browser.open(pages["one"])
+    first = browser.ask(CHOSEN)
+    assert [box[0] for box in first] == ["row 3 of 4, column 3 of 4"] * 4
+    left, top, width, height = browser.ask(BOX)
+    x, y = left + 0.9 * width, top + 0.3 * height
+    for event in ("mousePressed", "mouseReleased"):
+        where: dict[str, Any] = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        browser.tell("Input.dispatchMouseEvent", type=event, **where)
+    clicked = browser.ask(CHOSEN)
+    assert clicked[0][0] == "row 2 of 4, column 4 of 4"
+    assert clicked[0][1:] != first[0][1:]
+    assert clicked[1:] == first[1:]  # the other images stay
+    assert browser.ask(BRIGHTEST) == [4, 4, 7, 255]  # the chosen patch is most like itself
+    for kind in ("keyDown", "keyUp"):
+        browser.tell("Input.dispatchKeyEvent", type=kind, key="ArrowDown", code="ArrowDown")
+    assert browser.ask(CHOSEN)[0][0] == "row 3 of 4, column 4 of 4"
+    assert [event for event in browser.events if event[0] in COMPLAINS] == []
+
+
 def test_the_owner_of_a_dark_screen_gets_a_dark_page(browser: Browser, pages: dict[str, Path]):
     shown: list[tuple[int, int]] = []
     for scheme in ("light", "dark"):

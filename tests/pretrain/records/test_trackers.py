@@ -34,7 +34,7 @@ OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 BOTH = "run.trackers=[tensorboard,wandb]"
 pytestmark = pytest.mark.timeout(600)
 
-PICTURES = ("filters", "positions", "attention_distance", "rollout", "reconstructions")
+PICTURES = ("filters", "positions", "attention_distance", "rollout", "patches", "reconstructions")
 Points = dict[str, list[tuple[int, float]]]
 
 
