@@ -47,7 +47,8 @@ class Batch(NamedTuple):
     Attributes:
         tensors: `image` uint8 (B, C, H, W); `weight` float32 (B,), 0 for padding and bad samples;
             `random_key` int64 (B,), the seed of each sample's random numbers in this epoch; `label`
-            int64 (B,), or of a multi-label set 0 and 1 in int64 (B, K).
+            int64 (B,), or of a multi-label set 0 and 1 in int64 (B, K), or of images with masks
+            uint8 (B, H, W).
         places: The samples with weight 1, in order.
         bad: The samples that could not be used.
     """

@@ -29,6 +29,7 @@ COMMANDS = {  # of `mpp`: the entry point that each starts
     "report": "scripts/report.py",
     "probe": "finetune/probe.py",
     "fewshot": "finetune/fewshot.py",
+    "dense": "finetune/dense.py",
     "finetune": "finetune/run.py",
     "vilt-classify": "finetune/vilt/classify.py",
     "vilt-retrieve": "finetune/vilt/retrieve.py",

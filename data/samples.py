@@ -5,7 +5,7 @@ depends on nothing else. So any number of workers gives the same batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from data.text import name_some
 
 _CROP = 1  # purpose of a sample's random numbers
 PADDING = -1  # the sample id of a slot that has none
+_Content = TypeVar("_Content")  # what is read of a sample beside its label
 
 
 class Samples(Dataset[Batch]):
@@ -94,8 +95,8 @@ class Samples(Dataset[Batch]):
     def _fill(
         self,
         request: Request,
-        read: Callable[[int, int], tuple[bytes, int | np.ndarray]],
-        crop: Callable[[bytes, np.ndarray], Tensor],
+        read: Callable[[int, int], tuple[_Content, int | np.ndarray]],
+        crop: Callable[[_Content, np.ndarray], Tensor],
         is_left_out: np.ndarray | None = None,
     ) -> Batch:
         """Answer a request, given what reads a sample by its shard and place, and what crops it.
@@ -191,8 +192,8 @@ def fill_batch(
     keys: np.ndarray,
     places: Mapping[int, SamplePlace],
     shape: tuple[int, int, int],
-    read: Callable[[int], tuple[bytes, int | np.ndarray]],
-    crop: Callable[[bytes, np.ndarray], Tensor],
+    read: Callable[[int], tuple[_Content, int | np.ndarray]],
+    crop: Callable[[_Content, np.ndarray], Tensor],
     num_classes: int | None = None,
 ) -> Batch:
     """Decode and crop samples into a batch; one that cannot be used keeps its slot with weight 0.
@@ -201,9 +202,10 @@ def fill_batch(
         keys: int64 (B,), each slot's random key.
         places: The samples by slot; the other slots are padding.
         shape: (C, H, W) of the images.
-        read: A slot -> the image's bytes and the label; may raise `BadSample`.
-        crop: An image's bytes and its (NUM_UNIFORM,) numbers -> uint8 (C, H, W); may raise
-            `UnreadableImage`.
+        read: A slot -> its content, such as the image's bytes, and the label; may raise
+            `BadSample`.
+        crop: That content and its (NUM_UNIFORM,) numbers -> uint8 (C, H, W); may raise
+            `UnreadableImage` and `BadSample`.
         num_classes: K of a multi-label set.
     """
     numbers = crop_numbers(keys)

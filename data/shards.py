@@ -3,7 +3,7 @@
 A sample is what webdataset makes of consecutive members of a tar: those that share a key. Here it
 holds one image, as its file was on disk, and at most one label: an ASCII integer in a `cls` member.
 A captioned one has a `txt` member, too: UTF-8, a caption a line. A `json` member holds what else is
-known of it.
+known of it. A `seg.png` member holds the class of each pixel of the image.
 Images of other channels than RGB's are `npy` and `tif` members; see data/images/multichannel.py.
 """
 
@@ -30,6 +30,7 @@ IMAGE_EXTENSIONS = PICTURE_EXTENSIONS | {ARRAY_EXTENSION}
 LABEL_EXTENSION = "cls"
 TEXT_EXTENSION = "txt"
 JSON_EXTENSION = "json"
+MASK_EXTENSION = "seg.png"
 INDEX_SUFFIX = ".index"
 MAX_TEXT_BYTES = 4 << 20  # of a member with captions: beyond, it holds something else
 _COMPRESSIONS = {

@@ -52,7 +52,8 @@ def make_backbone(
     """Build a timm model without a head, for images of one size.
 
     Args:
-        config: The name alone of any timm model is a baseline; the rest is an encoder.
+        config: The name alone of any timm model, or what one was saved in, is a baseline; the rest
+            is an encoder.
         size: (H, W); None keeps the model's own.
         mean: Channel means of pixels in 0..1; None keeps the model's own.
         std: Channel deviations, likewise.
@@ -62,21 +63,46 @@ def make_backbone(
         UserError: The name or an argument is unknown, or sizes do not fit.
     """
     refuse_masking(config)
-    name = config.name or DEFAULT_NAME
-    if config.source is not None or _is_encoder(name):
+    name, own = config.name or DEFAULT_NAME, _find_other(config)
+    if own is None and (config.source is not None or _is_encoder(name)):
         return make_encoder(config, size, mean, std, channels)
-    check_name(name, timm.list_models(), "model")
-    _refuse_additions(config, name)
+    what = f"encoder.name={name}" if own is None else f"encoder.init={config.init}"
+    if own is None:
+        check_name(name, timm.list_models(), "model")
+    require(
+        own is None or config.name is None,
+        f"encoder.name={config.name} with {what}, which says what the model is; leave it out",
+    )
+    _refuse_additions(config, what)
     arguments = config.overrides | {"num_classes": 0}
-    if channels is not None:
+    if channels is not None and (own is None or own == config.init):  # timm fits its own weights
         arguments |= {"in_chans": channels}
-    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+    if own is None and timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         arguments |= {"img_size": size}
-    model = create_model(name, arguments)
-    check_channels(model, f"encoder.name={name}", channels)
+    model = create_model(own or name, arguments, pretrained=own is not None, source=what)
+    check_channels(model, what, channels)
     describe_images(model, size or image_size(model), mean, std)
-    _check_size(model, name)
+    _check_size(model, what)
     return model
+
+
+def _find_other(config: EncoderConfig) -> str | None:
+    """Return timm's name of the weights that `encoder.init` names if they are of another model.
+
+    None of a VisionTransformer, and where nothing is named: `make_encoder` loads, or says what is
+    wrong.
+    """
+    init = config.init
+    if init is None or init == "none":
+        return None
+    saved = find_saved(init)
+    if saved is None:
+        name = init.split(".")[0]
+        return init if timm.is_model(name) and not _is_encoder(name) else None
+    is_own = saved.extensions is not None or saved.is_transformers
+    if is_own or not timm.is_model(saved.architecture) or _is_encoder(saved.architecture):
+        return None
+    return f"local-dir:{saved.folder}"
 
 
 def refuse_masking(config: EncoderConfig) -> None:
@@ -87,14 +113,13 @@ def refuse_masking(config: EncoderConfig) -> None:
     )
 
 
-def _refuse_additions(config: EncoderConfig, name: str) -> None:
+def _refuse_additions(config: EncoderConfig, what: str) -> None:
     own = EncoderConfig()
     for key in ("position", "position_at", "patch_embed", "stem", "stem_stride"):
         value = getattr(config, key)
         require(
             value == getattr(own, key),
-            f"encoder.{key}={value} needs a VisionTransformer, not encoder.name={name}; "
-            "leave it out",
+            f"encoder.{key}={value} needs a VisionTransformer, not {what}; leave it out",
         )
 
 
@@ -102,7 +127,7 @@ def _is_encoder(name: str) -> bool:
     return name.split(".")[0] in transformer_names()
 
 
-def _check_size(model: Any, name: str) -> None:
+def _check_size(model: Any, what: str) -> None:
     """Raise `UserError` where a model cannot take its images; timm says so in its own words."""
     size = image_size(model)
     try:
@@ -113,8 +138,7 @@ def _check_size(model: Any, name: str) -> None:
             raise
         reason = first_line(error)
         raise UserError(
-            f"encoder.name={name} cannot take data.image_size={list(size)}: {reason}; "
-            "try a multiple of 32"
+            f"{what} cannot take data.image_size={list(size)}: {reason}; try a multiple of 32"
         ) from error
 
 

@@ -18,6 +18,7 @@ from pretrain.evaluation.fingerprint import identity
 logger = logging.getLogger(__name__)
 
 _RESULT, _TABLE = "result.json", "table.md"
+_SHARES = ("accuracy/", "iou/")  # of figures that are shares, and are shown in percent
 
 
 def result_folder(folder: str | None, group: str, config: EncoderConfig) -> Path:
@@ -136,7 +137,7 @@ def write_result(folder: Path, result: dict[str, Any], table: str) -> tuple[Path
 def make_table(cells: list[dict[str, Any]]) -> str:
     """Return a Markdown table with a row a cell; what has a deviation shows it."""
     names = [name for name in cells[0] if not name.startswith("deviation/")]
-    header = [name.removeprefix("accuracy/") for name in names]
+    header = [name.removeprefix("accuracy/").removeprefix("iou/") for name in names]
     rows = [header, *([_shown(cell, name) for name in names] for cell in cells)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(names))]
     rows.insert(1, ["-" * width for width in widths])
@@ -149,7 +150,7 @@ def make_table(cells: list[dict[str, Any]]) -> str:
 
 def _shown(cell: dict[str, Any], name: str) -> str:
     value = cell[name]
-    if not name.startswith("accuracy/"):
+    if not name.startswith(_SHARES):
         return f"{value:g}" if isinstance(value, float) else str(value)
-    deviation = cell.get(name.replace("accuracy/", "deviation/"))
+    deviation = cell.get(f"deviation/{name.partition('/')[2]}")
     return f"{value:.2%}" + ("" if deviation is None else f" ± {deviation:.2%}")

@@ -27,7 +27,7 @@ from pretrain.machine.gpus import count_gpus, is_one_of_many, launch_command, re
 begin()
 
 _LAUNCHED = ("pretrain", "finetune", "vilt", "vilt-classify")
-_CONFIGURED = (*_LAUNCHED, "fewshot", "probe")  # no parser of theirs knows the name
+_CONFIGURED = (*_LAUNCHED, "fewshot", "probe", "dense")  # no parser of theirs knows the name
 _WAY = """\
 mpp: from a folder of images without labels to a vision transformer of your own
 

@@ -34,6 +34,7 @@ SERVER.set_forkserver_preload(
         "timm",
         "pretrain.pictures.illustrate",
         "finetune.frozen.measure",
+        "finetune.frozen.dense.measure",
         "finetune.load",
     ]
 )

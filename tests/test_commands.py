@@ -29,6 +29,7 @@ from data.shards import ImageFile, write_shard
 from pretrain import api
 from pretrain.encoder import EncoderConfig, make_encoder, save_encoder
 from tests.conftest import make_png
+from tests.segmented import write_segmented
 from tests.servers import flaky_http
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,12 @@ FOLDERS = ("pretrain", "finetune", "encoder", "objective", "accelerate")  # abla
 SHAPE = ["encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2"]
 SHORT = ["optim.steps=1", "optim.warmup_steps=0", "optim.batch_size=4"]
 RUNS = {"vit_base": (224, 16), "demo": (48, 8), "cifar10": (32, 4), "cifar10-mask-tokens": (32, 4)}
+SMALL = {  # what makes a script small
+    "ablate.py": ["--table"],  # its own tests run its rows
+    "describe.py": SHAPE,
+    "finetune/probe.py": ["probe.neighbours=5", "probe.penalties=[0.1]"],
+    "finetune/dense.py": ["data.image_size=[16,16]", "data.num_classes=3", "data.ignored=9"],
+}
 OWN = {  # of a recipe that starts from weights of timm's
     "pretrain/vilt.yaml": ["encoder.init=none", "encoder.name=vit_base_patch32_384"]
 }
@@ -131,6 +138,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         (folder / "shards/pairs").mkdir(exist_ok=True)
         write_shard(folder / f"shards/pairs/{name}.tar", pairs)
+    for name, numbers in (("train-000000", range(12)), ("val-000000", range(12, 15))):
+        write_segmented(folder / f"shards/masks/{name}.tar", numbers)
     keep_in_other_ways(folder)
     return folder
 
@@ -206,12 +215,9 @@ def prepare(command: str, folder: Path, workers: int) -> list[str]:
         return ["fewshot.shots=[1]", "fewshot.num_seeds=1", f"data.workers={workers}"]
     if "recommend.py" in command:
         return ["--hours", "0.02", "--force"]
-    if "ablate.py" in command:
-        return ["--table"]  # its own tests run its rows
-    if "describe.py" in command:
-        return SHAPE
-    if "finetune/probe.py" in command:
-        return ["probe.neighbours=5", "probe.penalties=[0.1]"]
+    for name, keys in SMALL.items():
+        if name in command:
+            return keys
     if not re.search(r"/run\.py| -m ", command):
         return []
     has_words = re.search(r"words\.yaml|pretrain/demo\.yaml", command) and "e/paper" not in command

@@ -26,7 +26,7 @@ ROOMS = [
     "data.reading data.demo",
     "data.labels data.ahead",
     "data.samples data.sources",
-    "data.captions data.stream",
+    "data.captions data.stream data.segmented",
     "data.sequential data.resident",
     "pretrain.ranks pretrain.configuration pretrain.machine",
     "pretrain.encoder pretrain.records",
@@ -46,7 +46,7 @@ LEVELS = {room: level for level, line in enumerate(ROOMS) for room in line.split
 SCRIPTS = {f"scripts.{path.stem}" for path in (ROOT / "scripts").glob("*.py")}
 ENTRY_POINTS = {
     *("pretrain.run", "pretrain.vilt.run"),
-    *("finetune.run", "finetune.fewshot", "finetune.probe"),
+    *("finetune.run", "finetune.fewshot", "finetune.probe", "finetune.dense"),
     *("finetune.vilt.classify", "finetune.vilt.retrieve"),
     *SCRIPTS,
 }

@@ -90,6 +90,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("alternative", "mae", "mpp", "simmim"), "scripts/benchmark.py pretrain"),
     **dict.fromkeys(("rows", "common", "measures", "budget"), "scripts/ablate.py"),
     "fewshot": "finetune/fewshot.py",
+    **dict.fromkeys(("dense", "data.num_classes", "data.ignored"), "finetune/dense.py"),
     "probe.shots": "finetune/fewshot.py (fewshot.shots)",
     "probe.num_seeds": "finetune/fewshot.py (fewshot.num_seeds)",
 }

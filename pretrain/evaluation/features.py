@@ -153,7 +153,7 @@ class Gathered(NamedTuple):
 
     Attributes:
         weight: float32 (B,), 0 of padding and of images that cannot be used.
-        label: int64 (B,).
+        label: int64 (B,), or uint8 (B, H, W) of images with masks.
         values: What was read, each (B, ...), on the device.
         bad: The entries of this rank's images that cannot be used.
     """

@@ -66,10 +66,7 @@ def open_splits(
         UserError: There are no such shards, one is in both, a sample has no label, or `val` has a
             class more.
     """
-    keys = f"{group}.train", f"{group}.val"
-    train = open_shards(accelerator, specs.train, keys[0], data.storage, fraction, None, val_ratio)
-    val = open_val(accelerator, train, specs.val, keys[1], data.storage)
-    on_main(accelerator, lambda: check_apart(train, val, keys))
+    train, val = open_pair(accelerator, specs, data, group, fraction, val_ratio)
     labels, values = on_main(
         accelerator, lambda: label_splits(train, val, specs.classes, group, fraction)
     )
@@ -78,6 +75,22 @@ def open_splits(
         for shards, numbering in ((train, labels.train), (val, labels.val))
     )
     return Splits(train_samples, val_samples, values, labels.names)
+
+
+def open_pair(
+    accelerator: Accelerator,
+    specs: Any,
+    data: ImageConfig,
+    group: str,
+    fraction: float = 1.0,
+    val_ratio: float = 0.0,
+) -> tuple[Manifest, Manifest]:
+    """Open the shards of both splits; arguments and what is raised are those of `open_splits`."""
+    keys = f"{group}.train", f"{group}.val"
+    train = open_shards(accelerator, specs.train, keys[0], data.storage, fraction, None, val_ratio)
+    val = open_val(accelerator, train, specs.val, keys[1], data.storage)
+    on_main(accelerator, lambda: check_apart(train, val, keys))
+    return train, val
 
 
 def check_neighbours(neighbours: int, labels: np.ndarray, keys: tuple[str, str]) -> None:

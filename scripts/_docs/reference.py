@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from unittest.mock import patch
 
 from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
+from finetune.frozen.dense.config import SegmentationConfig
 from finetune.vilt.config import ViltFinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.key import Key
@@ -26,6 +27,7 @@ _KEYS: dict[str, tuple[str, type[Any]]] = {
     "vilt-classify": ("finetune/vilt/classify.py", ViltFinetuneConfig),
     "fewshot": ("finetune/fewshot.py", FewshotConfig),
     "probe": ("finetune/probe.py", LinearConfig),
+    "dense": ("finetune/dense.py", SegmentationConfig),
 }
 
 

@@ -1,6 +1,7 @@
 """Baselines from timm, and what a forward pass costs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -80,3 +81,17 @@ def test_a_saved_encoder_of_other_channels_is_refused(tmp_path: Path) -> None:
         make_backbone(EncoderConfig(init=str(tmp_path)), channels=3)
     with pytest.raises(UserError, match=r"data.mean has 3 values, "):
         make_backbone(EncoderConfig(init=str(tmp_path)), None, (0.5, 0.5, 0.5), None, 1)
+
+
+def test_a_saved_cnn_is_taken_with_its_weights(tmp_path: Path) -> None:
+    saved: Any = timm.create_model("test_resnet", num_classes=3).eval()
+    save_for_hf(saved, str(tmp_path), safe_serialization=True)
+    model = make_backbone(EncoderConfig(init=str(tmp_path)), (32, 64)).eval()
+    assert image_size(model) == (32, 64)
+    images = torch.rand(2, 3, 32, 64)
+    with torch.no_grad():
+        assert torch.equal(model.forward_features(images), saved.forward_features(images))
+    with pytest.raises(UserError, match=r"takes images of 3 channels, and data.channels=1"):
+        make_backbone(EncoderConfig(init=str(tmp_path)), (32, 64), channels=1)
+    with pytest.raises(UserError, match=r"encoder.name=resnet18 with encoder.init=.* leave it out"):
+        make_backbone(EncoderConfig("resnet18", str(tmp_path)), (32, 64))

@@ -1,0 +1,1 @@
+"""Frozen patch features and the classes of their pixels: read, and judged."""
