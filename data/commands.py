@@ -30,6 +30,7 @@ COMMANDS = {  # of `mpp`: the entry point that each starts
     "probe": "finetune/probe.py",
     "fewshot": "finetune/fewshot.py",
     "dense": "finetune/dense.py",
+    "measure": "scripts/measure.py",
     "finetune": "finetune/run.py",
     "vilt-classify": "finetune/vilt/classify.py",
     "vilt-retrieve": "finetune/vilt/retrieve.py",

@@ -135,7 +135,7 @@ def write_result(folder: Path, result: dict[str, Any], table: str) -> tuple[Path
 
 
 def make_table(cells: list[dict[str, Any]]) -> str:
-    """Return a Markdown table with a row a cell; what has a deviation shows it."""
+    """Return a Markdown table with a row a cell; what has a deviation shows it, None nothing."""
     names = [name for name in cells[0] if not name.startswith("deviation/")]
     header = [name.removeprefix("accuracy/").removeprefix("iou/") for name in names]
     rows = [header, *([_shown(cell, name) for name in names] for cell in cells)]
@@ -150,6 +150,8 @@ def make_table(cells: list[dict[str, Any]]) -> str:
 
 def _shown(cell: dict[str, Any], name: str) -> str:
     value = cell[name]
+    if value is None:
+        return ""
     if not name.startswith(_SHARES):
         return f"{value:g}" if isinstance(value, float) else str(value)
     deviation = cell.get(f"deviation/{name.partition('/')[2]}")

@@ -1,6 +1,6 @@
 """Pretraining, fine-tuning and features as Python calls, for notebooks and programs of one's own.
 
-    from pretrain.api import embed, finetune, load_encoder, pretrain
+    from pretrain.api import embed, finetune, load_encoder, measure, pretrain
 
     run = pretrain("photos/", run_dir="runs/mine", config="configs/pretrain/small.yaml")
     features = embed(run.encoder, "photos/")
@@ -27,9 +27,19 @@ from pretrain.records.logs import read_records
 
 if TYPE_CHECKING:
     from pretrain.evaluation.embedding import Embeddings
+    from pretrain.evaluation.measures import Measures
 
 # arguments are Any: a type checker would hold `**{"optim.steps": 1000}` against each of them
-__all__ = ["Result", "RunStopped", "UserError", "embed", "finetune", "load_encoder", "pretrain"]
+__all__ = [
+    "Result",
+    "RunStopped",
+    "UserError",
+    "embed",
+    "finetune",
+    "load_encoder",
+    "measure",
+    "pretrain",
+]
 
 _Value = TypeVar("_Value")
 
@@ -133,9 +143,31 @@ def embed(
     """
     from pretrain.evaluation.embedding import EmbedConfig, embed_images
 
-    source = encoder.run_dir if isinstance(encoder, Result) else encoder
     options = EmbedConfig(layer, pooling, batch_size, workers, precision)
-    return _within(lambda: embed_images(source, images, options))
+    return _within(lambda: embed_images(_source(encoder), images, options))
+
+
+def measure(encoder: Any, images: Any, **options: Any) -> "Measures":
+    """Return what can be said of a frozen encoder without labels, by layer.
+
+    Args:
+        encoder: What `load_encoder` takes or gives, or a `Result`.
+        images: A folder of images, a list of paths, or shards.
+        options: The fields of `MeasureConfig`.
+
+    Raises:
+        UserError: There are no such images, or fewer than features have dimensions; the encoder has
+            no such layer or pooling.
+        RunStopped: No image can be read, or what the encoder gives is no number.
+    """
+    from pretrain.evaluation.measures import MeasureConfig, measure_images
+
+    config = MeasureConfig(**options)
+    return _within(lambda: measure_images(_source(encoder), images, config))
+
+
+def _source(encoder: Any) -> Any:
+    return encoder.run_dir if isinstance(encoder, Result) else encoder
 
 
 def _train(run: Callable[[Any], dict[str, float]], config: Any) -> Result:

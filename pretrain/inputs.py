@@ -22,7 +22,7 @@ from data.stream import Share, TrainingStream, evaluation_batches
 from data.text import count, duration, name_some
 from pretrain.encoder.facts import image_size, num_channels
 from pretrain.evaluation.config import ProbeConfig
-from pretrain.evaluation.probe import Probe
+from pretrain.evaluation.probe import Probe, SpectrumProbe
 from pretrain.ranks import on_main, open_shards, open_val
 from pretrain.training.config import Configured
 from pretrain.training.contract import Evaluator
@@ -162,7 +162,7 @@ def open_evaluators(
     illustrator: Callable[[Samples], Illustrate | None] = lambda _: None,
     make: MakeSamples = Samples,
 ) -> list[Evaluator]:
-    """Open what is measured in between: the validation, and the probe, as asked for.
+    """Open what is measured in between: the validation, and the probes, as asked for.
 
     Args:
         accelerator: What `start` gave.
@@ -190,6 +190,9 @@ def open_evaluators(
         if isinstance(stream, TrainingStream):
             _say_seen(stream.samples.manifest, probe.val)
         evaluators.append(Evaluator("probe", config.probe.every, probe))
+    if config.probe.images:
+        spectrum = SpectrumProbe(accelerator, config.probe, data, encoder, part)
+        evaluators.append(Evaluator("probe", config.probe.every, spectrum))
     return evaluators
 
 

@@ -66,8 +66,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def commands_of(text: str) -> list[str]:
-    """Join continued lines, and leave out what is no command of ours."""
-    lines = map(spelt_out, text.replace("\\\n", " ").splitlines())
+    """Join continued lines, and leave out comments and what is no command of ours."""
+    lines = [line.partition("  # ")[0] for line in text.replace("\\\n", " ").splitlines()]
+    lines = map(spelt_out, lines)
     return [line for line in lines if re.match(r"python |accelerate |torchrun ", line)]
 
 

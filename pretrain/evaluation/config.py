@@ -34,6 +34,13 @@ class ProbeConfig:
         "file with a class name a line for both; default: classes.txt beside the shards, if there",
         changes_result=False,
     )
+    images: Any = setting(
+        None,
+        "images without labels, for RankMe, alpha-ReQ and dead dimensions; default: none",
+        changes_result=False,
+        type_name=SHARDS_TYPE,
+        is_path=True,
+    )
     every: int = setting(
         1000, "steps between measurements; 0: only at the end", changes_result=False
     )

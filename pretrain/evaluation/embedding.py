@@ -21,10 +21,11 @@ from data.batch import LedgerEntry
 from data.samples import Samples
 from data.settings import require
 from data.storage.locations import Storage
-from pretrain.encoder import load_encoder
+from pretrain.encoder import EncoderConfig, load_encoder, make_encoder
 from pretrain.encoder.facts import grid_size, image_size, num_channels
 from pretrain.encoder.tokens import choose_attention
 from pretrain.evaluation.features import (
+    PATCHES,
     Gathered,
     View,
     make_views,
@@ -37,8 +38,7 @@ from pretrain.records.bad_samples import Unusable, say_unusable
 from pretrain.training.config import RunConfig
 from pretrain.training.launch import start
 
-PATCHES = "patches"  # in place of a pooling: the features of each patch
-_NAME = "images"  # what messages call the split
+NAME = "images"  # what messages call them
 
 
 class Embeddings(NamedTuple):
@@ -72,12 +72,14 @@ class EmbedConfig:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        require(self.batch_size > 0, f"batch_size={self.batch_size} must be above 0")
-        require(self.workers >= 0, f"workers={self.workers} is below 0; 0 needs no process")
-        require(
-            self.precision in ("fp32", "bf16"),
-            f"precision={self.precision} is not one of fp32, bf16",
-        )
+        check_reading(self.batch_size, self.workers, self.precision)
+
+
+def check_reading(batch_size: int, workers: int, precision: str) -> None:
+    """Raise `UserError` unless images can be read so."""
+    require(batch_size > 0, f"batch_size={batch_size} must be above 0")
+    require(workers >= 0, f"workers={workers} is below 0; 0 needs no process")
+    require(precision in ("fp32", "bf16"), f"precision={precision} is not one of fp32, bf16")
 
 
 class Part(NamedTuple):
@@ -143,9 +145,40 @@ class Reading:
 
     def judge(self, bad: list[LedgerEntry]) -> None:
         """Count and name what cannot be read; raise `RunStopped` where that is all."""
-        unusable = Unusable(_NAME, self.num_images, bad)
+        unusable = Unusable(NAME, self.num_images, bad)
         say_unusable(unusable)
         unusable.judge(max_ratio=1)
+
+
+class Opened(NamedTuple):
+    """An encoder on its device in evaluation mode, and images in listed order; none is read."""
+
+    accelerator: Accelerator
+    encoder: VisionTransformer
+    samples: Samples
+
+
+def open_images(encoder: Any, images: Any, precision: str, *, is_untrained: bool = False) -> Opened:
+    """Start the processes, load the encoder, and list images without labels.
+
+    Args:
+        encoder: What `load_encoder` takes or gives.
+        images: A folder of images, a list of paths, or shards.
+        precision: Of the forward pass.
+        is_untrained: Take the encoder as it was before its first step, as `encoder.like` does.
+
+    Raises:
+        UserError: There is no such encoder, or there are no such images.
+    """
+    accelerator = start(RunConfig(precision=precision))
+    if is_untrained:
+        model = make_encoder(EncoderConfig(like=str(encoder)))
+    else:
+        model = encoder if isinstance(encoder, VisionTransformer) else load_encoder(encoder)
+    manifest = open_shards(accelerator, images, NAME, Storage())
+    samples = Samples(manifest, image_size(model), seed=0, channels=num_channels(model))
+    choose_attention(model, accelerator.device, accelerator.mixed_precision)
+    return Opened(accelerator, model.to(accelerator.device).eval(), samples)
 
 
 def open_reading(encoder: Any, images: Any, config: EmbedConfig) -> Reading:
@@ -159,14 +192,9 @@ def open_reading(encoder: Any, images: Any, config: EmbedConfig) -> Reading:
     Raises:
         UserError: There are no such images, or the encoder has no such layer or pooling.
     """
-    accelerator = start(RunConfig(precision=config.precision))
-    model = encoder if isinstance(encoder, VisionTransformer) else load_encoder(encoder)
+    accelerator, model, samples = open_images(encoder, images, config.precision)
     pooling = "average" if config.pooling == PATCHES else config.pooling
     [view] = make_views(model, [config.layer], [pooling], ("layer", "pooling"))
-    manifest = open_shards(accelerator, images, _NAME, Storage())
-    samples = Samples(manifest, image_size(model), seed=0, channels=num_channels(model))
-    choose_attention(model, accelerator.device, accelerator.mixed_precision)
-    model.to(accelerator.device).eval()
     return Reading(accelerator, model, samples, View(view.layer, config.pooling), config)
 
 
@@ -199,7 +227,7 @@ def read_parts(
         partial(_read, reading),
         config.batch_size,
         config.workers,
-        _NAME,
+        NAME,
         first,
     )
     for batch in batches:
@@ -213,7 +241,7 @@ def read_parts(
             first, stop = stop, min(stop + num_images, reading.num_images)
 
 
-def _read(reading: Reading, images: Tensor) -> list[Tensor]:
+def _read(reading: Reading, images: Tensor, _: Tensor) -> list[Tensor]:
     view = reading.view
     if view.pooling == PATCHES:
         patches = read_tokens(reading.encoder, images, [view.layer])[view.layer].patches

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -21,6 +20,7 @@ from pretrain.encoder.tokens import Normalise
 from pretrain.records.bad_samples import Unusable
 
 POOLINGS = ("average", "class", "both")
+PATCHES = "patches"  # in place of a pooling: the features of each patch
 
 
 class View(NamedTuple):
@@ -138,7 +138,10 @@ def extract(
     """
     parts: list[list[Tensor]] = []
     bad: list[LedgerEntry] = []
-    read = partial(pool, encoder, views=views)
+
+    def read(images: Tensor, _: Tensor) -> list[Tensor]:
+        return pool(encoder, images, views)
+
     for batch in read_batches(accelerator, encoder, samples, read, batch_size, workers, name):
         bad += batch.bad
         if accelerator.is_main_process:
@@ -154,7 +157,7 @@ class Gathered(NamedTuple):
     Attributes:
         weight: float32 (B,), 0 of padding and of images that cannot be used.
         label: int64 (B,), or uint8 (B, H, W) of images with masks.
-        values: What was read, each (B, ...), on the device.
+        values: What was read, each (B, ...), or (ranks, ...), on the device.
         bad: The entries of this rank's images that cannot be used.
     """
 
@@ -169,7 +172,7 @@ def read_batches(
     accelerator: Accelerator,
     encoder: VisionTransformer,
     samples: Samples,
-    read: Callable[[Tensor], list[Tensor]],
+    read: Callable[[Tensor, Tensor], list[Tensor]],
     batch_size: int,
     workers: int,
     name: str,
@@ -181,7 +184,8 @@ def read_batches(
         accelerator: What `start` gave.
         encoder: On this rank's device; left in evaluation mode.
         samples: In listed order.
-        read: Normalised images (B, C, H, W) of this rank -> tensors (B, ...), under autocast.
+        read: Normalised images (B, C, H, W) of this rank, and their weights (B,), 0 of padding and
+            of what cannot be used -> tensors (B, ...), or of all at once (1, ...); under autocast.
         batch_size: Images a forward pass on each rank.
         workers: Loader processes a rank.
         name: The key of the split, for messages.
@@ -204,9 +208,9 @@ def read_batches(
     )
     for batch in progress:
         images = normalise(batch.tensors["image"].to(accelerator.device))
-        with accelerator.autocast():
-            values = read(images)
         about = [batch.tensors[key].to(accelerator.device) for key in ("weight", "label")]
+        with accelerator.autocast():
+            values = read(images, about[0])
         weight, label, *values = cast(list[Tensor], accelerator.gather([*about, *values]))
         _require_numbers(values, name)
         yield Gathered(weight, label, values, list(batch.bad))
@@ -257,15 +261,16 @@ def read_tokens(
 def pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> list[Tensor]:
     """Images -> float32 (B, D) for each view, or (B, 2D)."""
     tokens = read_tokens(encoder, images, [view.layer for view in views])
-    pooled: dict[View, Tensor] = {}
-    for layer, (prefix, patches) in tokens.items():
-        pooled[View(layer, "average")] = patches.float().mean(1)
-        if encoder.cls_token is not None:
-            # a copy: a view would keep all tokens of all batches, 6 GB of CIFAR-10
-            first = prefix[:, 0].to(torch.float32, copy=True)
-            pooled[View(layer, "class")] = first
-            pooled[View(layer, "both")] = torch.cat([pooled[View(layer, "average")], first], dim=1)
-    return [pooled[view] for view in views]
+    return [pool_tokens(tokens[view.layer], view.pooling) for view in views]
+
+
+def pool_tokens(tokens: Tokens, pooling: str) -> Tensor:
+    """A layer's tokens -> float32 (B, D), or (B, 2D) of `both`."""
+    if pooling == "average":
+        return tokens.patches.float().mean(1)
+    # a copy: a view would keep all tokens of all batches, 6 GB of CIFAR-10
+    first = tokens.prefix[:, 0].to(torch.float32, copy=True)
+    return first if pooling == "class" else torch.cat([tokens.patches.float().mean(1), first], 1)
 
 
 def _join(parts: list[list[Tensor]], views: Sequence[View]) -> dict[View, Features]:

@@ -1,4 +1,4 @@
-"""The probe while pretraining: few-shot and k-NN accuracy of the encoder as it is."""
+"""Probes while pretraining: few-shot and k-NN accuracy of the encoder as it is; its spectrum."""
 
 import statistics
 from typing import Any, NamedTuple
@@ -18,7 +18,9 @@ from data.stream import Share
 from pretrain.encoder.facts import image_size, num_channels
 from pretrain.evaluation.classifiers import choose_shots, few_shot, knn
 from pretrain.evaluation.config import ProbeConfig
-from pretrain.evaluation.features import Extracted, Features, extract, make_views
+from pretrain.evaluation.features import PATCHES, Extracted, Features, View, extract, make_views
+from pretrain.evaluation.spectrum import Figures, Moments, describe_spectrum
+from pretrain.evaluation.unlabelled import Pass, check_number, choose_views, read_spectra
 from pretrain.ranks import on_main, open_shards, open_val
 from pretrain.training.contract import Measured
 from pretrain.training.parallel import open_to_parts
@@ -101,8 +103,11 @@ def check_neighbours(neighbours: int, labels: np.ndarray, keys: tuple[str, str])
     )
 
 
+_KEYS = ("probe.layer", "probe.pooling")
+
+
 class Probe:
-    """Measures a model's encoder on all ranks, and leaves stream and generators alone.
+    """Measures a model's encoder by labelled images, and leaves stream and generators alone.
 
     Args:
         accelerator: What `start` gave.
@@ -123,8 +128,7 @@ class Probe:
         encoder: VisionTransformer,
         part: Share,
     ) -> None:
-        keys = ("probe.layer", "probe.pooling")
-        [self._view] = make_views(encoder, [config.layer], [config.pooling], keys)
+        [self._view] = make_views(encoder, [config.layer], [config.pooling], _KEYS)
         size, channels = image_size(encoder), num_channels(encoder)
         self._splits = open_splits(accelerator, config, data, size, "probe", channels=channels)
         labels = self._splits.labels
@@ -167,3 +171,51 @@ class Probe:
         accuracies = few_shot(train, val, self._choices)
         shots = {f"{num}shot": statistics.fmean(found) for num, found in accuracies.items()}
         return {"knn": knn(train, val, self._neighbours).top1, **shots}
+
+
+class SpectrumProbe:
+    """Measures a model's encoder by images without labels, as `Probe` does by labelled ones.
+
+    Args:
+        accelerator: What `start` gave.
+        config: What is measured.
+        data: How shards are read.
+        encoder: As the model's; only its shape is looked at.
+        part: This rank, and how many images it passes at a time.
+
+    Raises:
+        UserError: The images or the encoder do not allow what is asked for.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: ProbeConfig,
+        data: ImageConfig,
+        encoder: VisionTransformer,
+        part: Share,
+    ) -> None:
+        name = "probe.images"
+        self._views = choose_views(encoder, [config.layer], config.pooling, _KEYS)
+        images = open_shards(accelerator, config.images, name, data.storage)
+        check_number(images, encoder, config.pooling, name)
+        size, channels = image_size(encoder), num_channels(encoder)
+        self._samples = Samples(images, size, seed=0, channels=channels)
+        self._pass = Pass(accelerator, part.micro_batch_size, data.workers, name)
+
+    def __call__(self, model: Any) -> Measured:
+        """Return `rankme`, `alpha` and `dead`, and those of patches; all ranks have to ask."""
+        with open_to_parts(model):
+            found = read_spectra(self._pass, model.encoder, self._samples, self._views)
+        if found.unusable.is_all:
+            return Measured({}, (found.unusable,))
+        figures = on_main(self._pass.accelerator, lambda: _name_figures(found.moments))
+        return Measured(figures, (found.unusable,))
+
+
+def _name_figures(moments: dict[View, Moments]) -> Figures:
+    figures: Figures = {}
+    for view, of_view in moments.items():
+        end = f"_{PATCHES}" if view.pooling == PATCHES else ""
+        figures |= {f"{name}{end}": value for name, value in describe_spectrum(of_view).items()}
+    return figures

@@ -28,14 +28,14 @@ def _wanted(run: Run) -> Iterator[Plot]:
         return
     of_target = _OF_CLASSES if run.has_classes else (_OF_PIXELS,)
     if run.kind is Kind.IMAGE_TEXT:
-        yield from (*CHARTS, *map(of_patches, of_target), _FROZEN)
+        yield from (*CHARTS, *map(of_patches, of_target), *_FROZEN)
         if any(record.get("train/cut_ratio") for record in run.records):
             yield CUT
         return
     yield from of_target
     if any(last_with(run.records, f"train/loss_{kind}") for kind in ("random", "kept")):
         yield _loss_by_kind(run.unit)  # where all are masked it would be the loss again
-    yield _FROZEN
+    yield from _FROZEN
 
 
 def _bad_samples(run: Run) -> Iterator[Plot]:
@@ -110,6 +110,14 @@ def _each_and_smoothed(key: str, name: str = "") -> tuple[Line, Line]:
     return _line(key, each, "blue", "raw"), _line(key, smoothed, "blue", "smooth")
 
 
+def _pooled_and_patches(key: str) -> tuple[Line, Line]:
+    pooled, patches = "a vector an image", "a vector a patch"
+    return (
+        _line(key, pooled, "blue", "joined"),
+        _line(f"{key}_patches", patches, "orange", "joined", "s"),
+    )
+
+
 def _by_kind(figure: str) -> Iterator[Line]:
     for kind, colour, marker in _KINDS:
         yield _line(f"train/{figure}_{kind}", f"{kind}, training", colour, "smooth")
@@ -167,16 +175,39 @@ _SHARED = (
         least_top=10,
     ),
 )
-_FROZEN = Plot(
-    "Frozen features on labelled images",
-    "accuracy (%)",
-    (
-        _line("probe/knn", "k nearest neighbours", "blue", "joined"),
-        _line("probe/1shot", "1 image a class", "grey", "joined", "^"),
-        _line("probe/5shot", "5 images a class", "orange", "joined", "s"),
-        _line("probe/10shot", "10 images a class", "green", "joined", "^"),
+_FROZEN = (
+    Plot(
+        "Frozen features on labelled images",
+        "accuracy (%)",
+        (
+            _line("probe/knn", "k nearest neighbours", "blue", "joined"),
+            _line("probe/1shot", "1 image a class", "grey", "joined", "^"),
+            _line("probe/5shot", "5 images a class", "orange", "joined", "s"),
+            _line("probe/10shot", "10 images a class", "green", "joined", "^"),
+        ),
+        "Higher is better; what the encoder is worth for other work, measured while it is trained.",
     ),
-    "Higher is better; what the encoder is worth for other work, measured while it is trained.",
+    Plot(
+        "Effective rank (RankMe)",
+        "dimensions",
+        _pooled_and_patches("probe/rankme"),
+        "How many dimensions the features fill, without labels. A fall to near 1 is a collapse; "
+        "else it compares runs of one objective, and more is not better for sure.",
+    ),
+    Plot(
+        "Decay of the features' variance (alpha-ReQ)",
+        "alpha",
+        _pooled_and_patches("probe/alpha"),
+        "How fast the variance falls from one principal direction to the next, without labels: "
+        "near 1 the features use many of them, the higher the fewer.",
+    ),
+    Plot(
+        "Dead dimensions",
+        "% of the dimensions",
+        _pooled_and_patches("probe/dead"),
+        "Near 0 is healthy; a dead dimension hardly differs between images.",
+        least_top=10,
+    ),
 )
 _OF_CLASSES = (
     Plot(

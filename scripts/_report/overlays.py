@@ -73,6 +73,12 @@ _MEASURES = {  # a key of the records -> its chart's title, axis and reading
     ),
     "probe/knn": ("Frozen features, k nearest neighbours", "accuracy (%)", _FAIR),
     "probe/5shot": ("Frozen features, 5 images a class", "accuracy (%)", _FAIR),
+    "probe/rankme": (
+        "Effective rank (RankMe)",
+        "dimensions",
+        "How many dimensions the pooled features fill, without labels. It compares runs of one "
+        "objective and one width, and more is not better for sure.",
+    ),
     "speed/images_per_second": (
         "Throughput",
         "images per second",

@@ -153,7 +153,7 @@ def read_maps(encoder: Any, images: Tensor, numbers: Sequence[int]) -> list[Tens
     return [maps[number] for number in numbers]
 
 
-def _read(encoder: Any, images: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
+def _read(encoder: Any, images: Tensor, _: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
     """Images -> float32 (B, N, D) of each layer."""
     maps = read_maps(encoder, images, [layer.number for layer in layers])
     tokens = (found if found.ndim == 3 else found.flatten(2).transpose(1, 2) for found in maps)

@@ -20,7 +20,8 @@ from data.shards import ImageFile, write_shard
 from data.stream import Share
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.evaluation.config import ProbeConfig
-from pretrain.evaluation.probe import Probe
+from pretrain.evaluation.measures import MeasureConfig, measure_images
+from pretrain.evaluation.probe import Probe, SpectrumProbe
 from pretrain.records.logs import read_records
 from tests.conftest import make_png
 from tests.launching import run_ranks
@@ -62,6 +63,13 @@ def split(run: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, float]]]
     return rest, probed
 
 
+@pytest.fixture(scope="module")
+def unlabelled(shards: Path) -> str:
+    """Give the key of a probe without labels."""
+    return f"probe.images={shards}/train-*.tar"
+
+
+SPECTRUM = {"rankme", "alpha", "dead", "rankme_patches", "alpha_patches", "dead_patches"}
 WAYS: dict[str, tuple[int, list[str]]] = {
     "one": (1, []),
     "workers": (1, ["data.workers=2"]),
@@ -73,9 +81,10 @@ WAYS: dict[str, tuple[int, list[str]]] = {
 
 @pytest.mark.parametrize("way", list(WAYS))
 def test_a_run_is_the_same_to_the_bit_with_a_probe_in_it(
-    tmp_path: Path, arguments: list[str], probe: list[str], way: str
+    tmp_path: Path, arguments: list[str], probe: list[str], unlabelled: str, way: str
 ) -> None:
     world, more = WAYS[way]
+    probe = [*probe, unlabelled]
     more = [*arguments, *more, "encoder.args.drop_path_rate=0.2"]  # draws from torch's generator
     with_probe, without = tmp_path / "with", tmp_path / "without"
     output = run_ranks([*more, *probe, f"run.dir={with_probe}"], world, tmp_path / "logs")
@@ -87,9 +96,12 @@ def test_a_run_is_the_same_to_the_bit_with_a_probe_in_it(
     probed = split(with_probe)[1]
     assert list(probed) == [5, 10, 12]
     for figures in probed.values():
-        assert set(figures) == {"probe/knn", "probe/1shot", "probe/5shot"}
-        assert all(0 <= value <= 1 for value in figures.values())
-    assert output.count("not used of probe.train: train-1.tar/022") == 1
+        accuracies = [figures.pop(f"probe/{name}") for name in ("knn", "1shot", "5shot")]
+        assert all(0 <= value <= 1 for value in accuracies)
+        assert set(figures) == {f"probe/{name}" for name in SPECTRUM}
+        assert all(1 <= figures[f"probe/rankme{end}"] <= 32.001 for end in ("", "_patches"))
+    for key in ("probe.train", "probe.images"):
+        assert output.count(f"not used of {key}: train-1.tar/022") == 1
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +134,21 @@ def test_the_last_probe_is_what_the_scripts_say_of_the_encoder(
     assert last["probe/knn"] == pytest.approx(linear["accuracy/knn_top1"], abs=1e-12)
 
 
+def test_without_labels_the_last_spectrum_is_what_the_script_says_of_the_encoder(
+    tmp_path: Path, arguments: list[str], unlabelled: str
+) -> None:
+    more = [unlabelled, "probe.every=0", "probe.layer=1", f"run.dir={tmp_path}/run"]
+    pretrain.run.main([*arguments, *more])
+    [(step, figures)] = split(tmp_path / "run")[1].items()
+    assert step == STEPS
+    images = unlabelled.removeprefix("probe.images=")
+    config = MeasureConfig(layers=(1,), crops=0, batch_size=5, workers=0)
+    pooled, patches = measure_images(str(tmp_path / "run"), images, config).cells
+    for name in ("rankme", "alpha", "dead"):
+        assert figures[f"probe/{name}"] == pytest.approx(pooled[name], rel=1e-5)
+        assert figures[f"probe/{name}_patches"] == pytest.approx(patches[name], rel=1e-5)
+
+
 def test_averaged_weights_are_probed_where_there_are_any(
     tmp_path: Path, arguments: list[str], probe: list[str]
 ) -> None:
@@ -142,9 +169,11 @@ def test_no_generator_is_drawn_from(shards: Path) -> None:
     torch.manual_seed(0)
     config = EncoderConfig("vit_tiny_patch16_224", "none", 4, 32, 2, 2)
     encoder = make_encoder(config, (16, 16))
-    asked = ProbeConfig(f"{shards}/train-*.tar", f"{shards}/val-0.tar")
+    train = f"{shards}/train-*.tar"
+    asked = ProbeConfig(train, f"{shards}/val-0.tar", images=train)
     data = DataConfig(workers=1)
-    probe = Probe(Accelerator(cpu=True), asked, data, encoder, Share(0, 1, 8))
+    how = Accelerator(cpu=True), asked, data, encoder, Share(0, 1, 8)
+    probe, spectrum = Probe(*how), SpectrumProbe(*how)
 
     def states() -> list[str]:
         return [str(s()) for s in (random.getstate, np.random.get_state, torch.get_rng_state)]
@@ -156,6 +185,7 @@ def test_no_generator_is_drawn_from(shards: Path) -> None:
         ("probe.train", 1),
         ("probe.val", 0),
     ]
+    assert set(spectrum(SimpleNamespace(encoder=encoder)).figures) == SPECTRUM
     assert states() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
 
@@ -189,6 +219,16 @@ def test_mistakes_are_refused_before_the_first_step(
     tmp_path: Path, arguments: list[str], probe: list[str], argument: str, text: str
 ) -> None:
     assert refusal([*arguments, *probe, argument], tmp_path / "run").startswith(text)
+
+
+def test_fewer_images_than_dimensions_are_refused(
+    tmp_path: Path, arguments: list[str], shards: Path
+) -> None:
+    text = refusal([*arguments, f"probe.images={shards}/val-0.tar"], tmp_path / "run")
+    assert text == (
+        "probe.images: 10 images for features of 32 dimensions, whose rank would count the images; "
+        "name as many images or more"
+    )
 
 
 def test_a_set_without_labels_is_refused_on_all_ranks(
