@@ -36,6 +36,7 @@ COMMANDS = {  # of `mpp`: the entry point that each starts
     "vilt-retrieve": "finetune/vilt/retrieve.py",
     "predict": "scripts/predict.py",
     "embed": "scripts/embed.py",
+    "duplicates": "scripts/duplicates.py",
     "export": "scripts/export.py",
     "verify": "scripts/verify_run.py",
 }

@@ -8,7 +8,8 @@ IMAGES is a folder of images, a text file of paths, or shards. Images are cut as
 those that cannot be read are counted and left out. FEATURES.npy is float32, a row an image; beside
 it, FEATURES.csv names the image of each row. --out FEATURES.csv writes one table instead, with the
 numbers behind each name, and --out FEATURES.parquet columns key and features. --patches writes the
-features of each patch in float16, (images, patches, D), to .npy or .parquet.
+features of each patch in float16, (images, patches, D), to .npy or .parquet. --mirror takes the
+mean of an image's features and those of its mirror image, for searches that should find both.
 
 How large the file will be is said before it is written. It is written in parts in the folder
 FEATURES.npy.parts, which are joined at the end; where the command was interrupted, the same command
@@ -27,7 +28,14 @@ if not __package__:  # started as a file: search the checkout, not this folder
     begin()
 
 from data.processes import importing
-from data.settings import OneLineParser, memory_errors, positive, require_utf8, run_entry_point
+from data.settings import (
+    OneLineParser,
+    memory_errors,
+    positive,
+    require,
+    require_utf8,
+    run_entry_point,
+)
 from data.storage.locations import expand_home, user_path
 from data.text import count
 from pretrain.evaluation.feature_files import require_format, require_place
@@ -43,7 +51,12 @@ def main(arguments: list[str]) -> None:
         from pretrain.evaluation.feature_parts import write_embeddings
 
     config = EmbedConfig(
-        options.layer, options.pooling, options.batch_size, options.workers, options.precision
+        options.layer,
+        options.pooling,
+        options.batch_size,
+        options.workers,
+        options.precision,
+        options.mirror,
     )
     out: Path = options.out
     with memory_errors("a smaller --batch-size"):
@@ -70,11 +83,18 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     read.add_argument("--pooling", choices=kinds, default="average", help=text)
     text = "the tokens of all patches, not pooled"
     read.add_argument("--patches", dest="pooling", action="store_const", const="patches", help=text)
+    option("--mirror", action="store_true", help="the mean with the mirror image's features")
     option("--batch-size", type=positive, default=64, help="images at a time (64)")
     option("--workers", type=int, default=2, help="loader processes; 0: none (2)")
     option("--precision", choices=("fp32", "bf16"), default="fp32", help="of the pass (fp32)")
     options = parser.parse_args(arguments)
-    require_format(options.out, options.pooling == "patches")
+    is_of_patches = options.pooling == "patches"
+    require_format(options.out, is_of_patches)
+    require(
+        not (options.mirror and is_of_patches),
+        "--mirror takes a mean, and a patch lies elsewhere in the mirror image; leave it out with "
+        "--patches",
+    )
     return options
 
 

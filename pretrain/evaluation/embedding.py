@@ -63,6 +63,8 @@ class EmbedConfig:
         batch_size: Images a forward pass on each process.
         workers: Loader processes a rank; 0 decodes in the process itself.
         precision: fp32 or bf16.
+        mirror: Whether features are the mean of an image's and those of its mirror image, which
+            then has the same.
     """
 
     layer: int = 0
@@ -70,9 +72,15 @@ class EmbedConfig:
     batch_size: int = 64
     workers: int = 2
     precision: str = "fp32"
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         check_reading(self.batch_size, self.workers, self.precision)
+        require(
+            not (self.mirror and self.pooling == PATCHES),
+            "mirror=true with pooling=patches, but a patch lies elsewhere in the mirror image; "
+            "leave one of them out",
+        )
 
 
 def check_reading(batch_size: int, workers: int, precision: str) -> None:
@@ -246,7 +254,11 @@ def _read(reading: Reading, images: Tensor, _: Tensor) -> list[Tensor]:
     if view.pooling == PATCHES:
         patches = read_tokens(reading.encoder, images, [view.layer])[view.layer].patches
         return [patches.half()]
-    return pool(reading.encoder, images, [view])
+    [values] = pool(reading.encoder, images, [view])
+    if reading.config.mirror:
+        [mirrored] = pool(reading.encoder, images.flip(-1), [view])
+        values = (values + mirrored) / 2
+    return [values]
 
 
 class _Pending:

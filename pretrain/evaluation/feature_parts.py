@@ -84,6 +84,7 @@ class Parts:
         facts = [
             fingerprint(reading.encoder, reading.samples, [reading.view], reading.config.precision),
             reading.config.batch_size,
+            reading.config.mirror,
             self.num_images,
         ]
         return {"features": sha256(json.dumps(facts).encode()).hexdigest()}

@@ -193,6 +193,10 @@ def test_a_place_that_takes_no_file_is_told_before_an_image_is_read(
         (["--out", "f.txt"], r"ends neither in .npy, which NumPy reads, nor in .parquet nor .csv"),
         (["--out", "f.csv", "--patches"], "a row would hold all patches of an image; with --pat"),
         (["--out", "f.npy", "--patches", "--pooling", "class"], "not allowed with argument"),
+        (
+            ["--out", "f.npy", "--patches", "--mirror"],
+            "--mirror takes a mean, and a patch li",
+        ),
         (["--out", "f.parquet"], r"needs pyarrow, which is not installed; run pip install -e '.\["),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from data.batch import Request
+from data.settings import UserError
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.encoder.tokens import Normalise
 from pretrain.evaluation.embedding import (
@@ -65,6 +66,20 @@ def test_patches_are_the_tokens_of_the_encoder(network: VisionTransformer, shard
     values = torch.from_numpy(found[0].values)
     assert values.dtype == torch.float16
     torch.testing.assert_close(values.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_image_and_its_mirror_image_have_the_same_features(
+    network: VisionTransformer, shards: Path
+) -> None:
+    images = f"{shards}/val-0.tar"
+    config = EmbedConfig(batch_size=10, workers=0, mirror=True)
+    found = embed_images(network, images, config).values
+    batch = open_reading(network, images, config).samples[Request(0, 0, 10)].tensors["image"]
+    with torch.no_grad():
+        both = [network(Normalise(network)(side)) for side in (batch, batch.flip(-1))]
+    torch.testing.assert_close(torch.from_numpy(found), sum(both) / 2, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="mirror=true with pooling=patches, but a patch lies else"):
+        EmbedConfig(mirror=True, pooling="patches")
 
 
 def test_no_more_than_a_part_is_held(network: VisionTransformer, shards: Path) -> None:
