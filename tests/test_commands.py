@@ -238,7 +238,7 @@ def prepare(command: str, folder: Path, workers: int) -> list[str]:
 
 def run_here(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command's entry point in this process, as its launcher would."""
-    arguments = [*shlex.split(command), *prepare(command, folder, workers=0)]
+    arguments = [*shlex.split(command, comments=True), *prepare(command, folder, workers=0)]
     if arguments[0] == "accelerate":
         for name, value in LAUNCHED.items():
             monkeypatch.setenv(name, value)
@@ -254,7 +254,7 @@ def run_here(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def run_launched(command: str, folder: Path) -> str:
     """Run a command with its launcher; return what it said."""
-    program, *arguments = [*shlex.split(command), *prepare(command, folder, workers=1)]
+    program, *arguments = [*shlex.split(command, comments=True), *prepare(command, folder, workers=1)]
     names = ("ACCELERATE_", "OMP_", "PYTHONPATH")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(names)}
     done = subprocess.run(
