@@ -7,7 +7,7 @@ from data.config import LabelledDataConfig
 from data.settings import require, setting
 from finetune.tuning.config import TunedRunConfig, check_smoothing
 from pretrain.encoder import EncoderConfig
-from pretrain.evaluation.config import NEIGHBOURS, PENALTIES, PENALTY, check_shots
+from pretrain.evaluation.config import PENALTY, check_shots
 from pretrain.training.config import OptimConfig
 
 TIMM_POOLINGS = {"average": "avg", "class": "token"}
@@ -175,6 +175,16 @@ class FrozenConfig(LayersConfig):
         super().__post_init__()
         self._require_given("poolings")
 
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """The poolings that are read."""
+        return self.poolings
+
+    @property
+    def patch_heads(self) -> tuple[str, ...]:
+        """Heads that read patches, and pool them in their own way."""
+        return ()
+
 
 @dataclass(frozen=True)
 class ShotsConfig(FrozenConfig):
@@ -194,27 +204,6 @@ class ShotsConfig(FrozenConfig):
 
 
 @dataclass(frozen=True)
-class ClassifiersConfig(FrozenConfig):
-    """How k-NN and the linear probe are fitted."""
-
-    group = "probe"
-
-    neighbours: int = setting(NEIGHBOURS, "nearest training images that vote in k-NN")
-    penalties: tuple[float, ...] = setting(
-        PENALTIES,
-        "of the linear probe; a tenth of data.train chooses one",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_positive("neighbours")
-        require(
-            len(self.penalties) > 0 and min(self.penalties) > 0,
-            f"probe.penalties={list(self.penalties)} must be numbers above 0; try [1e-3, 1e-2]",
-        )
-
-
-@dataclass(frozen=True)
 class FewshotConfig:
     """Everything that the few-shot measure is told."""
 
@@ -231,25 +220,6 @@ class FewshotConfig:
     def frozen(self) -> FrozenConfig:
         """How features are read."""
         return self.fewshot
-
-
-@dataclass(frozen=True)
-class LinearConfig:
-    """Everything that k-NN and the linear probe are told."""
-
-    data: LabelledDataConfig = setting(LabelledDataConfig, "the labelled images")
-    encoder: EncoderConfig = setting(
-        lambda: EncoderConfig(init=None), "the network, and where it comes from"
-    )
-    probe: ClassifiersConfig = setting(ClassifiersConfig, "the measure")
-
-    def __post_init__(self) -> None:
-        check_data(self.data)
-
-    @property
-    def frozen(self) -> FrozenConfig:
-        """How features are read."""
-        return self.probe
 
 
 def check_data(data: LabelledDataConfig) -> None:

@@ -9,7 +9,6 @@ and the features. Classes are matched by name where a `classes.txt` lies beside 
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a file: search the checkout, not this folder
@@ -31,15 +30,13 @@ def main(arguments: list[str], command: str = "python finetune/fewshot.py") -> N
         return
     config = load(FewshotConfig, arguments)
     with importing():  # here, so that no help and no mistake in a key waits for torch
-        from finetune.frozen.judges import choose_images, judge_few_shot
+        from finetune.frozen.judges import FewShotJudge
         from finetune.frozen.measure import measure
 
     shots = config.fewshot
     about = {"penalty": shots.penalty, "num_seeds": shots.num_seeds, "shots": list(shots.shots)}
-    num_fits = len(shots.shots) * shots.num_seeds
-    prepare = partial(choose_images, shots, config.data.used)
     with memory_errors("a smaller fewshot.batch_size"):
-        found = measure(config, prepare, partial(judge_few_shot, shots), num_fits, about)
+        found = measure(config, FewShotJudge(shots, config.data.used), about)
     if found is not None:
         print(found.text, end="")
 

@@ -7,7 +7,6 @@ Underperform Out-of-Distribution", arXiv:2202.10054.
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -51,12 +50,7 @@ def set_head(model: Classifier, probe: Linear) -> None:
 # ---------------------------------------------------------------- saved
 
 
-class _Kept(NamedTuple):
-    cell: dict[str, Any]
-    probe: Probe
-
-
-def save_best(found: Measurement, probes: list[Probe]) -> Path | None:
+def save_best(found: Measurement, probes: dict[View, Probe]) -> Path | None:
     """Save the probe of the least loss on the held-out tenth, in the format of a fine-tuned model.
 
     The encoder ends at the layer that the probe reads. `pooling=both` is passed over: timm's format
@@ -64,27 +58,24 @@ def save_best(found: Measurement, probes: list[Probe]) -> Path | None:
 
     Args:
         found: The measure.
-        probes: Of its cells, in their order.
+        probes: The linear probes of its cells.
 
     Returns:
-        The folder; None if every probe reads both poolings.
+        The folder; None if every probe reads both poolings, or there is none.
 
     Raises:
         RunStopped: It cannot be written.
     """
-    kept = [
-        _Kept(cell, probe)
-        for cell, probe in zip(found.cells, probes, strict=True)
-        if cell["pooling"] in TIMM_POOLINGS
-    ]
+    kept = {view: probe for view, probe in probes.items() if view.pooling in TIMM_POOLINGS}
     if not kept:
-        logger.info("no classifier is saved: timm's format has no probe.poolings=[both]")
+        if probes:
+            logger.info("no classifier is saved: timm's format has no probe.poolings=[both]")
         return None
-    best = min(kept, key=lambda one: one.probe.held_out)  # the first, where none was held out
+    best = min(kept, key=lambda view: kept[view].held_out)  # the first, where none was held out
     encoder = found.encoder.cpu()
-    keep_blocks(encoder, best.cell["layer"])
-    model = Classifier(encoder, found.class_names, HeadConfig(pooling=best.cell["pooling"]))
-    set_head(model, best.probe.classifier)
+    keep_blocks(encoder, best.layer)
+    model = Classifier(encoder, found.class_names, HeadConfig(pooling=best.pooling))
+    set_head(model, kept[best].classifier)
     folder = found.folder / _FOLDER
     _write(model, folder)
     return folder

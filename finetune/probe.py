@@ -1,9 +1,10 @@
-"""Measure a frozen encoder: k-NN, and a linear probe on all labelled images.
+"""Measure a frozen encoder: k-NN, a linear probe, and heads that choose what patches to read.
 
     python finetune/probe.py [CONFIG.yaml ...] encoder.init=RUN data.train=... ...
 
-`encoder.like=RUN` measures it untrained. The probe is a logistic regression whose penalty
-a tenth of `data.train` chooses; `data.val` chooses nothing. The images are read once, on all
+`encoder.like=RUN` measures it untrained. The linear probe is a logistic regression whose penalty
+a tenth of `data.train` chooses; `data.val` chooses nothing. `probe.heads=[linear,attentive]` fits a
+learned query over all patches, too. The images are read once, on all
 processes, for all of `probe.layers` and `probe.poolings`; `probe.dir` (by default `RUN/probe`, and
 `RUN/probe-untrained`) holds the table, `result.json`, the features, and `classifier`: the encoder
 up to the best layer, with the linear probe as its head, for predict.py and export.py. The best
@@ -12,7 +13,6 @@ beside the shards.
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -25,7 +25,7 @@ if not __package__:  # started as a file: search the checkout, not this folder
 from data.commands import name_next
 from data.processes import importing
 from data.settings import memory_errors, run_entry_point
-from finetune.config import LinearConfig
+from finetune.frozen.config import LinearConfig
 from pretrain.configuration.load import load, usage
 
 
@@ -36,18 +36,13 @@ def main(arguments: list[str], command: str = "python finetune/probe.py") -> Non
         return
     config = load(LinearConfig, arguments)
     with importing():  # here, so that no help and no mistake in a key waits for torch
-        from finetune.frozen.judges import ClassifierJudge, check_classifiers
+        from finetune.frozen.judges import ClassifierJudge
         from finetune.frozen.measure import measure
         from finetune.linear import save_best
-        from pretrain.evaluation.classifiers import num_linear_fits
 
-    probe = config.probe
-    about = {"neighbours": probe.neighbours, "penalties": list(probe.penalties)}
-    num_fits = 1 + num_linear_fits(probe.penalties)
-    prepare = partial(check_classifiers, probe, config.data.used)
-    judge = ClassifierJudge(probe)
+    judge = ClassifierJudge(config.probe, config.data.used)
     with memory_errors("a smaller probe.batch_size"):
-        found = measure(config, prepare, judge, num_fits, about)
+        found = measure(config, judge, config.probe.about)
     if found is None:
         return
     print(found.text, end="")

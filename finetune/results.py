@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from data.disks import explain
 from data.settings import RunStopped, UserError, require
 from data.shards import atomic_write
-from pretrain.encoder import EncoderConfig
+from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.encoder.config import DEFAULT_NAME
 from pretrain.evaluation.fingerprint import identity
 
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _RESULT, _TABLE = "result.json", "table.md"
 _SHARES = ("accuracy/", "iou/")  # of figures that are shares, and are shown in percent
+_HELD_OUT = "held_out_loss"
 
 
 def result_folder(folder: str | None, group: str, config: EncoderConfig) -> Path:
@@ -134,9 +135,30 @@ def write_result(folder: Path, result: dict[str, Any], table: str) -> tuple[Path
     return folder / _RESULT, folder / _TABLE
 
 
+def best_cell(run: str) -> dict[str, Any]:
+    """Return how the probe of a run's folder reads its encoder best, by the held-out loss.
+
+    The validation images have no part in the choice. Nothing comes back where there is no probe, or
+    the run was trained further since.
+    """
+    path = Path(run, "probe", _RESULT)
+    result = _parse(path.read_bytes()) if path.is_file() else {}
+    cells: list[dict[str, Any]] = [of for of in result.get("cells", []) if _HELD_OUT in of]
+    if not cells:
+        return {}
+    encoder = make_encoder(EncoderConfig(init=run))
+    if result.get("encoder.sha256") != identity(encoder):
+        return {}
+    return min(cells, key=lambda cell: cell[_HELD_OUT]) | {"num_val": result["num_val"]}
+
+
 def make_table(cells: list[dict[str, Any]]) -> str:
-    """Return a Markdown table with a row a cell; what has a deviation shows it, None nothing."""
-    names = [name for name in cells[0] if not name.startswith("deviation/")]
+    """Return a Markdown table with a row a cell; what has a deviation shows it.
+
+    What a cell has not, such as k-NN of patches, is left empty.
+    """
+    names = dict.fromkeys(name for cell in cells for name in cell)
+    names = [name for name in names if not name.startswith("deviation/")]
     header = [name.removeprefix("accuracy/").removeprefix("iou/") for name in names]
     rows = [header, *([_shown(cell, name) for name in names] for cell in cells)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(names))]
@@ -149,7 +171,7 @@ def make_table(cells: list[dict[str, Any]]) -> str:
 
 
 def _shown(cell: dict[str, Any], name: str) -> str:
-    value = cell[name]
+    value = cell.get(name)
     if value is None:
         return ""
     if not name.startswith(_SHARES):

@@ -44,6 +44,10 @@ RUNS = {"vit_base": (224, 16), "demo": (48, 8), "cifar10": (32, 4), "cifar10-mas
 SMALL = {  # what makes a script small
     "ablate.py": ["--table"],  # its own tests run its rows
     "describe.py": SHAPE,
+    "attentive": [
+        *("probe.neighbours=5", "probe.penalties=[0.1]", "probe.steps=1"),
+        *("probe.rates=[0.01]", "probe.decays=[0]"),
+    ],
     "finetune/probe.py": ["probe.neighbours=5", "probe.penalties=[0.1]"],
     "finetune/dense.py": ["data.image_size=[16,16]", "data.num_classes=3", "data.ignored=9"],
 }
@@ -254,7 +258,10 @@ def run_here(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def run_launched(command: str, folder: Path) -> str:
     """Run a command with its launcher; return what it said."""
-    program, *arguments = [*shlex.split(command, comments=True), *prepare(command, folder, workers=1)]
+    program, *arguments = [
+        *shlex.split(command, comments=True),
+        *prepare(command, folder, workers=1),
+    ]
     names = ("ACCELERATE_", "OMP_", "PYTHONPATH")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(names)}
     done = subprocess.run(

@@ -12,7 +12,9 @@ import pytest
 from skimage import data as photographs
 from skimage import io
 
-from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
+from finetune.config import FewshotConfig, FinetuneConfig
+from finetune.frozen.config import LinearConfig
+from finetune.frozen.dense.config import SegmentationConfig
 from finetune.vilt.config import ViltFinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.load import keys
@@ -30,7 +32,7 @@ KEY = re.compile(
 )
 CONFIGS = (
     *(PretrainConfig, ViltConfig, FinetuneConfig, ViltFinetuneConfig),
-    *(FewshotConfig, LinearConfig),
+    *(FewshotConfig, LinearConfig, SegmentationConfig),
 )
 KEYS = {key.name for config in CONFIGS for key in keys(config)}
 MADE = {"encoder.args", "optim.stps"}  # any argument of timm's follows; a slip that is shown

@@ -4,10 +4,16 @@ import statistics
 from math import isfinite
 
 import numpy as np
+from timm.models.vision_transformer import VisionTransformer
 
-from finetune.config import ClassifiersConfig, ShotsConfig
+from data.settings import require
+from finetune.config import ShotsConfig
+from finetune.frozen.config import ClassifiersConfig
 from finetune.frozen.measure import Figures
+from pretrain.evaluation.attentive import Sweep, attentive_probe, num_attentive_fits
 from pretrain.evaluation.classifiers import (
+    MIN_IMAGES,
+    Accuracy,
     Choices,
     Probe,
     Report,
@@ -16,59 +22,128 @@ from pretrain.evaluation.classifiers import (
     few_shot,
     knn,
     linear_probe,
+    num_linear_fits,
 )
-from pretrain.evaluation.features import Features
+from pretrain.evaluation.config import EFFICIENT, PATCH_HEADS
+from pretrain.evaluation.features import Features, View
 from pretrain.evaluation.probe import check_neighbours
 
 
-def choose_images(shots: ShotsConfig, images: str, labels: np.ndarray) -> Choices:
-    """Choose the labelled images of each number of shots and each seed."""
-    return choose_shots(labels, shots.shots, shots.num_seeds, ("fewshot.shots", images))
+class FewShotJudge:
+    """Judges by ridge regression on a few labelled images.
 
+    Args:
+        shots: How many.
+        images: The key of the training images, for messages.
+    """
 
-def judge_few_shot(
-    shots: ShotsConfig, choices: Choices, train: Features, val: Features, report: Report
-) -> Figures:
-    """Return the mean and the deviation over choices of the labelled images."""
-    figures: Figures = {}
-    for number, accuracies in few_shot(train, val, choices, shots.penalty, report).items():
-        figures[f"accuracy/{number}shot"] = statistics.fmean(accuracies)
-        figures[f"deviation/{number}shot"] = statistics.pstdev(accuracies)
-    return figures
+    def __init__(self, shots: ShotsConfig, images: str) -> None:
+        self._shots = shots
+        self._images = images
+        self._choices: Choices = {}
 
+    def prepare(self, encoder: VisionTransformer, labels: np.ndarray) -> None:
+        """Choose the labelled images of each number of shots and each seed."""
+        del encoder
+        shots = self._shots
+        keys = ("fewshot.shots", self._images)
+        self._choices = choose_shots(labels, shots.shots, shots.num_seeds, keys)
 
-def check_classifiers(classifiers: ClassifiersConfig, images: str, labels: np.ndarray) -> None:
-    """Raise `UserError` where the images are too few for k-NN, or for choosing a penalty."""
-    check_neighbours(classifiers.neighbours, labels, ("probe.neighbours", images))
-    check_penalties(classifiers.penalties, labels, ("probe.penalties", images))
+    def num_fits(self, view: View) -> int:
+        """Return of how many fits it tells."""
+        del view
+        return len(self._shots.shots) * self._shots.num_seeds
+
+    def __call__(self, view: View, train: Features, val: Features, report: Report) -> Figures:
+        """Return the mean and the deviation over choices of the labelled images."""
+        del view
+        figures: Figures = {}
+        found = few_shot(train, val, self._choices, self._shots.penalty, report)
+        for number, accuracies in found.items():
+            figures[f"accuracy/{number}shot"] = statistics.fmean(accuracies)
+            figures[f"deviation/{number}shot"] = statistics.pstdev(accuracies)
+        return figures
 
 
 class ClassifierJudge:
-    """Judges views by k-NN and a linear probe.
+    """Judges poolings by k-NN and a linear probe, and patches by heads that learn to pool them.
 
     Args:
-        classifiers: How both are fitted.
+        classifiers: How they are fitted.
+        images: The key of the training images, for messages.
 
     Attributes:
-        probes: Those of the views so far, in their order.
+        probes: The linear probes so far.
     """
 
-    def __init__(self, classifiers: ClassifiersConfig) -> None:
+    def __init__(self, classifiers: ClassifiersConfig, images: str) -> None:
         self._classifiers = classifiers
-        self.probes: list[Probe] = []
+        self._images = images
+        self._sweep = Sweep(
+            classifiers.rates,
+            classifiers.decays,
+            classifiers.steps,
+            classifiers.queries,
+            classifiers.seed,
+        )
+        self.probes: dict[View, Probe] = {}
 
-    def __call__(self, _: None, train: Features, val: Features, report: Report) -> Figures:
-        """Return the accuracies of both, the penalty of the probe, and its held-out loss."""
-        nearest = knn(train, val, self._classifiers.neighbours)
-        report(1)
-        probe = linear_probe(train, self._classifiers.penalties, report)
-        self.probes.append(probe)
-        linear = probe.classifier.accuracy(val)
-        figures = {
-            "accuracy/knn_top1": nearest.top1,
-            "accuracy/knn_top5": nearest.top5,
-            "accuracy/linear_top1": linear.top1,
-            "accuracy/linear_top5": linear.top5,
-            "penalty": probe.penalty,
+    def prepare(self, encoder: VisionTransformer, labels: np.ndarray) -> None:
+        """Raise `UserError` where the images are too few, or the queries do not fit."""
+        told, images, width = self._classifiers, self._images, encoder.num_features
+        if "knn" in told.heads:
+            check_neighbours(told.neighbours, labels, ("probe.neighbours", images))
+        if "linear" in told.heads:
+            check_penalties(told.penalties, labels, ("probe.penalties", images))
+        if told.patch_heads:
+            require(
+                len(self._sweep.pairs) == 1 or len(labels) >= MIN_IMAGES,
+                f"probe.rates and probe.decays make {len(self._sweep.pairs)} pairs, but {images} "
+                f"has only {len(labels)} images to choose among them; name one of each",
+            )
+        require(
+            EFFICIENT not in told.heads or width % told.queries == 0,
+            f"probe.queries={told.queries} does not divide the encoder's width, {width}, on which "
+            "each query has its share; try a power of 2",
+        )
+
+    def num_fits(self, view: View) -> int:
+        """Return of how many fits it tells."""
+        told = self._classifiers
+        if view.pooling in PATCH_HEADS:
+            return num_attentive_fits(self._sweep)
+        num_linear = num_linear_fits(told.penalties) if "linear" in told.heads else 0
+        return num_linear + ("knn" in told.heads)
+
+    def __call__(self, view: View, train: Features, val: Features, report: Report) -> Figures:
+        """Return the accuracies, what the held-out tenth chose, and its loss."""
+        if view.pooling in PATCH_HEADS:
+            return self._by_patches(view.pooling, train, val, report)
+        figures: Figures = {}
+        if "knn" in self._classifiers.heads:
+            figures |= _accuracies("knn", knn(train, val, self._classifiers.neighbours))
+            report(1)
+        if "linear" in self._classifiers.heads:
+            probe = linear_probe(train, self._classifiers.penalties, report)
+            self.probes[view] = probe
+            figures |= _accuracies("linear", probe.classifier.accuracy(val))
+            figures |= {"penalty": probe.penalty} | _held_out(probe.held_out)
+        return figures
+
+    def _by_patches(self, kind: str, train: Features, val: Features, report: Report) -> Figures:
+        probe = attentive_probe(kind, train, self._sweep, report)
+        return {
+            **_accuracies("linear", probe.accuracy(val)),
+            **_held_out(probe.held_out),
+            "rate": probe.rate,
+            "decay": probe.decay,
         }
-        return figures | ({"held_out_loss": probe.held_out} if isfinite(probe.held_out) else {})
+
+
+def _accuracies(head: str, found: Accuracy) -> Figures:
+    return {f"accuracy/{head}_top1": found.top1, f"accuracy/{head}_top5": found.top5}
+
+
+def _held_out(loss: float) -> Figures:
+    """Return the loss on the held-out tenth, where there is one."""
+    return {"held_out_loss": loss} if isfinite(loss) else {}

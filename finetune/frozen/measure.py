@@ -6,9 +6,9 @@ table and `result.json`.
 
 import logging
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from accelerate import Accelerator
@@ -17,8 +17,9 @@ from timm.models.vision_transformer import VisionTransformer
 from data.devices import exact_device
 from data.samples import Samples
 from data.text import count
-from finetune.config import FewshotConfig, FrozenConfig, LinearConfig
-from finetune.frozen.feature_cache import cached_features
+from finetune.config import FewshotConfig, FrozenConfig
+from finetune.frozen.config import LinearConfig
+from finetune.frozen.feature_cache import CachedSplit
 from finetune.frozen.opening import (
     Opened,
     begin_reading,
@@ -27,12 +28,15 @@ from finetune.frozen.opening import (
     open_encoder,
     show_fits,
 )
+from finetune.frozen.patch_file import require_room
 from finetune.results import make_table, name_encoder, write_result
 from pretrain.encoder import make_encoder
 from pretrain.encoder.facts import image_size, num_channels
 from pretrain.evaluation.classifiers import Report
-from pretrain.evaluation.features import Features, View, make_views
+from pretrain.evaluation.config import PATCH_HEADS
+from pretrain.evaluation.features import PATCHES, Features, View, make_views
 from pretrain.evaluation.probe import Splits, open_splits
+from pretrain.ranks import on_main
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +71,30 @@ class Measured(NamedTuple):
     val: dict[View, Features]
 
 
+class Judge(Protocol):
+    """What turns features into figures."""
+
+    def prepare(self, encoder: VisionTransformer, labels: np.ndarray) -> None:
+        """See the labels of all training images; refuse what cannot be done with them."""
+        ...
+
+    def num_fits(self, view: View) -> int:
+        """Return of how many fits it tells."""
+        ...
+
+    def __call__(self, view: View, train: Features, val: Features, report: Report) -> Figures:
+        """Return the figures of a layer, with a pooling or a head that reads patches."""
+        ...
+
+
 def measure(
-    config: FewshotConfig | LinearConfig,
-    prepare: Callable[[np.ndarray], Any],
-    judge: Callable[[Any, Features, Features, Report], Figures],
-    num_fits: int,
-    about: dict[str, Any],
+    config: FewshotConfig | LinearConfig, judge: Judge, about: dict[str, Any]
 ) -> Measurement | None:
     """Read the features on all ranks, judge each view on the main process, and write the result.
 
     Args:
         config: What is asked for.
-        prepare: The labels of all training images -> what `judge` needs; refuses what cannot be
-            done before any image is read.
-        judge: That, the features of both splits, and whom to tell of progress -> figures of a view.
-        num_fits: How many fits `judge` tells of.
+        judge: What the features are told to, before any image is read and after.
         about: What else `result.json` says of the measure.
 
     Returns:
@@ -94,8 +107,7 @@ def measure(
     begin, frozen = time.monotonic(), config.frozen
     opened = open_encoder(config, make_encoder)
     accelerator, data, encoder = opened
-    keys = (f"{frozen.group}.layers", f"{frozen.group}.poolings")
-    views = make_views(encoder, frozen.numbers(len(encoder.blocks)), frozen.poolings, keys)
+    views = _views(encoder, frozen)
     folder, of_encoder = claim_folder(opened, config)
     about = of_encoder | about
     splits = open_splits(
@@ -108,18 +120,18 @@ def measure(
         num_channels(encoder),
         data.val_ratio,
     )
-    prepared = prepare(splits.labels)
+    judge.prepare(encoder, splits.labels)
     begin_reading(opened, frozen, len(splits.labels), splits.val.manifest.num_samples)
     features = _read(opened, splits, views, frozen, folder)
     accelerator.end_training()  # the other ranks need not wait for what follows
     if not accelerator.is_main_process:
         return None
     counts = _count(features, splits, data.max_bad_ratio)
-    with show_fits(num_fits * len(views)) as progress:
+    with show_fits(sum(map(judge.num_fits, views))) as progress:
         cells = [
             {
                 **view._asdict(),
-                **judge(prepared, *_on(accelerator, features, view), progress.update),
+                **judge(view, *_on(accelerator, features, view), progress.update),
             }
             for view in views
         ]
@@ -137,23 +149,48 @@ def measure(
     return Measurement(text, cells, encoder, splits.class_names, folder)
 
 
+def _views(encoder: VisionTransformer, frozen: FrozenConfig) -> list[View]:
+    """Return what is judged, layer by layer: each pooling, then each head that reads patches."""
+    keys = (f"{frozen.group}.layers", f"{frozen.group}.poolings")
+    views: list[View] = []
+    for layer in dict.fromkeys(frozen.numbers(len(encoder.blocks))):
+        views += make_views(encoder, [layer], frozen.pooled, keys)
+        views += [View(layer, head) for head in dict.fromkeys(frozen.patch_heads)]
+    return views
+
+
+def _source(view: View) -> View:
+    """Return the view whose features are read for it."""
+    return View(view.layer, PATCHES) if view.pooling in PATCH_HEADS else view
+
+
 def _read(
     opened: Opened, splits: Splits, views: list[View], frozen: FrozenConfig, folder: Path
 ) -> Measured:
     accelerator, data, encoder = opened
     kept = Path(frozen.features or folder / "features")
+    sources = list(dict.fromkeys(map(_source, views)))
     train, val = (
-        cached_features(
-            accelerator, encoder, samples, views, kept, key, frozen.batch_size, data.workers
-        )
+        CachedSplit(accelerator, encoder, samples, sources, kept, key)
         for key, samples in (("train", splits.train), ("val", splits.val))
     )
-    return Measured(train, val)
+    num_bytes = train.num_new_bytes + val.num_new_bytes
+    if num_bytes:
+        keys = (f"{frozen.group}.features", f"{frozen.group}.layers")
+        on_main(accelerator, lambda: require_room(kept, num_bytes, keys))
+    return Measured(*(of.features(frozen.batch_size, data.workers) for of in (train, val)))
 
 
 def _on(accelerator: Accelerator, features: Measured, view: View) -> tuple[Features, Features]:
-    device = exact_device(accelerator.device)
-    return features.train[view].to(device), features.val[view].to(device)
+    """Return the features of both splits on the device; of patches the labels alone."""
+    device, source = exact_device(accelerator.device), _source(view)
+    train, val = features.train[source], features.val[source]
+    if source.pooling != PATCHES:
+        return train.to(device), val.to(device)
+    return (
+        replace(train, labels=train.labels.to(device)),
+        replace(val, labels=val.labels.to(device)),
+    )
 
 
 def _count(found: Measured, splits: Splits, max_bad_ratio: float) -> dict[str, Any]:

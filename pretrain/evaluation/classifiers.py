@@ -35,7 +35,7 @@ class Accuracy(NamedTuple):
     top5: float
 
 
-def _accuracy(scores: Iterable[Tensor], labels: Iterable[Tensor]) -> Accuracy:
+def top_accuracy(scores: Iterable[Tensor], labels: Iterable[Tensor]) -> Accuracy:
     """Count over chunks of scores (n, K) and labels (n,)."""
     hits = torch.zeros(2, dtype=torch.float64)
     total = 0
@@ -98,7 +98,7 @@ def ridge_accuracy(train: Features, val: Features, penalty: float) -> float:
     targets = F.one_hot(train.labels) * 2 - 1  # (n, K)
     weights = ridge(scale(train.values), targets, penalty)
     scores = _with_bias(scale(val.values).double()) @ weights
-    return _accuracy([scores], [val.labels]).top1
+    return top_accuracy([scores], [val.labels]).top1
 
 
 def _with_bias(x: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def knn(
         empty = nearest.new_zeros(len(values), _num_classes(train))
         return empty.scatter_add_(1, train.labels[places], (nearest / temperature).exp())
 
-    return _accuracy(map(votes, val.values.split(rows)), val.labels.split(rows))
+    return top_accuracy(map(votes, val.values.split(rows)), val.labels.split(rows))
 
 
 # ---------------------------------------------------------------- logistic regression
@@ -264,7 +264,7 @@ class Linear(NamedTuple):
     def accuracy(self, val: Features) -> Accuracy:
         """Judge it, in chunks as in `logistic`."""
         rows = max(1, _NUM_SCORES // max(self.weights.shape))
-        return _accuracy(map(self, val.values.split(rows)), val.labels.split(rows))
+        return top_accuracy(map(self, val.values.split(rows)), val.labels.split(rows))
 
 
 class Probe(NamedTuple):
@@ -325,10 +325,7 @@ def choose_penalty(
     Accuracy has ties where a tenth is a few dozen images, and then says nothing. From the strongest
     on, it ends where the loss rises: what is weaker takes longest, and fits noise.
     """
-    is_held_out = _held_out(train.labels)
-    fitted, held_out = train.where(~is_held_out), train.where(is_held_out)
-    is_known = torch.isin(held_out.labels, fitted.labels)  # a class of one image may not be
-    judged = held_out.where(is_known)
+    fitted, judged = (train.where(is_part) for is_part in hold_out(train.labels))
 
     best, least = max(penalties), float("inf")
     for place, penalty in enumerate(sorted(penalties, reverse=True), start=1):
@@ -340,6 +337,15 @@ def choose_penalty(
             break
         best, least = penalty, loss
     return best, least
+
+
+def hold_out(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose what is fitted, and what is judged of the tenth that is held out: both bool (n,).
+
+    A class of one image may be held out as a whole; no fit knows it, so it is not judged.
+    """
+    is_held_out = _held_out(labels)
+    return ~is_held_out, is_held_out & torch.isin(labels, labels[~is_held_out])
 
 
 def _held_out(labels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +29,7 @@ class View(NamedTuple):
     Attributes:
         layer: 1 is the first block's output, `depth` the last's; the final norm is applied.
         pooling: `average` over the patches; the `class` token, which pretraining by masked patches
-            gives no loss; or `both`, side by side.
+            gives no loss; or `both`, side by side. `patches` pools nothing.
     """
 
     layer: int
@@ -41,7 +41,8 @@ class Features:
     """Frozen features of the usable images of a split, in listed order.
 
     Attributes:
-        values: float32 (N, D), or (N, 2D) of `both`.
+        values: float32 (N, D), or (N, 2D) of `both`; of `patches` bf16 (N, P, D), which stay on
+            disk until they are indexed.
         labels: int64 (N,).
         positions: int64 (N,), each image's place among all that are listed.
     """
@@ -98,6 +99,20 @@ def make_views(
     return list(dict.fromkeys(views))
 
 
+class PatchSink(Protocol):
+    """What takes patches while they are read; all of them would be more than memory holds.
+
+    Attributes:
+        layers: Whose patches it takes.
+    """
+
+    layers: Sequence[int]
+
+    def write(self, labels: Tensor, positions: Tensor, patches: Tensor) -> None:
+        """Take the next usable images on the main process: int64 (B,) twice, bf16 (B, L, P, D)."""
+        ...
+
+
 class Extracted(NamedTuple):
     """The features that were read of a split.
 
@@ -118,6 +133,7 @@ def extract(
     batch_size: int,
     workers: int,
     name: str,
+    sink: PatchSink | None = None,
 ) -> Extracted:
     """Read the features of a split on all ranks; unusable images are named and left out.
 
@@ -128,25 +144,34 @@ def extract(
         accelerator: What `start` gave.
         encoder: On this rank's device; left in evaluation mode.
         samples: Labelled, in listed order.
-        views: What is read.
+        views: What is read and pooled.
         batch_size: Images a forward pass on each rank.
         workers: Loader processes a rank.
         name: The key of the split, for messages.
+        sink: What takes patches in the same pass.
 
     Raises:
         RunStopped: What the encoder gives is no number, on all ranks.
     """
     parts: list[list[Tensor]] = []
     bad: list[LedgerEntry] = []
+    patches = [] if sink is None else [View(layer, PATCHES) for layer in sink.layers]
 
     def read(images: Tensor, _: Tensor) -> list[Tensor]:
-        return pool(encoder, images, views)
+        return pool(encoder, images, [*views, *patches])
 
+    start = 0
     for batch in read_batches(accelerator, encoder, samples, read, batch_size, workers, name):
         bad += batch.bad
         if accelerator.is_main_process:
             about = [batch.weight, batch.label]
-            parts.append([tensor.cpu() for tensor in [*about, *batch.values]])
+            weight, label, *values = [tensor.cpu() for tensor in [*about, *batch.values]]
+            parts.append([weight, label, *values[: len(views)]])
+            if sink is not None:
+                places = weight.nonzero()[:, 0]
+                of_layers = torch.stack(values[len(views) :], 1)  # (B, L, P, D)
+                sink.write(label[places], start + places, of_layers[places])
+            start += len(weight)
     features = _join(parts, views) if accelerator.is_main_process else {}
     return Extracted(features, Unusable(name, samples.manifest.num_samples, gather_object(bad)))
 
@@ -259,13 +284,15 @@ def read_tokens(
 
 
 def pool(encoder: VisionTransformer, images: Tensor, views: Sequence[View]) -> list[Tensor]:
-    """Images -> float32 (B, D) for each view, or (B, 2D)."""
+    """Images -> float32 (B, D) for each view, or (B, 2D); bf16 (B, P, D) of patches."""
     tokens = read_tokens(encoder, images, [view.layer for view in views])
     return [pool_tokens(tokens[view.layer], view.pooling) for view in views]
 
 
 def pool_tokens(tokens: Tokens, pooling: str) -> Tensor:
-    """A layer's tokens -> float32 (B, D), or (B, 2D) of `both`."""
+    """A layer's tokens -> float32 (B, D), or (B, 2D) of `both`; bf16 (B, P, D) of `patches`."""
+    if pooling == PATCHES:
+        return tokens.patches.bfloat16()
     if pooling == "average":
         return tokens.patches.float().mean(1)
     # a copy: a view would keep all tokens of all batches, 6 GB of CIFAR-10

@@ -52,7 +52,7 @@ MEASURES = {
         "finetune/fewshot.py", "finetune.config:FewshotConfig", "fewshot.dir", "fewshot.features"
     ),
     "probe": Script(
-        "finetune/probe.py", "finetune.config:LinearConfig", "probe.dir", "probe.features"
+        "finetune/probe.py", "finetune.frozen.config:LinearConfig", "probe.dir", "probe.features"
     ),
     "finetune": Script("finetune/run.py", "finetune.config:FinetuneConfig"),
     "classify": Script("finetune/vilt/classify.py", "finetune.vilt.config:ViltFinetuneConfig"),

@@ -15,7 +15,7 @@ from scripts._benchmark.options import LearnOptions, Measured
 from scripts._benchmark.records import Rounds, add_values, make_record, table
 
 OURS = "ours"  # the row that the others are held against
-_MEASURES = ("fewshot", "probe", "finetune")
+_MEASURES = ("fewshot", "probe", "attentive", "finetune")
 
 
 def measure(options: LearnOptions, _: Path) -> Measured:
@@ -95,6 +95,7 @@ def best_place(figures: dict[str, Any], measure: str) -> list[float]:
     figure = {
         "fewshot": max(shots, key=_num_shots, default=""),
         "probe": "probe/linear_top1",
+        "attentive": "attentive/linear_top1",
         "finetune": "finetune/accuracy",
     }[measure]
     values = [value for name, value in figures.items() if name.partition("@")[0] == figure]

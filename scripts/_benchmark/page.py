@@ -115,6 +115,7 @@ _LEARN_COLUMNS = {
     "25": "fewshot/25shot@4",
     "400": "fewshot/400shot@4",
     "linear probe": "probe/linear_top1@4",
+    "attentive probe": "attentive/linear_top1@4",
     "fine-tuned": "finetune/accuracy",
 }
 _NO_VERSION = ("cpu", "cores", "threads", "load_average", "gpu")
@@ -172,16 +173,20 @@ def _spread(value: Record | None) -> str:
 def _equal_time(table: Record) -> str:
     """Return the section on objectives that were given the same time."""
     by_name = {row["row"]: row["figures"] for row in table["rows"]}
+    figures = [by_name[name] for name in _LEARN_ROWS]
+    columns = {
+        title: key for title, key in _LEARN_COLUMNS.items() if all(key in of for of in figures)
+    }
     rows = [
         [
             title,
             f"{by_name[name]['steps']['mean']:,.0f}",
-            *(_percent(by_name[name][key]) for key in _LEARN_COLUMNS.values()),
+            *(_percent(by_name[name][key]) for key in columns.values()),
         ]
         for name, title in _LEARN_ROWS.items()
     ]
     text = _LEARN_TEXT.format(num_seeds=len(table["seeds"]), budget=table["budget"])
-    head = ["", "steps", *_LEARN_COLUMNS]
+    head = ["", "steps", *columns]
     return f"## Equal time of pretraining\n\n{text}\n\n{_table(head, rows)}"
 
 

@@ -10,7 +10,8 @@ from textwrap import dedent
 from typing import Any, NoReturn
 from unittest.mock import patch
 
-from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
+from finetune.config import FewshotConfig, FinetuneConfig
+from finetune.frozen.config import LinearConfig
 from finetune.frozen.dense.config import SegmentationConfig
 from finetune.vilt.config import ViltFinetuneConfig
 from pretrain.config import PretrainConfig

@@ -11,6 +11,7 @@ from data.index.catalog import Catalog
 from data.settings import RunStopped, UserError
 from data.storage.locations import Storage, is_remote, public_name
 from data.text import count, name_some, percent
+from finetune.results import best_cell
 from pretrain.records.logs import read_records
 from scripts._export.format import Format
 from scripts._export.pictures import is_local
@@ -32,6 +33,13 @@ _TARGETS = {
     "pixels": "pixels are",
     "normalised_pixels": "pixels, normalised, are",
     "words": "nearest of some patches learnt by k-means is",
+}
+_READINGS = {  # of a frozen encoder, by the probe's pooling
+    "average": "the average of its patches",
+    "class": "its class token",
+    "both": "the average of its patches beside its class token",
+    "attentive": "its patches behind one learned query",
+    "efficient": "its patches behind several learned queries",
 }
 _GROUPS = ("loss", "text", "corruption", "target", "decoder", "objective", "head", "mix", "optim")
 _OF_PATCHES = ("corruption", "target")  # of no effect where captions have all the weight
@@ -57,6 +65,7 @@ def write_card(
         f"```python\n{form.usage(source, place)}\n```",
         "\n".join(f"- {line}" for line in [*form.describe(source), *source.left_out]),
         *_training(source.path, source.config),
+        _frozen(source.path),
         "## Check",
         f"{comparison[0].upper()}{comparison[1:]}.",
     ]
@@ -193,6 +202,20 @@ def _results(result: Path, records: list[dict[str, Any]]) -> str:
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
     return "\n".join(["| figure | last value |", "|---|---|", *rows]) if rows else "None recorded."
+
+
+def _frozen(path: str) -> str:
+    """Tell how the encoder is read best as it is, if the run's probe measured it."""
+    best = best_cell(path)
+    if not best:
+        return ""
+    return (
+        "## With the encoder frozen\n\n"
+        f"A linear layer on {_READINGS[best['pooling']]}, after block {best['layer']}: "
+        f"{percent(best['accuracy/linear_top1'])} of {count(best['num_val'], 'image')} right. The "
+        f"layer and what is read were chosen by the loss ({best['held_out_loss']:.4g}) on a tenth "
+        "of the training images."
+    )
 
 
 def _is_shown(key: str) -> bool:

@@ -33,17 +33,9 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, shards: Path, encoder: list[str]) -> list[str]:
-    """Give the arguments of a quick measure."""
-    return [
-        *encoder,
-        f"data.train={shards}/train-*.tar",
-        f"data.val={shards}/val-0.tar",
-        "data.workers=0",
-        "probe.batch_size=4",
-        "probe.threads=1",
-        f"probe.dir={tmp_path}/out",
-    ]
+def arguments(quick_probe: list[str]) -> list[str]:
+    """Name the arguments of a quick measure in short."""
+    return quick_probe
 
 
 def result(folder: Path) -> dict[str, Any]:

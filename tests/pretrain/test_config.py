@@ -14,7 +14,8 @@ import finetune.probe
 import finetune.run
 import pretrain.run
 from data.settings import UserError
-from finetune.config import FewshotConfig, FinetuneConfig, LinearConfig
+from finetune.config import FewshotConfig, FinetuneConfig
+from finetune.frozen.config import LinearConfig
 from finetune.vilt.config import ViltFinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.configuration.hints import _USUAL  # pyright: ignore[reportPrivateUsage]

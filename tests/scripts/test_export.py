@@ -1,7 +1,9 @@
 """The export as a user runs it: what is written, said and refused; the card; the push."""
 
+import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from huggingface_hub import constants
 from PIL import Image
 from timm.data.config import resolve_model_data_config
 
+import finetune.probe
 import finetune.run
 import pretrain.run
 import scripts._export.export
@@ -165,6 +168,31 @@ def test_the_card_says_what_it_was_made_from(
     assert "Largest difference after loading it back, on 8 images of data.val: " in text
     assert str(shards) not in card  # nobody's home folder goes to a hub
     assert "licence" not in text
+
+
+def test_the_card_says_how_the_frozen_encoder_is_read_best(
+    pretrained: Path, shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pretrained, run, symlinks=True)
+    export(run, tmp_path / "without")
+    assert "frozen" not in (tmp_path / "without/README.md").read_text()
+    images = [f"data.train={shards}/train-*.tar", f"data.val={shards}/val-0.tar"]
+    told = [f"encoder.init={run}", *images, "data.workers=0", "probe.layers=all"]
+    heads = ["probe.heads=[linear,knn,attentive]", "probe.steps=60", "probe.rates=[0.01]"]
+    finetune.probe.main([*told, *heads])
+    result = json.loads((run / "probe/result.json").read_text())
+    # an answer of the validation images may not choose
+    best = min(result["cells"], key=lambda cell: cell["held_out_loss"])
+    export(run, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    read = {"average": "the average of its patches", "attentive": "its patches behind one learned"}
+    assert f"A linear layer on {read[best['pooling']]}" in card
+    assert f"after block {best['layer']}: {100 * best['accuracy/linear_top1']:.1f} % of 10" in card
+    assert f"loss ({best['held_out_loss']:.4g}) on a tenth" in card
+    (run / "probe/result.json").write_text(json.dumps(result | {"encoder.sha256": "another"}))
+    export(run, tmp_path / "stale")
+    assert "frozen" not in (tmp_path / "stale/README.md").read_text()
 
 
 def test_without_a_licence_the_owner_is_asked_for_one(saved: Path, tmp_path: Path) -> None:
