@@ -46,10 +46,10 @@ class DenseConfig(LayersConfig):
         "linear (a layer, enlarged bilinearly), logistic (a class a patch), knn (no training)",
     )
     rates: tuple[float, ...] = setting(
-        (1e-3, 3e-3, 1e-2), "AdamW's for linear; a tenth of data.train chooses one"
+        (3e-3, 3e-2, 3e-1), "AdamW's for linear; a tenth of data.train chooses one"
     )
     weight_decay: float = setting(1e-4, "AdamW's for linear")
-    epochs: int = setting(10, "passes over data.train's features for linear")
+    epochs: int = setting(20, "passes over data.train's features for linear")
     penalties: tuple[float, ...] = setting(
         PENALTIES, "of logistic; a tenth of data.train chooses one"
     )
