@@ -6,7 +6,7 @@ in float32; those that come near are compared again in float64, so that what is 
 neither on the blocks nor on the device.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,12 +43,16 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.first)
 
-    def join(self, other: "Pairs", number: int | None) -> "Pairs":
-        """Return both together, in order; the best of them where a number is given."""
-        columns = zip(vars(self).values(), vars(other).values(), strict=True)
-        similarity, first, second = (np.concatenate(column) for column in columns)
-        order = np.lexsort((second, first, -similarity))[:number]
-        return Pairs(similarity[order], first[order], second[order])
+    def at(self, chosen: np.ndarray) -> "Pairs":
+        """Return the chosen ones, by places among the pairs or by a mask."""
+        return Pairs(self.similarity[chosen], self.first[chosen], self.second[chosen])
+
+
+def _join(parts: Sequence[Pairs], number: int | None = None) -> Pairs:
+    """Put pairs together in their order; the best of them where a number is given."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    joined = Pairs(*map(np.concatenate, columns))
+    return joined.at(np.lexsort((joined.second, joined.first, -joined.similarity))[:number])
 
 
 def find_pairs(
@@ -73,26 +77,29 @@ def find_pairs(
     """
     assert (threshold is None) != (top is None)
     nothing = np.empty(0, np.int64)
-    found = Pairs(np.empty(0), nothing, nothing)
+    found, number = [Pairs(np.empty(0), nothing, nothing)], 0
     margin = _margin(features.shape[1])
     mean = _mean(features)
     floor = (-1 if threshold is None else threshold) - margin
     with _in_whole_float32():
         for row, column, similarity in _blocks(features, mean, device):
             rows, columns = _near(similarity, floor, top, margin)
+            if len(rows) == 0:
+                continue
             new = _compare(features, mean, rows + row, columns + column)
             if threshold is not None:
-                is_found = new.similarity >= threshold
-                new = Pairs(*(values[is_found] for values in vars(new).values()))
-            found = found.join(new, top)
+                new = new.at(new.similarity >= threshold)
+            found.append(new)
+            number += len(new)
             require(
-                len(found) <= MOST_PAIRS,
+                threshold is None or number <= MOST_PAIRS,
                 f"--threshold={threshold}: over {MOST_PAIRS:,} pairs are as alike; raise it, or "
                 "give --top 1000 in its place",
             )
-            if top is not None and len(found) == top:
-                floor = float(found.similarity[-1]) - margin
-    return found
+            if top is not None and number >= top:
+                found = [_join(found, top)]
+                floor = float(found[0].similarity[-1]) - margin
+    return _join(found, top)
 
 
 def count_search_bytes(number: int, width: int, device: torch.device) -> int:
