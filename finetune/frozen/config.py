@@ -9,7 +9,8 @@ from finetune.config import FrozenConfig, check_data
 from pretrain.encoder import EncoderConfig
 from pretrain.evaluation.config import EFFICIENT, NEIGHBOURS, PATCH_HEADS, PENALTIES
 
-_POOLED_HEADS = ("linear", "knn")
+_DEFAULT_HEADS = ("linear", "knn")
+_POOLED_HEADS = (*_DEFAULT_HEADS, "retrieval")
 _READERS = {  # keys of the probe, and the heads that read them
     "poolings": _POOLED_HEADS,
     "neighbours": ("knn",),
@@ -26,7 +27,7 @@ class ClassifiersConfig(FrozenConfig):
     group = "probe"
 
     heads: tuple[str, ...] = setting(
-        _POOLED_HEADS, "linear and knn read poolings; attentive and efficient, all patches"
+        _DEFAULT_HEADS, "linear, knn, retrieval read poolings; attentive, efficient all patches"
     )
     neighbours: int = setting(NEIGHBOURS, "nearest training images that vote in k-NN")
     penalties: tuple[float, ...] = setting(
@@ -71,7 +72,7 @@ class ClassifiersConfig(FrozenConfig):
 
     @property
     def pooled(self) -> tuple[str, ...]:
-        """The poolings that linear and knn read."""
+        """The poolings that linear, knn and retrieval read."""
         return self.poolings if set(self.heads) & set(_POOLED_HEADS) else ()
 
     @property

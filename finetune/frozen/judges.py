@@ -27,6 +27,7 @@ from pretrain.evaluation.classifiers import (
 from pretrain.evaluation.config import EFFICIENT, PATCH_HEADS
 from pretrain.evaluation.features import Features, View
 from pretrain.evaluation.probe import check_neighbours
+from pretrain.evaluation.search.retrieval import Retrieval, retrieve
 
 
 class FewShotJudge:
@@ -113,7 +114,7 @@ class ClassifierJudge:
         if view.pooling in PATCH_HEADS:
             return num_attentive_fits(self._sweep)
         num_linear = num_linear_fits(told.penalties) if "linear" in told.heads else 0
-        return num_linear + ("knn" in told.heads)
+        return num_linear + len({"knn", "retrieval"} & set(told.heads))
 
     def __call__(self, view: View, train: Features, val: Features, report: Report) -> Figures:
         """Return the accuracies, what the held-out tenth chose, and its loss."""
@@ -122,6 +123,9 @@ class ClassifierJudge:
         figures: Figures = {}
         if "knn" in self._classifiers.heads:
             figures |= _accuracies("knn", knn(train, val, self._classifiers.neighbours))
+            report(1)
+        if "retrieval" in self._classifiers.heads:
+            figures |= _retrieval(retrieve(train, val, report))
             report(1)
         if "linear" in self._classifiers.heads:
             probe = linear_probe(train, self._classifiers.penalties, report)
@@ -138,6 +142,11 @@ class ClassifierJudge:
             "rate": probe.rate,
             "decay": probe.decay,
         }
+
+
+def _retrieval(found: Retrieval) -> Figures:
+    recall = {f"accuracy/recall@{at}": share for at, share in found.recall.items()}
+    return recall | {"accuracy/map": found.mean_average_precision}
 
 
 def _accuracies(head: str, found: Accuracy) -> Figures:

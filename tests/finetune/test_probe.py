@@ -15,6 +15,8 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
+from torch.nn.functional import normalize
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 from tqdm import tqdm
 
 import finetune.frozen.opening
@@ -43,6 +45,27 @@ def result(folder: Path) -> dict[str, Any]:
     read = json.loads((folder / "result.json").read_text())
     assert read.pop("seconds") > 0
     return read
+
+
+def test_retrieval_searches_the_training_images(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchmetrics, on the features of the file."""
+    finetune.probe.main([*arguments, "probe.layers=[1]", "probe.heads=[retrieval]"])
+    read = result(tmp_path / "out")
+    train, val = (
+        load_file(next(tmp_path.glob(f"out/features/{key}-*"))) for key in ("train", "val")
+    )
+    gallery, queries = (normalize(split["1/average"]) for split in (train, val))
+    is_right = (val["labels"][:, None] == train["labels"]).flatten()
+    indexes = torch.arange(len(queries))[:, None].expand(-1, len(gallery)).flatten()
+    whole = (2 + queries @ gallery.T).flatten(), is_right, indexes  # it takes no scores below 0
+    assert read["accuracy/map"] == pytest.approx(float(RetrievalMAP()(*whole)), abs=1e-5)
+    for at in (1, 5, 10):
+        expected = float(RetrievalHitRate(top_k=at)(*whole))
+        assert read[f"accuracy/recall@{at}"] == pytest.approx(expected, abs=1e-5)
+    assert "| layer | pooling | recall@1 | recall@5 | recall@10 | map" in capsys.readouterr().out
+    assert not {"penalty", "accuracy/knn_top1"} & set(read)
 
 
 def test_the_figures_are_those_of_the_kept_features(
