@@ -3,8 +3,8 @@
     python scripts/ablate.py NAME [key=value ...]
     python scripts/ablate.py FILE.yaml [--output DIR] [--seeds 0,1,2] [--rows ROW,ROW] [--table]
 
-NAME is configs/ablate/NAME.yaml (targets, masks, positions, ratio, pooling, patch_size, learn or
-vilt): copy one to make your own. `key=value` is of all rows' pretraining,
+NAME is configs/ablate/NAME.yaml (targets, masks, positions, ratio, pooling, patch_size, spectrum,
+learn or vilt): copy one to make your own. `key=value` is of all rows' pretraining,
 `measures.NAME.key=value` of a measure, `budget.minutes=5` gives all rows the same time of
 training in place of the same steps: a short run of each row, thrown away, measures its speed, and
 the number of steps follows from it. So give such a table a machine of its own.

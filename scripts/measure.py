@@ -6,10 +6,11 @@ MODEL is a run, a folder that timm or transformers wrote, or the name of a pretr
 IMAGES is a folder of images, a text file of paths, or shards: as many images as features have
 dimensions, or more. Of the pooled features of each layer, and of its patches one by one:
 
-  rankme  how many dimensions they fill (RankMe, the effective rank)
-  alpha   how fast the variance falls from one principal direction to the next (alpha-ReQ)
-  dead    the share of the dimensions that hardly vary
-  lidar   how many dimensions tell images apart, beside what differs between crops (LiDAR)
+  rankme          how many dimensions they fill (RankMe, the effective rank)
+  rankme_centred  the same without their mean, which may outweigh all else
+  alpha           how fast the variance falls from one principal direction to the next (alpha-ReQ)
+  dead            the share of the dimensions that hardly vary
+  lidar           how many dimensions tell images apart, beside what differs between crops (LiDAR)
 
 A figure means little alone: see it beside that of --untrained, and of runs of the same objective;
 docs/how-to/worth.md says where it misleads. Images are cut as in validation, and for LiDAR in

@@ -10,7 +10,14 @@ from data.samples import Samples
 from data.settings import require
 from pretrain.evaluation.embedding import NAME, check_reading, open_images
 from pretrain.evaluation.features import PATCHES, View
-from pretrain.evaluation.spectrum import Figures, Moments, Scatter, describe_spectrum, lidar
+from pretrain.evaluation.spectrum import (
+    MEASURES,
+    Figures,
+    Moments,
+    Scatter,
+    describe_spectrum,
+    lidar,
+)
 from pretrain.evaluation.unlabelled import (
     CropSamples,
     Pass,
@@ -131,7 +138,7 @@ def _judge(
     """Return a cell for each view, all with the same figures."""
     cells: list[dict[str, Any]] = []
     for view, moments in spectra.items():
-        figures: Figures = dict.fromkeys(("rankme", "alpha", "dead"), math.nan)
+        figures: Figures = dict.fromkeys(MEASURES, math.nan)
         figures |= describe_spectrum(moments)
         if scatters:
             figures["lidar"] = lidar(scatters[view], num_crops) if view in scatters else math.nan

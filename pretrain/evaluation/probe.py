@@ -204,7 +204,7 @@ class SpectrumProbe:
         self._pass = Pass(accelerator, part.micro_batch_size, data.workers, name)
 
     def __call__(self, model: Any) -> Measured:
-        """Return `rankme`, `alpha` and `dead`, and those of patches; all ranks have to ask."""
+        """Return `MEASURES`, and those of patches; all ranks have to ask."""
         with open_to_parts(model):
             found = read_spectra(self._pass, model.encoder, self._samples, self._views)
         if found.unusable.is_all:

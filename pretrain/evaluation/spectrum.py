@@ -56,10 +56,15 @@ class Moments(NamedTuple):
         """The mean of the features' squares over vectors and dimensions, ()."""
         return self.gram.trace() / (self.number * len(self.gram))
 
+    @property
+    def floor(self) -> Tensor:
+        """The variance up to which it is rounding alone, ()."""
+        return _ROUNDING**2 * self.mean_square
+
 
 def describe_spectrum(moments: Moments) -> Figures:
-    """Return `rankme`, `alpha` and `dead` of features; what is not defined is left out."""
-    figures = {"rankme": rankme(moments), "alpha": alpha(moments), "dead": dead(moments)}
+    """Return what is measured of features by name; what is not defined is left out."""
+    figures = {name: measure(moments) for name, measure in MEASURES.items()}
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
@@ -74,6 +79,15 @@ def rankme(moments: Moments) -> float:
     rank = min(int(moments.number), len(moments.gram))
     squares = torch.linalg.eigvalsh(moments.gram)[-rank:]
     return _effective_rank(squares.clamp(min=0).sqrt())
+
+
+def rankme_centred(moments: Moments) -> float:
+    """Return the effective rank of features less their mean; NaN where they do not differ.
+
+    The mean counts as one of RankMe's directions, and may outweigh all others.
+    """
+    squares = torch.linalg.eigvalsh(moments.covariance)
+    return _effective_rank(squares.where(squares > moments.floor, 0).sqrt())
 
 
 def _effective_rank(values: Tensor) -> float:
@@ -92,8 +106,7 @@ def alpha(moments: Moments) -> float:
     range that its authors' library reptrix has.
     """
     values = torch.linalg.eigvalsh(moments.covariance).flip(0)
-    floor = _ROUNDING**2 * moments.mean_square
-    number = min(_LAST, int((values > floor).sum()), int(moments.number) - 1)
+    number = min(_LAST, int((values > moments.floor).sum()), int(moments.number) - 1)
     if number - _FIRST < _LEAST:
         return math.nan
     place = torch.arange(_FIRST + 1, number + 1, dtype=values.dtype, device=values.device)
@@ -110,8 +123,11 @@ def dead(moments: Moments) -> float:
     below a millionth of the features' root mean square, where it is rounding alone.
     """
     deviation = moments.covariance.diagonal().clamp(min=0).sqrt()
-    bound = torch.maximum(DEAD * deviation.mean(), _ROUNDING * moments.mean_square.sqrt())
+    bound = torch.maximum(DEAD * deviation.mean(), moments.floor.sqrt())
     return float((deviation < bound).double().mean())
+
+
+MEASURES = {"rankme": rankme, "rankme_centred": rankme_centred, "alpha": alpha, "dead": dead}
 
 
 class Scatter(NamedTuple):

@@ -139,7 +139,8 @@ def _cell(name: str, figure: dict[str, Any] | None) -> str:
     if name in _FORMATS:
         return f"{figure['mean']:{_FORMATS[name]}}"
     group, _, last = name.partition("/")
-    is_fraction = group not in ("train", "val") or last.startswith("accuracy")
+    is_loss = group in ("train", "val") and not last.startswith("accuracy")
+    is_fraction = not is_loss and not last.startswith(("rankme", "alpha"))
     scale, digits, unit = (100, 2, " %") if is_fraction else (1, 4, "")
     deviation = figure["deviation"]
     spread = "" if deviation is None else f" ± {scale * deviation:.{digits}f}"

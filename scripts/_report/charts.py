@@ -190,7 +190,10 @@ _FROZEN = (
     Plot(
         "Effective rank (RankMe)",
         "dimensions",
-        _pooled_and_patches("probe/rankme"),
+        (
+            *_pooled_and_patches("probe/rankme"),
+            _line("probe/rankme_centred", "of images, less their mean", "green", "joined", "^"),
+        ),
         "How many dimensions the features fill, without labels. A fall to near 1 is a collapse; "
         "else it compares runs of one objective, and more is not better for sure.",
     ),

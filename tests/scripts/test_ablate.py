@@ -22,6 +22,7 @@ from data.settings import UserError
 from data.storage.locations import take_lock
 from pretrain.records.logs import read_records
 from scripts import ablate, benchmark
+from scripts._ablate.table import _cell
 from scripts._benchmark import learn as learning
 from scripts._benchmark.installed import Package
 from tests.launching import Forked
@@ -400,6 +401,14 @@ def test_an_accuracy_is_of_the_block_where_its_mean_is_highest() -> None:
     assert learning.best_place(figures, "probe") == [0.3, 0.3]
     assert learning.best_place(figures, "finetune") == [0.5, 0.7]
     assert learning.best_place({}, "fewshot") == []
+
+
+def test_shares_are_in_percent_and_ranks_are_not() -> None:
+    figure = {"mean": 0.125, "deviation": 0.01}
+    for name in ("probe/knn", "probe/dead_patches", "val/accuracy_mask"):
+        assert _cell(name, figure) == "12.50 ± 1.00 %"
+    for name in ("probe/rankme", "probe/alpha_patches", "val/loss"):
+        assert _cell(name, figure) == "0.1250 ± 0.0100"
 
 
 def test_rows_that_the_benchmark_learn_does_not_know(learn: Path) -> None:

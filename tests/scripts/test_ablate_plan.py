@@ -14,8 +14,8 @@ from scripts._ablate.plan import Plan, arguments_of, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
-    *("learn", "learn_rates", "masks", "patch_size", "pooling", "positions", "ratio", "targets"),
-    "vilt",
+    *("learn", "learn_rates", "masks", "patch_size", "pooling", "positions", "ratio", "spectrum"),
+    *("targets", "vilt"),
 ]
 MINE: dict[str, Any] = {
     "config": "configs/pretrain/cifar10.yaml",

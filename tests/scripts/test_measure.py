@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import scripts.measure
 from data.settings import UserError
@@ -23,6 +24,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = EncoderConfig(
         name="vit_tiny_patch16_224", patch_size=4, embed_dim=32, depth=2, num_heads=2
     )
+    torch.manual_seed(1)  # not as the untrained one is drawn
     save_encoder(make_encoder(config, (16, 16)), folder)
     return folder
 
@@ -61,7 +63,7 @@ def test_the_table_has_a_row_a_layer_and_pooling(
     scripts.measure.main([*arguments, "--layers", "2", "--pooling", "class"])
     title, _, header, _, pooled, patches = capsys.readouterr().out.splitlines()
     assert title.endswith(f": 35 images of {arguments[1]}")
-    names = ["layer", "pooling", "rankme", "alpha", "dead", "lidar"]
+    names = ["layer", "pooling", "rankme", "rankme_centred", "alpha", "dead", "lidar"]
     assert [cell.strip() for cell in header.split("|")[1:-1]] == names
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (pooled, patches)]
     assert [row[:2] for row in rows] == [["2", "class"], ["2", "patches"]]

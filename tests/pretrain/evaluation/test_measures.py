@@ -11,6 +11,7 @@ from data.settings import UserError
 from pretrain.encoder.tokens import Normalise
 from pretrain.evaluation.features import PATCHES, read_tokens
 from pretrain.evaluation.measures import MeasureConfig, measure_images
+from pretrain.evaluation.spectrum import MEASURES
 from tests.pretrain.evaluation.test_features import tiny
 from tests.pretrain.evaluation.test_spectrum import plain_lidar
 from tests.pretrain.evaluation.test_unlabelled import AREA, NUM, crops_of
@@ -35,7 +36,7 @@ def test_without_crops_there_is_no_lidar_and_all_layers_are_read(shards: Path) -
     config = MeasureConfig(crops=0, workers=0)
     cells = measure_images(tiny(), f"{shards}/train-*.tar", config).cells
     assert [cell["layer"] for cell in cells] == [1, 1, 2, 2, 3, 3]
-    assert set(cells[0]) == {"layer", "pooling", "rankme", "alpha", "dead"}
+    assert set(cells[0]) == {"layer", "pooling", *MEASURES}
 
 
 REFUSED: list[tuple[Callable[[], MeasureConfig], str]] = [

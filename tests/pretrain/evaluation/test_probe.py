@@ -22,6 +22,7 @@ from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.evaluation.config import ProbeConfig
 from pretrain.evaluation.measures import MeasureConfig, measure_images
 from pretrain.evaluation.probe import Probe, SpectrumProbe
+from pretrain.evaluation.spectrum import MEASURES
 from pretrain.records.logs import read_records
 from tests.conftest import make_png
 from tests.launching import run_ranks
@@ -69,7 +70,7 @@ def unlabelled(shards: Path) -> str:
     return f"probe.images={shards}/train-*.tar"
 
 
-SPECTRUM = {"rankme", "alpha", "dead", "rankme_patches", "alpha_patches", "dead_patches"}
+SPECTRUM = {f"{name}{end}" for name in MEASURES for end in ("", "_patches")}
 WAYS: dict[str, tuple[int, list[str]]] = {
     "one": (1, []),
     "workers": (1, ["data.workers=2"]),
@@ -144,7 +145,7 @@ def test_without_labels_the_last_spectrum_is_what_the_script_says_of_the_encoder
     images = unlabelled.removeprefix("probe.images=")
     config = MeasureConfig(layers=(1,), crops=0, batch_size=5, workers=0)
     pooled, patches = measure_images(str(tmp_path / "run"), images, config).cells
-    for name in ("rankme", "alpha", "dead"):
+    for name in MEASURES:
         assert figures[f"probe/{name}"] == pytest.approx(pooled[name], rel=1e-5)
         assert figures[f"probe/{name}_patches"] == pytest.approx(patches[name], rel=1e-5)
 

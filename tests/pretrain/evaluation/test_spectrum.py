@@ -16,6 +16,7 @@ from pretrain.evaluation.spectrum import (
     describe_spectrum,
     lidar,
     rankme,
+    rankme_centred,
 )
 
 
@@ -51,6 +52,8 @@ def test_rankme_is_the_entropy_of_the_singular_values(count: int, width: int) ->
     p = singular / singular.sum() + 1e-7
     expected = np.exp(-(p * np.log(p)).sum())
     assert rankme(moments_of(values)) == pytest.approx(expected, rel=1e-7)
+    centred = moments_of(values.astype(np.float64) - values.mean(0, dtype=np.float64))
+    assert rankme_centred(moments_of(values)) == pytest.approx(rankme(centred), rel=1e-4)
 
 
 def test_rankme_of_what_is_known() -> None:
@@ -60,6 +63,7 @@ def test_rankme_of_what_is_known() -> None:
     assert rankme(moments_of(line)) == pytest.approx(1, abs=1e-3)
     axes = np.repeat(np.eye(8, 64), 100, axis=0)  # eight directions alike
     assert rankme(moments_of(axes)) == pytest.approx(8, abs=1e-3)
+    assert rankme_centred(moments_of(axes)) == pytest.approx(7, abs=1e-3)
 
 
 # ---------------------------------------------------------------- alpha-ReQ
@@ -85,7 +89,9 @@ def test_alpha_leaves_out_what_is_rounding_and_is_nothing_of_too_few_eigenvalues
     padded = np.pad(with_decay(300, 30, 1.5), [(0, 0), (0, 34)], constant_values=7)
     assert alpha(moments_of(padded)) == pytest.approx(1.5, abs=1e-6)
     assert math.isnan(alpha(moments_of(correlated(300, 14))))
-    assert set(describe_spectrum(moments_of(correlated(300, 14)))) == {"rankme", "dead"}
+    assert set(describe_spectrum(moments_of(correlated(300, 14)))) == {
+        *("rankme", "rankme_centred", "dead")
+    }
 
 
 # ---------------------------------------------------------------- dead dimensions
