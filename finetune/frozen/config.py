@@ -55,7 +55,7 @@ class ClassifiersConfig(FrozenConfig):
             default, value = getattr(ClassifiersConfig, key), getattr(self, key)
             require(
                 value == default or self._is_read(key),
-                f"probe.{key} is read by {' and '.join(heads)} alone; add one to probe.heads, or "
+                f"probe.{key} is read by {', '.join(heads)} alone; add one to probe.heads, or "
                 "leave it out",
             )
         self._require_positive("neighbours", "queries", "steps")

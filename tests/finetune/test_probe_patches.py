@@ -205,7 +205,7 @@ def _see_room() -> None:
         (["probe.heads=[]"], "probe.heads is empty; leave it out"),
         (
             ["probe.heads=[mlp]"],
-            "probe.heads=mlp is not one of linear, knn, attentive, efficient",
+            "probe.heads=mlp is not one of linear, knn, retrieval, attentive, eff",
         ),
         (["probe.heads=[attentive]", "probe.layers=[3]"], "probe.layers=3 is not in 1..2, the enc"),
         (
@@ -217,10 +217,10 @@ def _see_room() -> None:
             ["probe.heads=[attentive]", "probe.queries=4"],
             "probe.queries is read by efficient alone; add one to probe.heads, or leave it out",
         ),
-        (["probe.steps=9"], "probe.steps is read by attentive and efficient alone; add one to pro"),
+        (["probe.steps=9"], "probe.steps is read by attentive, efficient alone; add one to probe."),
         (
             ["probe.heads=[attentive]", "probe.poolings=[class]"],
-            "probe.poolings is read by linear and knn alone; add one to probe.heads, or leave it o",
+            "probe.poolings is read by linear, knn, retrieval alone; add one to probe.heads, or le",
         ),
         (["probe.heads=[attentive]", "probe.steps=0"], "probe.steps=0 must be above 0"),
         (["probe.heads=[attentive]", "probe.rates=[]"], "probe.rates=[] must be numbers above 0;"),
