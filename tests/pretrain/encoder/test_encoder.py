@@ -394,15 +394,17 @@ def test_tokens_between_blocks_are_narrow_under_autocast_alone() -> None:
 def _seen_by_blocks(encoder: VisionTransformer) -> dict[bool, list[torch.Tensor]]:
     """Return what enters each block's first norm, with autocast and without."""
     seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-    for is_on, kept in seen.items():
-        hooks = [
-            block.norm1.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0]))
-            for block in cast(Any, encoder).blocks
-        ]
+    is_on = False
+
+    def look(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        seen[is_on].append(given[0])
+
+    hooks = [block.norm1.register_forward_pre_hook(look) for block in cast(Any, encoder).blocks]
+    for is_on in seen:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_on):
             encode(encoder, embed(encoder, images()))
-        for hook in hooks:
-            hook.remove()
+    for hook in hooks:
+        hook.remove()
     return seen
 
 
