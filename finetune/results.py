@@ -152,16 +152,26 @@ def best_cell(run: str) -> dict[str, Any]:
     return min(cells, key=lambda cell: cell[_HELD_OUT]) | {"num_val": result["num_val"]}
 
 
-def make_table(cells: list[dict[str, Any]]) -> str:
-    """Return a Markdown table with a row a cell; what has a deviation shows it.
+def table_rows(cells: list[dict[str, Any]]) -> list[list[str]]:
+    """Return a header, and a row a cell; what has a deviation shows it.
 
-    What a cell has not, such as k-NN of patches, is left empty.
+    What a cell has not, such as k-NN of patches, is left empty; lists, such as a figure of each
+    class, are left out.
     """
-    names = dict.fromkeys(name for cell in cells for name in cell)
-    names = [name for name in names if not name.startswith("deviation/")]
+    names = dict.fromkeys(
+        name
+        for cell in cells
+        for name, value in cell.items()
+        if not (name.startswith("deviation/") or isinstance(value, list))
+    )
     header = [name.removeprefix("accuracy/").removeprefix("iou/") for name in names]
-    rows = [header, *([_shown(cell, name) for name in names] for cell in cells)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(names))]
+    return [header, *([_shown(cell, name) for name in names] for cell in cells)]
+
+
+def make_table(cells: list[dict[str, Any]]) -> str:
+    """Return `table_rows` as a Markdown table."""
+    rows = table_rows(cells)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     lines = (
         " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))

@@ -9,8 +9,8 @@ shows reconstructions of validation images, written to RUN/reconstructions.png t
 encoder has learnt: nearest images, filters, position embeddings, attention; for one on images and
 captions, pairs with what the model answers, and heat maps of words. Start the script from the
 folder in which the run was started, so that its shards are found. What lies in
-RUN/fewshot/result.json, RUN/fewshot-untrained/result.json, RUN/finetune*/result.json and
-RUN/scratch*/result.json is shown too.
+RUN/fewshot, RUN/probe and RUN/dense, in the same with -untrained behind it, in RUN/finetune*/
+and RUN/scratch*/ (result.json) is shown too.
 
 Several runs, all of pretraining or all of fine-tuning, are set side by side: what differs in their
 configurations, last figures, curves over each other, and each run's pictures.

@@ -11,7 +11,7 @@ from scripts._report.drawing import chart
 from scripts._report.figures import Section
 from scripts._report.history import Run
 from scripts._report.pictures import pictures
-from scripts._report.results import few_shot, fine_tuning
+from scripts._report.results import few_shot, fine_tuning, frozen
 
 _FIGURES = {
     "loss": "Loss ({unit})",
@@ -54,6 +54,7 @@ def sections(run: Run, num_images: int) -> Iterator[Section]:
     elif not run.is_tuned:
         yield Section("Pictures", notes=("They are drawn once the run has ended.",))
     yield few_shot(run.folder)
+    yield from frozen(run.folder)
     yield fine_tuning(run.folder)
     text = (run.folder / "config.yaml").read_text(encoding="utf-8")
     yield Section("Configuration", details("config.yaml", text))

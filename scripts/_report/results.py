@@ -1,20 +1,23 @@
 """Results that lie in a run's folder: few-shot accuracy, and fine-tuning from it."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data.text import count
-from finetune.results import name_encoder
-from pretrain.pictures.page import table
-from scripts._report.drawing import chart
-from scripts._report.figures import Line, Plot, Section
+from finetune.results import name_encoder, table_rows
+from pretrain.pictures.page import as_image, table
+from scripts._report.drawing import chart, wrapped
+from scripts._report.figures import Figure, Line, Plot, Section, file_name
 from scripts._report.findings import percent
 from scripts._report.history import read_json
 
 Cell = dict[str, Any]
 
 _FEW_SHOT = {"pretrained": "fewshot/result.json", "untrained": "fewshot-untrained/result.json"}
+_RESULT, _PREDICTIONS = "result.json", "predictions.png"
+_FROZEN = {"Frozen features": "probe", "Classes of pixels": "dense"}  # each in a folder of its name
 _POOLINGS = {"average": ("blue", "o"), "class": ("orange", "s"), "both": ("green", "^")}
 _IMAGES = ("data.train.sha256", "num_train", "data.val.sha256", "num_val")  # of a result
 _SHOWN_SHOTS = 5  # the paper's
@@ -25,6 +28,47 @@ _ACCURACIES = {
     "accuracy_balanced": "Mean over classes",
     "map": "Mean average precision",
 }
+
+
+# ---------------------------------------------------------------- probe and dense evaluation
+
+
+def frozen(folder: Path) -> Iterator[Section]:
+    """Show what `probe.py` and `dense.py` left in a run's folder, of both encoders."""
+    for title, name in _FROZEN.items():
+        found = {
+            kind: folder / f"{name}{suffix}"
+            for kind, suffix in (("pretrained", ""), ("untrained", "-untrained"))
+        }
+        found = {kind: of for kind, of in found.items() if (of / _RESULT).is_file()}
+        cells = [
+            {"encoder": kind, **cell}
+            for kind, of in found.items()
+            for cell in _cells(read_json(of / _RESULT))
+        ]
+        header, *rows = table_rows(cells)
+        pictures = [_predictions(kind, of) for kind, of in found.items()]
+        shown = tuple(picture for picture in pictures if picture is not None)
+        yield Section(title, table(header, rows) if rows else "", shown)
+
+
+def _predictions(kind: str, folder: Path) -> Figure | None:
+    """Return the picture of predicted masks, where there is one."""
+    path = folder / _PREDICTIONS
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    title = f"Predicted classes of pixels, {kind}"
+    alt = f"{title}: images, their masks, and what the best head makes of them"
+    return Figure(
+        title,
+        file_name(title),
+        as_image(content, alt),
+        "Validation images, their masks, and the classes that the best layer and head name, on "
+        "features of patches that are frozen. Outlines can be no finer than the patches.",
+        lambda suffix: content if suffix == "png" else wrapped(content),
+        is_wide=True,
+    )
 
 
 # ---------------------------------------------------------------- few-shot

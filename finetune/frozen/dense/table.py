@@ -47,7 +47,6 @@ def make_tables(cells: list[Cell], names: list[str], pixels: list[float]) -> str
         names: Of the classes.
         pixels: By class, its share of the validation images' pixels.
     """
-    rows = [{k: v for k, v in cell.items() if not k.endswith("_by_class")} for cell in cells]
     best = cells[best_of(cells)]
     by_class = [
         {
@@ -63,6 +62,6 @@ def make_tables(cells: list[Cell], names: list[str], pixels: list[float]) -> str
     absent = f" No mask of data.val has {', '.join(left_out)}." if left_out else ""
     what = f"mIoU and class_accuracy are means over the {len(by_class)} classes of data.val's masks"
     return (
-        f"{make_table(rows)}\n{what}.{absent} By class, layer {best['layer']}, {best['head']}:\n\n"
+        f"{make_table(cells)}\n{what}.{absent} By class, layer {best['layer']}, {best['head']}:\n\n"
         f"{make_table(by_class)}"
     )
