@@ -12,7 +12,7 @@ help:
 	@echo "make demo      the whole job on 8 photographs, 3 minutes on 2 CPU cores"
 	@echo "make demo-vilt   images with captions, on drawn scenes, 2:20 minutes on 2 CPU cores"
 	@echo "make quick     unit tests that start no process, 90 seconds on 2 CPU cores"
-	@echo "make test      the test suite, about 12 minutes on 2 CPU cores"
+	@echo "make test      the test suite, about 15 minutes on 2 CPU cores"
 	@echo "make test-faults   kills, crashes and bad data in their long forms, under 60 minutes"
 	@echo "make test-lowest   the test suite on Python 3.11 with the lowest versions we allow"
 	@echo "make test-newest   the test suite on Python 3.13 with the newest versions there are"

@@ -50,6 +50,7 @@ def test_an_option_that_is_not_given_has_its_default() -> None:
     assert expected.threads == 0
 
 
+@pytest.mark.faults
 def test_variants_measures_a_step_with_other_keys(tmp_path: Path) -> None:
     config = SCRIPT.parents[1] / "configs/pretrain/cifar10.yaml"
     keys = ["encoder.sees_masked=false corruption.ratio=0.75", "encoder.position=relative"]

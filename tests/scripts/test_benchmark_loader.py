@@ -60,6 +60,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Images:
 # ---------------------------------------------------------------- as a user starts it
 
 
+@pytest.mark.faults
 def test_it_measures_speeds_without_shards(tmp_path: Path) -> None:
     path = tmp_path / "loader.json"
     done = run(*SHORT, "--against=pil_uint8,webdataset_ours", f"--json={path}")

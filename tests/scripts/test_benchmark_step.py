@@ -52,6 +52,7 @@ def subject_of(config: str, precision: str = "fp32", **others: Any) -> Subject:
 # ---------------------------------------------------------------- step
 
 
+@pytest.mark.faults
 def test_step_measures_speed_share_of_the_peak_and_memory(config: str, tmp_path: Path) -> None:
     path = tmp_path / "step.json"
     others = [name for name in INSTALLED if name == "vit_pytorch"]  # the others import for long

@@ -23,6 +23,7 @@ class Form:
     Attributes:
         subjects: The encoders whose steps are measured, by what they are called.
         of_run: The one whose runs from shards are measured.
+        objectives: By which those runs train.
         small: The encoder for small images, trained in a run.
         num_small: Small images in its shards.
         workers: Loader processes of the runs.
@@ -34,6 +35,7 @@ class Form:
 
     subjects: dict[str, Subject]
     of_run: str
+    objectives: tuple[str, ...]
     small: Subject
     num_small: int
     workers: int
@@ -52,14 +54,25 @@ def whole(folder: Path) -> Form:
     small = Subject(_small_encoder(folder, ""), 32, 1024, "bf16", True, 0)
     most = max(1, usable_cores() - 2)  # one core is the trainer's, one the system's
     loaders = sorted({most, *(number for number in (1, 2, 4, 8) if number < most)})
-    return Form(subjects, "B/16", small, 20_000, most, tuple(loaders), tuple(KERNELS), 3, 2.0)
+    return Form(
+        subjects,
+        "B/16",
+        ("paper", "words"),
+        small,
+        20_000,
+        most,
+        tuple(loaders),
+        tuple(KERNELS),
+        3,
+        2.0,
+    )
 
 
 def short(folder: Path) -> Form:
     """Return the form for a CPU, which shows that each row still runs: tiny, not compiled."""
     encoder = _small_encoder(folder, ", embed_dim: 32, depth: 2, num_heads: 2")
     tiny = Subject(encoder, 32, 4, "bf16", False, 1)
-    return Form({"tiny": tiny}, "tiny", tiny, 64, 0, (1,), ("flash",), 1, 0.05)
+    return Form({"tiny": tiny}, "tiny", ("paper",), tiny, 64, 0, (1,), ("flash",), 1, 0.05)
 
 
 def _small_encoder(folder: Path, sizes: str) -> str:

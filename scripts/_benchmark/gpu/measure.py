@@ -187,13 +187,13 @@ def _measure_attention(form: Form, found: Found, end: float) -> None:
 
 def _measure_runs(form: Form, folder: Path, found: Found, end: float) -> None:
     """Measure a run from a shard of photographs over its own bare step, by each objective."""
-    names = [f"{name} {form.of_run} run" for name in rows.OURS]
+    names = [f"{name} {form.of_run} run" for name in form.objectives]
     shard = _made(found, names, partial(make_photograph_shard, folder))
     if shard is None:
         return
     options = rows.run_options(form, form.subjects[form.of_run], [shard])
     budget = Budget(end - monotonic(), [1.0] * len(names))
-    for row, name in zip(names, rows.OURS, strict=True):
+    for row, name in zip(names, form.objectives, strict=True):
         _measure_run(row, options, folder / row, found, budget.next_end(), name == "words", False)
 
 
