@@ -45,10 +45,19 @@ _GRACE = 5  # seconds that a launcher gives the other ranks to end by themselves
 Prepare = Callable[[], None]
 
 
+def _own_media() -> None:
+    """Take an own folder for wandb's pictures: all forks have the server's, and one removes it."""
+    wandb: Any = sys.modules.get("wandb.sdk.data_types._private")
+    if wandb is not None:
+        wandb.MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")
+
+
 def _be_rank(
     script: str, arguments: list[str], environment: dict[str, str], log: Path, prepare: Prepare
 ) -> None:
     os.setsid()
+    if "WANDB_MODE" in environment:
+        _own_media()
     multiprocessing.set_start_method("fork", force=True)  # loader processes as users have them
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)

@@ -68,11 +68,11 @@ def test_a_slow_device_stays_at_small_matrices(monkeypatch: pytest.MonkeyPatch) 
 
     def slow(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
         sides.append(len(left))
-        time.sleep(0.01 * (len(left) / 256) ** 3)
+        time.sleep(0.003 * (len(left) / 256) ** 3)
         return multiply(left, right, out=out)
 
     monkeypatch.setattr(torch, "mm", slow)
-    matrix_peak(CPU, "fp32", 0.2)
+    matrix_peak(CPU, "fp32", 0.1)
     assert set(sides) == {256}
     sides.clear()
     matrix_peak(CPU, "fp32", 0.8)
