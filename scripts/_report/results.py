@@ -15,7 +15,7 @@ from scripts._report.history import read_json
 
 Cell = dict[str, Any]
 
-_FEW_SHOT = {"pretrained": "fewshot/result.json", "untrained": "fewshot-untrained/result.json"}
+_ENCODERS = {"pretrained": "", "untrained": "-untrained"}  # and the ends of their folders' names
 _RESULT, _PREDICTIONS = "result.json", "predictions.png"
 _FROZEN = {"Frozen features": "probe", "Classes of pixels": "dense"}  # each in a folder of its name
 _POOLINGS = {"average": ("blue", "o"), "class": ("orange", "s"), "both": ("green", "^")}
@@ -36,11 +36,7 @@ _ACCURACIES = {
 def frozen(folder: Path) -> Iterator[Section]:
     """Show what `probe.py` and `dense.py` left in a run's folder, of both encoders."""
     for title, name in _FROZEN.items():
-        found = {
-            kind: folder / f"{name}{suffix}"
-            for kind, suffix in (("pretrained", ""), ("untrained", "-untrained"))
-        }
-        found = {kind: of for kind, of in found.items() if (of / _RESULT).is_file()}
+        found = _measured(folder, name)
         cells = [
             {"encoder": kind, **cell}
             for kind, of in found.items()
@@ -128,8 +124,14 @@ def shown_shots(shots: list[int]) -> int:
 
 
 def _read_few_shot(folder: Path) -> dict[str, dict[str, Any]]:
-    paths = {name: folder / file for name, file in _FEW_SHOT.items()}
-    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    found = _measured(folder, "fewshot")
+    return {kind: read_json(of / _RESULT) for kind, of in found.items()}
+
+
+def _measured(folder: Path, name: str) -> dict[str, Path]:
+    """Return the folder of a measure's result by what the encoder was, where there is one."""
+    folders = {kind: folder / f"{name}{suffix}" for kind, suffix in _ENCODERS.items()}
+    return {kind: of for kind, of in folders.items() if (of / _RESULT).is_file()}
 
 
 def _cells(result: dict[str, Any]) -> list[Cell]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from data.settings import UserError
 from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.pictures.patches import patch_features, similarities
-from scripts._report.patches.section import TITLE, Take, patches
+from scripts._report.learnt import Take
+from scripts._report.patches.section import TITLE, patches
 
 
 def taker(channels: int, num: int = 8, side: int = 32) -> Take:

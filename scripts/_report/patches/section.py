@@ -1,7 +1,6 @@
 """What the features of patches are like, in a section of a report."""
 
 from base64 import b64encode
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from html import escape
@@ -25,8 +24,7 @@ from pretrain.pictures.patches import (
 )
 from scripts._report.drawing import drawn
 from scripts._report.figures import Figure, Section
-
-Take = Callable[[int], tuple[Tensor, Tensor]]
+from scripts._report.learnt import Take
 
 TITLE = "What its patches are like"
 _NUM_IMAGES, _NUM_LAYERS = 4, 4
