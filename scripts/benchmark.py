@@ -4,7 +4,7 @@
     python scripts/benchmark.py run [SHARDS ...] [--processes 2] [--json run.json] [--png run.png]
     python scripts/benchmark.py variants CONFIG.yaml --variant 'key=value ...' [--variant ...]
     python scripts/benchmark.py loader [SHARDS ...] [--against dali,timm]
-    python scripts/benchmark.py gpu [--minutes 9] [--parts B/16,run] [--json gpu.json]
+    python scripts/benchmark.py gpu [--minutes 25] [--parts B/16,run] [--json gpu.json]
     python scripts/benchmark.py learn [--minutes 10] [--seeds 0,1,2] [--json learn.json]
     python scripts/benchmark.py compare RECORDED.json|FOLDER NEW.json|FOLDER [...]
     python scripts/benchmark.py page FOLDER

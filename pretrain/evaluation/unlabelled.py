@@ -67,8 +67,8 @@ def check_number(images: Manifest, encoder: VisionTransformer, pooling: str, nam
     width = encoder.embed_dim * (2 if pooling == "both" else 1)
     require(
         images.num_samples >= width,
-        f"{name}: {count(images.num_samples, 'image')} for features of {width} dimensions, whose "
-        "rank would count the images; name as many images or more",
+        f"{name}: {count(images.num_samples, 'image')} for features of {width} dimensions; no rank "
+        f"is above the number of images, so name {width:,} images or more",
     )
 
 

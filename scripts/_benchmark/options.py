@@ -152,7 +152,7 @@ class LearnOptions:
 class GpuOptions:
     """Options of `gpu`."""
 
-    minutes: float = option(9, "of all, at most; what hangs is ended", type=_duration)
+    minutes: float = option(25, "of all, at most; what hangs is ended", type=_duration)
     short: bool = option(
         False,
         "a tiny encoder, seconds a row; by itself where there is no CUDA device",

@@ -51,7 +51,7 @@ REFUSED: list[tuple[Callable[[], MeasureConfig], str]] = [
     (lambda: MeasureConfig(pooling="max"), "pooling=max is not one of average, class, both"),
     (
         lambda: MeasureConfig(pooling="both"),
-        "images: 36 images for features of 64 dimensions, whose rank would count the images; name",
+        "images: 36 images for features of 64 dimensions; no rank is above the number of images",
     ),
 ]
 

@@ -227,8 +227,8 @@ def test_fewer_images_than_dimensions_are_refused(
 ) -> None:
     text = refusal([*arguments, f"probe.images={shards}/val-0.tar"], tmp_path / "run")
     assert text == (
-        "probe.images: 10 images for features of 32 dimensions, whose rank would count the images; "
-        "name as many images or more"
+        "probe.images: 10 images for features of 32 dimensions; no rank is above the number of "
+        "images, so name 32 images or more"
     )
 
 
