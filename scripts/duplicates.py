@@ -88,6 +88,11 @@ def _check(options: argparse.Namespace) -> None:
         f"--top={top} is above {MOST_PAIRS:,}, the most pairs that are kept; lower it",
     )
     require(
+        keep is None or top is None,
+        f"--keep={keep} with --top: the most alike pairs may be no duplicates, and images would be "
+        f"left out; give --threshold, such as {_THRESHOLD}",
+    )
+    require(
         keep is None or is_list(str(keep)),
         f"--keep={keep} does not end in .txt, by which a list of paths is known; name it so",
     )

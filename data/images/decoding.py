@@ -167,7 +167,7 @@ def _decode_plainly(content: bytes, channels: int) -> Tensor:
     except UnidentifiedImageError as error:
         raise UnreadableImage(_unidentified(content, channels)) from error
     except Exception as error:  # on damaged bytes Pillow raises nearly anything, MemoryError too
-        raise UnreadableImage(f"cannot be decoded: {_reason(error)}") from error
+        raise UnreadableImage(f"cannot be decoded: {reason_of(error)}") from error
 
 
 def _unidentified(content: bytes, channels: int) -> str:
@@ -180,7 +180,7 @@ def _unidentified(content: bytes, channels: int) -> str:
     return "no image format that Pillow knows"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return what an error says, without what differs from process to process."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"{first_line(error).partition(', could be')[0]}; {TOO_LARGE}"

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from data.disks import first_line
 from data.images.boxes import Box
-from data.images.decoding import open_image
+from data.images.decoding import open_image, reason_of
 from data.images.levels import UnreadableImage
 from data.images.limits import check_size
 
@@ -23,14 +22,14 @@ def decode_mask(content: bytes) -> np.ndarray:
         check_size(image.width, image.height, channels=1)
         if image.format != "PNG" or image.mode not in _NUMBERED:
             raise UnreadableImage(
-                f"is {image.format} of mode {image.mode}, not a grey or palette PNG of 8 bits, "
+                f"is a {image.format} of mode {image.mode}, not a grey or palette PNG of 8 bits, "
                 "whose values are class numbers"
             )
         values = np.array(image, np.uint8)
     except UnreadableImage:
         raise
     except Exception as error:  # on damaged bytes Pillow raises nearly anything
-        raise UnreadableImage(f"cannot be decoded: {first_line(error)}") from error
+        raise UnreadableImage(f"cannot be decoded: {reason_of(error)}") from error
     depth = content[_PNG_DEPTH]
     if image.mode == "L" and depth < 8:  # Pillow scales grey of fewer bits to 8
         values //= np.uint8(255 // (2**depth - 1))

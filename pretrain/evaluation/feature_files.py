@@ -9,7 +9,7 @@ import importlib
 import io
 import math
 import tempfile
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,7 @@ from data.shards import atomic_write
 from data.text import printable
 
 HEADER = ("row", "key")  # of each table, before the numbers
+_COLUMNS = ("key", "features")  # of parquet
 ENDINGS = (".npy", ".csv", ".parquet")
 _CSV_BYTES = 9  # of a number at least, as features go: 0.123456
 Rows = Iterable[tuple[Sequence[str], np.ndarray]]  # names and features, part after part
@@ -61,19 +62,41 @@ def require_format(out: Path, is_of_patches: bool) -> None:
 
 
 def require_place(out: Path) -> None:
-    """Refuse, before an image is read, a place that takes no file or holds another's table."""
+    """Refuse, before an image is read, a place that takes no file or holds another's."""
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.parent).close()
-    table = out.with_suffix(".csv")
-    if out.suffix == ".parquet" or not table.exists():
-        return
-    with writing(out), table.open("rb") as file:
-        require(
-            file.readline(99).startswith(",".join(HEADER).encode()),
-            f"--out={out} would replace {table}, which this command has not written; give another "
-            "name, or move that file away",
-        )
+        files = [out, out.with_suffix(".csv")] if out.suffix == ".npy" else [out]
+        for path in files:
+            require_own(path, _is_own, f"--out={out}")
+
+
+def require_own(path: Path, is_own: Callable[[Path], bool], option: str) -> None:
+    """Raise `UserError` where a file is there that would be replaced and is none of ours."""
+    require(
+        not path.exists() or is_own(path),
+        f"{option} would replace {printable(str(path))}, which this command has not written; give "
+        "another name, or move that file away",
+    )
+
+
+def begins_with(path: Path, columns: Sequence[str]) -> bool:
+    """Tell whether a table begins with these columns."""
+    with path.open("rb") as file:
+        return file.readline(99).startswith(",".join(columns).encode())
+
+
+def _is_own(path: Path) -> bool:
+    """Tell whether a file is as `write_features` leaves it."""
+    if path.suffix == ".npy":
+        return path.with_suffix(".csv").exists()  # which is looked at, too
+    if path.suffix == ".csv":
+        return begins_with(path, HEADER)
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    try:
+        return parquet.read_schema(path).names == list(_COLUMNS)
+    except ValueError:  # it is no parquet
+        return False
 
 
 def count_bytes(out: Path, size: Size) -> int:
@@ -140,7 +163,7 @@ def _write_parquet(file: BinaryIO, rows: Rows, size: Size) -> None:
     kind = pyarrow.from_numpy_dtype(size.dtype)
     for side in reversed(size.shape):
         kind = pyarrow.list_(kind, side)
-    schema = pyarrow.schema([("key", pyarrow.string()), ("features", kind)])
+    schema = pyarrow.schema(list(zip(_COLUMNS, (pyarrow.string(), kind), strict=True)))
     with parquet.ParquetWriter(file, schema) as writer:
         for names, values in rows:
             features = pyarrow.array(values.reshape(-1))

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from data.batch import Request
+from data.batch import Batch, Request
 from data.index.files import FileTable
 from data.index.manifest import Manifest
 from data.index.open import load_index
 from data.index.tables import folder_of
 from data.samples import Samples
-from data.settings import UserError
+from data.settings import UserError, require
 from data.text import escaped, printable
 from pretrain.pictures.draw import rgb
 from pretrain.pictures.page import as_image, lead
@@ -66,7 +66,7 @@ class Archive:
             features: Where they are from, for messages.
 
         Raises:
-            UserError: They are of other images.
+            UserError: They are of other images, or an image that can be read has none.
         """
         positions: list[int] = []
         for position in range(len(self)):
@@ -80,7 +80,16 @@ class Archive:
                 f"MODEL={features} holds features of {other}, and IMAGES has no such image, or in "
                 "another place; name the images of which embed.py wrote them"
             )
+        for position in sorted(set(range(len(self))) - set(positions)):
+            require(
+                bool(self._read(position).bad),
+                f"MODEL={features} has no features of {printable(self._samples.name(position))}, "
+                "which is in IMAGES; give the encoder in its place",
+            )
         return positions
+
+    def _read(self, position: int) -> Batch:
+        return self._samples[Request(0, position, position + 1)]
 
     def file(self, position: int) -> Listed:
         """Return an image's file."""
@@ -98,7 +107,7 @@ class Archive:
 
     def picture(self, position: int, name: str) -> str:
         """Return an image as the encoder sees it, as an `<img>`; in words what cannot be read."""
-        batch = self._samples[Request(0, position, position + 1)]
+        batch = self._read(position)
         if batch.bad:
             return lead(batch.bad[0].reason)
         picture = Image.fromarray(rgb(batch.tensors["image"])[0].permute(1, 2, 0).numpy())

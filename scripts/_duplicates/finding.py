@@ -21,7 +21,13 @@ from pretrain.training.launch import start
 from scripts._duplicates.archive import Archive
 from scripts._duplicates.found import Found
 from scripts._duplicates.page import make_duplicates_page
-from scripts._duplicates.tables import write, write_groups, write_list, write_pairs
+from scripts._duplicates.tables import (
+    require_own_files,
+    write,
+    write_groups,
+    write_list,
+    write_pairs,
+)
 
 _FEATURES = "features.npy"
 
@@ -52,6 +58,7 @@ def find_duplicates(options: argparse.Namespace) -> None:
     """
     out: Path = options.out
     require_place(out / _FEATURES)
+    require_own_files(out, options.keep)
     is_model = Path(options.model).suffix != ".npy"
     compared = _read(options) if is_model else _open(options)
     if compared is None:  # another rank than the first

@@ -10,7 +10,26 @@ from data.disks import explain
 from data.settings import UserError, require
 from data.shards import atomic_write
 from data.text import printable
+from pretrain.evaluation.feature_files import begins_with, require_own, writing
 from scripts._duplicates.found import Found
+
+
+_PAIRS = ("similarity", "key", "other_key", "group")
+_GROUPS = ("group", "key")
+
+
+def require_own_files(out: Path, keep: Path | None) -> None:
+    """Raise `UserError` where a file would be replaced that this command has not written."""
+    pairs, option = out / "pairs.csv", f"--out={out}"
+    with writing(out):
+        require_own(pairs, lambda path: begins_with(path, _PAIRS), option)
+        require_own(out / "groups.csv", lambda path: begins_with(path, _GROUPS), option)
+        require_own(out / "pairs.html", lambda _: pairs.exists(), option)
+    require(
+        keep is None or not keep.exists(),
+        f"--keep={keep} is there already, and may be a list of your own; give another name, or "
+        "remove it",
+    )
 
 
 def write(path: Path, content: bytes) -> None:
@@ -34,13 +53,13 @@ def write_pairs(path: Path, found: Found) -> None:
         [f"{similarity:.6f}", names[first], names[second], found.groups[first]]
         for similarity, first, second in zip(*columns, strict=True)
     )
-    write(path, _table(["similarity", "key", "other_key", "group"], rows))
+    write(path, _table(_PAIRS, rows))
 
 
 def write_groups(path: Path, found: Found) -> None:
     """Write a row an image of a group."""
     rows = ([group, found.names[place]] for group, own in found.members.items() for place in own)
-    write(path, _table(["group", "key"], rows))
+    write(path, _table(_GROUPS, rows))
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:

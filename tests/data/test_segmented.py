@@ -103,8 +103,10 @@ def test_each_bad_sample_is_named_with_its_reason(tmp_path: Path) -> None:
     assert reasons["unknown"] == (
         ".seg.png has 3, 77, which is neither one of 3 classes nor data.ignored=9"
     )
-    assert reasons["colours"].startswith(".seg.png: is PNG of mode RGB, not a grey or palette PNG")
-    assert reasons["deep"].startswith(".seg.png: is PNG of mode I;16, not a grey")
+    assert reasons["colours"].startswith(
+        ".seg.png: is a PNG of mode RGB, not a grey or palette PNG"
+    )
+    assert reasons["deep"].startswith(".seg.png: is a PNG of mode I;16, not a grey")
     assert reasons["cut"].startswith(".seg.png: cannot be decoded: ")
     assert reasons["bad-image"] == "no image format that Pillow knows"
     assert all("\n" not in reason for reason in reasons.values())

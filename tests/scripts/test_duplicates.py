@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -211,12 +212,47 @@ def test_the_page_asks_for_nothing_and_fits_the_screen(found: Path, tmp_path: Pa
         (["--top", "2000000"], "--top=2000000 is above 1,000,000, the most pairs that are kept"),
         (["--top", "3", "--threshold", "0.9"], "not allowed with argument"),
         (["--keep", "mine.csv"], "--keep=mine.csv does not end in .txt, by which a list"),
+        (["--keep", "k.txt", "--top", "3"], "--keep=k.txt with --top: the most alike pairs may be"),
     ],
 )
 def test_a_mistake_in_an_option_is_told_at_once(options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         scripts.duplicates.main(["none", "none", "--out", "nowhere", *options])
     assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "groups.csv", "pairs.html", "features.npy"])
+def test_a_file_of_the_users_is_not_replaced(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / name
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=f"would replace .*{name}, which this command has not"):
+        scripts.duplicates.main(["none", "none", "--out", str(tmp_path)])
+    assert mine.read_text() == "mine"
+
+
+def test_a_list_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("a.jpg\n")
+    arguments = ["none", "none", "--out", str(tmp_path / "out"), "--keep", str(mine)]
+    with pytest.raises(UserError, match=r"--keep=.*mine.txt is there already, and may be a list"):
+        scripts.duplicates.main(arguments)
+    assert mine.read_text() == "a.jpg\n"
+
+
+def test_an_image_that_came_after_the_features_is_not_left_out_in_silence(
+    found: Path, archive: Path, tmp_path: Path
+) -> None:
+    later = tmp_path / archive.name
+    shutil.copytree(archive, later)
+    (later / "a/zz.txt").write_text("no image")
+    find(found / "features.npy", later, tmp_path / "out")  # as before: it is no image
+    (later / "a/zz.jpg").write_bytes(b"damaged")
+    find(found / "features.npy", later, tmp_path / "out")  # it can have no features
+    shutil.copy(next(later.glob("a/0*.jpg")), later / "a/zzz.jpg")
+    with pytest.raises(
+        UserError, match=r"npy has no features of .*zzz.jpg, which is in IMAGES; give"
+    ):
+        find(found / "features.npy", later, tmp_path / "out")
 
 
 def test_features_of_other_images_and_lists_of_shards_are_refused(

@@ -178,6 +178,18 @@ def test_a_table_of_the_users_is_refused_before_an_image_is_read(tmp_path: Path,
     assert mine.read_text().startswith("photo")
 
 
+@pytest.mark.parametrize("name", ["mine.npy", "mine.parquet"])
+def test_an_array_of_the_users_is_refused_before_an_image_is_read(
+    tmp_path: Path, name: str
+) -> None:
+    pytest.importorskip("pyarrow")
+    mine = tmp_path / name
+    mine.write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"would replace .*/{name}, which this command has not"):
+        scripts.embed.main(["none", "none", "--out", str(mine)])
+    assert mine.read_bytes() == b"mine"
+
+
 def test_a_place_that_takes_no_file_is_told_before_an_image_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,5 +51,5 @@ def _as_grey(content: bytes) -> bytes:
 def test_a_jpeg_is_no_mask() -> None:
     content = io.BytesIO()
     Image.fromarray(VALUES).save(content, "JPEG")
-    with pytest.raises(UnreadableImage, match="is JPEG of mode L, not a grey or palette PNG"):
+    with pytest.raises(UnreadableImage, match="is a JPEG of mode L, not a grey or palette PNG"):
         decode_mask(content.getvalue())
