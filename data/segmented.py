@@ -25,7 +25,6 @@ from data.shards import MASK_EXTENSION
 from data.text import name_some, printable
 
 IGNORED = 255  # in a batch, of pixels that count in no figure, whatever number the shards have
-MOST_CLASSES = IGNORED
 
 
 class SegmentedSamples(Samples):

@@ -1,5 +1,6 @@
 """The keys of fine-tuning, and of measuring a frozen encoder."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -151,6 +152,15 @@ class LayersConfig:
             value = getattr(self, key)
             require(value > 0, f"{self.group}.{key}={value} must be above 0")
 
+    def _require_read(self, readers: Mapping[str, Sequence[str]], heads: Sequence[str]) -> None:
+        """Refuse a key other than its default that none of the heads reads."""
+        for key, own in readers.items():
+            require(
+                getattr(self, key) == getattr(type(self), key) or bool({*own} & {*heads}),
+                f"{self.group}.{key} is read by {', '.join(own)} alone; add one to "
+                f"{self.group}.heads, or leave it out",
+            )
+
     def numbers(self, depth: int) -> list[int]:
         """Return the asked blocks of an encoder that has `depth`."""
         if self.layers == "all":
@@ -235,6 +245,12 @@ def check_data(data: LabelledDataConfig) -> None:
         data.augment is None,
         f"data.augment={data.augment}, but a frozen encoder sees images as they are; leave it out",
     )
+    require(
+        data.crop_area == LabelledDataConfig.crop_area,
+        f"data.crop_area={list(data.crop_area)}, but a frozen encoder sees no random crops; leave "
+        "it out",
+    )
+    require(not data.trace, "data.trace=true, but a frozen encoder takes no steps; leave it out")
     require(
         not data.balance,
         "data.balance=true, but a frozen encoder is measured by all images alike; leave it out, "

@@ -46,6 +46,7 @@ def main(arguments: list[str], command: str = "python finetune/probe.py") -> Non
     if found is None:
         return
     print(found.text, end="")
+    judge.say_edges(found.cells)
     folder = save_best(found, judge.probes)
     if folder is not None:
         place = quote(str(folder))

@@ -51,13 +51,7 @@ class ClassifiersConfig(FrozenConfig):
                 head in _POOLED_HEADS + PATCH_HEADS,
                 f"probe.heads={head} is not one of {', '.join(_POOLED_HEADS + PATCH_HEADS)}",
             )
-        for key, heads in _READERS.items():
-            default, value = getattr(ClassifiersConfig, key), getattr(self, key)
-            require(
-                value == default or self._is_read(key),
-                f"probe.{key} is read by {', '.join(heads)} alone; add one to probe.heads, or "
-                "leave it out",
-            )
+        self._require_read(_READERS, self.heads)
         self._require_positive("neighbours", "queries", "steps")
         for key in ("penalties", "rates"):
             values = getattr(self, key)

@@ -1,7 +1,9 @@
 """How `fewshot.py` and `probe.py` judge a frozen encoder's features."""
 
 import statistics
+from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from timm.models.vision_transformer import VisionTransformer
@@ -10,6 +12,7 @@ from data.settings import require
 from finetune.config import ShotsConfig
 from finetune.frozen.config import ClassifiersConfig
 from finetune.frozen.measure import Figures
+from finetune.frozen.opening import say_edges
 from pretrain.evaluation.attentive import Sweep, attentive_probe, num_attentive_fits
 from pretrain.evaluation.classifiers import (
     MIN_IMAGES,
@@ -133,6 +136,14 @@ class ClassifierJudge:
             figures |= _accuracies("linear", probe.classifier.accuracy(val))
             figures |= {"penalty": probe.penalty} | _held_out(probe.held_out)
         return figures
+
+    def say_edges(self, cells: Sequence[Mapping[str, Any]]) -> None:
+        """Say which of the values that were tried were not enough."""
+        told = self._classifiers
+        tried = {"penalty": "penalties", "rate": "rates", "decay": "decays"}
+        for name, key in tried.items():
+            chosen = [cell[name] for cell in cells if name in cell]
+            say_edges(f"probe.{key}", getattr(told, key), chosen)
 
     def _by_patches(self, kind: str, train: Features, val: Features, report: Report) -> Figures:
         probe = attentive_probe(kind, train, self._sweep, report)

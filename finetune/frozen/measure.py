@@ -26,6 +26,7 @@ from finetune.frozen.opening import (
     claim_folder,
     count_images,
     open_encoder,
+    say_fitted,
     show_fits,
 )
 from finetune.frozen.patch_file import require_room
@@ -128,13 +129,11 @@ def measure(
         return None
     counts = _count(features, splits, data.max_bad_ratio)
     with show_fits(sum(map(judge.num_fits, views))) as progress:
-        cells = [
-            {
-                **view._asdict(),
-                **judge(view, *_on(accelerator, features, view), progress.update),
-            }
-            for view in views
-        ]
+        cells: list[dict[str, Any]] = []
+        for view in views:
+            figures = judge(view, *_on(accelerator, features, view), progress.update)
+            cells.append({**view._asdict(), **figures})
+            say_fitted(progress, f"layer {view.layer}, {view.pooling}: judged")
     result = {
         **about,
         "precision": frozen.precision,

@@ -1,7 +1,7 @@
 """What every measure of a frozen encoder begins with, and what it says of the images it used."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -127,6 +127,29 @@ def show_fits(num_fits: int) -> "tqdm[Any]":
     """Return a bar of the fits; where there is no terminal, one line says that they begin."""
     logger.info("fitting %s on these features", count(num_fits, "classifier"))
     return tqdm(desc="fits", total=num_fits, unit="fit", miniters=0, leave=False, disable=None)
+
+
+def say_fitted(progress: "tqdm[Any]", what: str) -> None:
+    """Say that a head is judged, where there is no terminal for the bar."""
+    if progress.disable:
+        logger.info("%s", what)
+
+
+def say_edges(key: str, tried: Sequence[float], chosen: Sequence[float]) -> None:
+    """Say where the lowest or highest value of a key was chosen: beyond it may lie a better one.
+
+    Args:
+        key: Whose values they are.
+        tried: Its values.
+        chosen: One of them for each classifier.
+    """
+    for name, edge in (("lowest", min(tried)), ("highest", max(tried))):
+        number = sum(value == edge for value in chosen)
+        if number and len(set(tried)) > 1:
+            logger.info(
+                "%s: the %s, %g, was chosen for %d of %s; values beyond it may do better",
+                *(key, name, edge, number, count(len(chosen), "classifier")),
+            )
 
 
 def _run_config(frozen: LayersConfig) -> RunConfig:

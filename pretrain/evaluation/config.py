@@ -9,6 +9,7 @@ from data.settings import require, setting
 PENALTY = 10.0  # of the ridge, on standardised features
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the logistic regression, likewise
 NEIGHBOURS = 20
+DISTANCES = ("cosine", "euclidean")  # by which patches are near
 MOST_PAIRS = 1_000_000  # that a search for duplicates finds at most
 ATTENTIVE, EFFICIENT = "attentive", "efficient"
 PATCH_HEADS = (ATTENTIVE, EFFICIENT)  # that pool patches in their own way

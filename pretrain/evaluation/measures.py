@@ -23,6 +23,7 @@ from pretrain.evaluation.unlabelled import (
     Pass,
     check_number,
     choose_views,
+    least_images,
     read_scatters,
     read_spectra,
 )
@@ -61,6 +62,10 @@ class MeasureConfig:
         require(
             self.crops == 0 or self.crops > 1,
             f"crops={self.crops}: LiDAR compares several crops of an image; 10 do, 0 leaves it out",
+        )
+        require(
+            self.crops > 0 or self.crop_area == MeasureConfig.crop_area,
+            f"crop_area={list(self.crop_area)} is of the crops, and crops=0; leave one of them out",
         )
         low, high = self.crop_area
         require(
@@ -105,20 +110,21 @@ def measure_images(encoder: Any, images: Any, config: MeasureConfig) -> Measures
     )
     layers = config.layers or range(1, len(model.blocks) + 1)
     views = choose_views(model, layers, config.pooling, ("layers", "pooling"))
-    check_number(samples.manifest, model, config.pooling, NAME)
+    least = least_images(model, config.pooling)
+    check_number(samples.manifest.num_samples, least, NAME)
     how = Pass(accelerator, config.batch_size, config.workers, NAME)
-    spectra, unusable = read_spectra(how, model, samples, views)
-    say_unusable(unusable)
-    unusable.judge(max_ratio=1)
+    found = read_spectra(how, model, samples, views)
+    say_unusable(found.unusable)
+    found.unusable.judge(max_ratio=1)
+    check_number(found.num_images, least, f"{NAME} that can be read")
     scatters: dict[View, Scatter] = {}
     if config.crops:
         pooled = [view for view in views if view.pooling != PATCHES]
         scatters = read_scatters(how, model, _crops_of(samples, config), pooled)
-    cells = on_main(accelerator, lambda: _judge(spectra, scatters, config.crops))
+    cells = on_main(accelerator, lambda: _judge(found.moments, scatters, config.crops))
     accelerator.end_training()
-    num_bad = len(unusable.entries)
     is_main = accelerator.is_main_process
-    return Measures(cells if is_main else [], unusable.num_samples - num_bad, num_bad)
+    return Measures(cells if is_main else [], found.num_images, len(found.unusable.entries))
 
 
 def _crops_of(samples: Samples, config: MeasureConfig) -> CropSamples:

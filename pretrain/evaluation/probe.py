@@ -1,5 +1,6 @@
 """Probes while pretraining: few-shot and k-NN accuracy of the encoder as it is; its spectrum."""
 
+import logging
 import statistics
 from typing import Any, NamedTuple
 
@@ -20,10 +21,18 @@ from pretrain.evaluation.classifiers import choose_shots, few_shot, knn
 from pretrain.evaluation.config import ProbeConfig
 from pretrain.evaluation.features import PATCHES, Extracted, Features, View, extract, make_views
 from pretrain.evaluation.spectrum import Figures, Moments, describe_spectrum
-from pretrain.evaluation.unlabelled import Pass, check_number, choose_views, read_spectra
+from pretrain.evaluation.unlabelled import (
+    Pass,
+    check_number,
+    choose_views,
+    least_images,
+    read_spectra,
+)
 from pretrain.ranks import on_main, open_shards, open_val
 from pretrain.training.contract import Measured
 from pretrain.training.parallel import open_to_parts
+
+logger = logging.getLogger(__name__)
 
 
 class Splits(NamedTuple):
@@ -198,7 +207,8 @@ class SpectrumProbe:
         name = "probe.images"
         self._views = choose_views(encoder, [config.layer], config.pooling, _KEYS)
         images = open_shards(accelerator, config.images, name, data.storage)
-        check_number(images, encoder, config.pooling, name)
+        self._least = least_images(encoder, config.pooling)
+        check_number(images.num_samples, self._least, name)
         size, channels = image_size(encoder), num_channels(encoder)
         self._samples = Samples(images, size, seed=0, channels=channels)
         self._pass = Pass(accelerator, part.micro_batch_size, data.workers, name)
@@ -207,7 +217,11 @@ class SpectrumProbe:
         """Return `MEASURES`, and those of patches; all ranks have to ask."""
         with open_to_parts(model):
             found = read_spectra(self._pass, model.encoder, self._samples, self._views)
-        if found.unusable.is_all:
+        if found.num_images < self._least:
+            logger.warning(
+                "%s: %d images can be read, and %d are the least: no figures of them",
+                *(self._pass.name, found.num_images, self._least),
+            )
             return Measured({}, (found.unusable,))
         figures = on_main(self._pass.accelerator, lambda: _name_figures(found.moments))
         return Measured(figures, (found.unusable,))

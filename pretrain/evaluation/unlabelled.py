@@ -62,13 +62,17 @@ def choose_views(
     return [each for view in pooled for each in (view, View(view.layer, PATCHES))]
 
 
-def check_number(images: Manifest, encoder: VisionTransformer, pooling: str, name: str) -> None:
+def least_images(encoder: VisionTransformer, pooling: str) -> int:
+    """Return as many images as features have dimensions."""
+    return encoder.embed_dim * (2 if pooling == "both" else 1)
+
+
+def check_number(number: int, least: int, name: str) -> None:
     """Raise `UserError` unless there are as many images as features have dimensions."""
-    width = encoder.embed_dim * (2 if pooling == "both" else 1)
     require(
-        images.num_samples >= width,
-        f"{name}: {count(images.num_samples, 'image')} for features of {width} dimensions; no rank "
-        f"is above the number of images, so name {width:,} images or more",
+        number >= least,
+        f"{name}: {count(number, 'image')} for features of {least} dimensions; no rank is above "
+        f"the number of images, so name {least:,} images or more",
     )
 
 
@@ -85,6 +89,11 @@ class Spectra(NamedTuple):
 
     moments: dict[View, Moments]
     unusable: Unusable
+
+    @property
+    def num_images(self) -> int:
+        """How many have features."""
+        return self.unusable.num_samples - len(self.unusable.entries)
 
 
 def read_spectra(

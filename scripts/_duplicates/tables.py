@@ -13,7 +13,6 @@ from data.text import printable
 from pretrain.evaluation.feature_files import begins_with, require_own, writing
 from scripts._duplicates.found import Found
 
-
 _PAIRS = ("similarity", "key", "other_key", "group")
 _GROUPS = ("group", "key")
 

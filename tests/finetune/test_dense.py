@@ -96,7 +96,7 @@ def test_each_head_learns_what_the_colours_tell(
     assert named == [("data.train", "005", reason), ("data.val", "105", reason)]
     with Image.open(out / "predictions.png") as picture:
         assert picture.width > 500
-    run([*arguments, "dense.layers=all"])  # the ledger names each once
+    run([*arguments, "dense.layers=all"])  # the ledger is of this run
     assert len((out / "bad_samples.jsonl").read_text().splitlines()) == 2
     assert result(out) == read
 
@@ -117,7 +117,7 @@ def test_a_cnns_feature_maps_are_patches(tmp_path: Path, arguments: list[str]) -
     cnn = timm.create_model("test_resnet", num_classes=0)
     save_for_hf(cnn, str(tmp_path / "cnn"), safe_serialization=True)
     others = [a for a in arguments if not a.startswith("encoder.")]
-    own = ["data.image_size=[40,48]", "dense.layers=[2,1]", "dense.heads=[linear,knn]"]
+    own = ["data.image_size=[40,48]", "dense.layers=[2,1]", "dense.heads=[logistic,knn]"]
     run([*others, f"encoder.init={tmp_path}/cnn", *own])
     read = result(tmp_path / "out")
     assert [cell["layer"] for cell in read["cells"]] == [2, 2, 1, 1]
@@ -148,7 +148,7 @@ def test_names_are_those_beside_the_shards(tmp_path: Path, arguments: list[str])
         write_segmented(tmp_path / split / "a.tar", numbers)
         (tmp_path / split / "classes.txt").write_text("red\ngreen\nblue\n")
     own = [f"data.train={tmp_path}/train/a.tar", f"data.val={tmp_path}/val/a.tar"]
-    run([*arguments, *own, "data.num_classes=null", "dense.heads=[linear]", "dense.pictures=0"])
+    run([*arguments, *own, "data.num_classes=null", "dense.heads=[logistic]", "dense.pictures=0"])
     assert result(tmp_path / "out")["classes"] == ["red", "green", "blue"]
     assert "| green " in (tmp_path / "out/table.md").read_text()
     assert not (tmp_path / "out/predictions.png").exists()
@@ -179,6 +179,10 @@ def test_memory_that_would_not_do_is_told_before_an_image_is_read(
         ("dense.heads=[svm]", "dense.heads=['svm'] must be some of linear, logistic, knn"),
         ("dense.rates=[0]", "dense.rates=[0.0] must be numbers above 0"),
         ("dense.distances=[]", "dense.distances=[] must be some of cosine, euclidean"),
+        (
+            "dense.heads=[knn] dense.epochs=3",
+            "dense.epochs is read by linear alone; add one to dense.heads, or leave it out",
+        ),
         ("dense.poolings=[class]", "dense.poolings is no key"),
         ("data.multi_label=true", "data.multi_label=true, but a frozen encoder is measured by one"),
         ("data.fraction=0.3", "dense.heads: linear has 3 settings, but data.train (data.fraction"),
@@ -186,7 +190,7 @@ def test_memory_that_would_not_do_is_told_before_an_image_is_read(
 )
 def test_mistakes_are_one_line(arguments: list[str], argument: str, text: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(text)}") as caught:
-        run([*arguments, argument])
+        run([*arguments, *argument.split()])
     assert "\n" not in str(caught.value)
 
 

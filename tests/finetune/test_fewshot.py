@@ -179,6 +179,11 @@ def test_a_torn_file_of_features_is_never_used(
         ("fewshot.precision=fp16", "fewshot.precision=fp16 is not one of fp32, bf16"),
         ("data.multi_label=true", "data.multi_label=true, but a frozen encoder is measured by one"),
         ("data.augment=rand-m9", "data.augment=rand-m9, but a frozen encoder sees images as they"),
+        (
+            "data.crop_area=[0.5,1]",
+            "data.crop_area=[0.5, 1.0], but a frozen encoder sees no random",
+        ),
+        ("data.trace=true", "data.trace=true, but a frozen encoder takes no steps; leave it out"),
         ("fewshot.dir=/dev/null/a", "fewshot.dir=/dev/null/a is no folder that can be written"),
     ],
 )

@@ -6,11 +6,16 @@ from data.config import LabelledDataConfig
 from data.settings import require, setting
 from finetune.config import LayersConfig, check_data
 from pretrain.encoder import EncoderConfig
-from pretrain.evaluation.config import PENALTIES
+from pretrain.evaluation.config import DISTANCES, PENALTIES
 
+_READERS = {  # keys of `dense`, and the heads that read them
+    **dict.fromkeys(("rates", "weight_decay", "epochs"), ("linear",)),
+    "penalties": ("logistic",),
+    **dict.fromkeys(("neighbours", "distances"), ("knn",)),
+    "max_patches": ("logistic", "knn"),
+}
+MOST_CLASSES = 255  # a mask has 8 bits, and one number is of no class
 HEADS: tuple[str, ...] = ("linear", "logistic", "knn")
-_DISTANCES = ("cosine", "euclidean")
-_MOST_CLASSES = 255  # a mask has 8 bits, and one number is of no class
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class SegmentedDataConfig(LabelledDataConfig):
             f"data.ignored={self.ignored} is not in 0..255, the numbers that a mask can hold",
         )
         require(
-            self.num_classes is None or 2 <= self.num_classes <= _MOST_CLASSES,
-            f"data.num_classes={self.num_classes} is not in 2..{_MOST_CLASSES}; a mask has 8 bits",
+            self.num_classes is None or 2 <= self.num_classes <= MOST_CLASSES,
+            f"data.num_classes={self.num_classes} is not in 2..{MOST_CLASSES}; a mask has 8 bits",
         )
 
 
@@ -56,7 +61,7 @@ class DenseConfig(LayersConfig):
     neighbours: tuple[int, ...] = setting(
         (1, 3, 10, 30), "nearest patches that vote in knn; a tenth of data.train chooses one"
     )
-    distances: tuple[str, ...] = setting(_DISTANCES, "of knn: cosine, euclidean; likewise")
+    distances: tuple[str, ...] = setting(DISTANCES, "of knn: cosine, euclidean; likewise")
     max_patches: int = setting(
         100_000, "training patches for logistic and knn at most; a choice drawn once"
     )
@@ -67,12 +72,13 @@ class DenseConfig(LayersConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("epochs", "max_patches")
-        for key, known in (("heads", HEADS), ("distances", _DISTANCES)):
+        for key, known in (("heads", HEADS), ("distances", DISTANCES)):
             values = getattr(self, key)
             require(
                 len(values) > 0 and set(values) <= set(known),
                 f"dense.{key}={list(values)} must be some of {', '.join(known)}",
             )
+        self._require_read(_READERS, self.heads)
         for key in ("rates", "penalties", "neighbours"):
             values = getattr(self, key)
             require(

@@ -26,6 +26,8 @@ from finetune.frozen.opening import (
     claim_folder,
     count_images,
     open_encoder,
+    say_edges,
+    say_fitted,
     show_fits,
 )
 from finetune.results import name_encoder, write_result
@@ -118,7 +120,8 @@ def _check_settings(dense: DenseConfig, num_images: int, used: str) -> None:
 def _count(
     train: Extracted, val: Extracted, splits: Segmented, folder: Path, max_bad_ratio: float
 ) -> dict[str, Any]:
-    """Name the images that cannot be used in the ledger, and count the others."""
+    """Name the images that cannot be used in the ledger of this run, and count the others."""
+    (folder / _LEDGER).unlink(missing_ok=True)
     ledger = JsonLines(folder / _LEDGER)
     try:
         for found in (train, val):
@@ -194,6 +197,7 @@ def _judge_all(
     pictures: list[Tensor] = []
     pixels: list[float] = []
     heads = _make_heads(dense)
+    chosen: dict[str, list[Any]] = {name: [] for name in heads}
     num_fits = len(layers) * sum(number + 1 for number in dense.num_settings.values())
     with show_fits(num_fits) as progress:
         fit = Fit(num_classes, exact_device(device), progress.update)
@@ -202,9 +206,22 @@ def _judge_all(
             for name, (head, settings) in heads.items():
                 judged = judge(head, settings, own_train, own_val, fit)
                 cells.append(make_cell(layer.number, name, judged))
+                chosen[name].append(judged.setting)
+                say_fitted(
+                    progress, f"layer {layer.number}, {name}: {judged.figures.miou:.1%} mIoU"
+                )
                 pictures.append(_show(own_val, shown, judged))
                 pixels = judged.figures.pixels
+    _say_edges(dense, chosen)
     return _Found(cells, pixels, shown, pictures[best_of(cells)])
+
+
+def _say_edges(dense: DenseConfig, chosen: dict[str, list[Any]]) -> None:
+    rates = [settings.rate for settings in chosen.get("linear", [])]
+    neighbours = [settings.neighbours for settings in chosen.get("knn", [])]
+    say_edges("dense.rates", dense.rates, rates)
+    say_edges("dense.penalties", dense.penalties, chosen.get("logistic", []))
+    say_edges("dense.neighbours", dense.neighbours, neighbours)
 
 
 def _make_heads(dense: DenseConfig) -> dict[str, tuple[Head, Sequence[Any]]]:

@@ -6,9 +6,9 @@ from accelerate import Accelerator
 
 from data.index.manifest import Manifest
 from data.labels.classes import Classes, match_classes
-from data.segmented import MOST_CLASSES, SegmentedSamples, check_masks
+from data.segmented import SegmentedSamples, check_masks
 from data.settings import require
-from finetune.frozen.dense.config import SegmentedDataConfig
+from finetune.frozen.dense.config import MOST_CLASSES, SegmentedDataConfig
 from pretrain.evaluation.probe import open_pair
 from pretrain.ranks import on_main
 

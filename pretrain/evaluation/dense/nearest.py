@@ -14,7 +14,6 @@ from torch import Tensor
 from pretrain.evaluation.dense.heads import Fit, Kept, Predict, keep_patches
 from pretrain.evaluation.dense.patches import Patches, join_pixels
 
-DISTANCES = ("cosine", "euclidean")
 _NUM_SCORES = 1 << 26  # numbers that a block of similarities, or of votes, holds at most: 256 MiB
 
 

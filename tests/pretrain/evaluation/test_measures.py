@@ -8,11 +8,12 @@ import torch
 
 from data.batch import Request
 from data.settings import UserError
+from pretrain.encoder import EncoderConfig, make_encoder
 from pretrain.encoder.tokens import Normalise
 from pretrain.evaluation.features import PATCHES, read_tokens
 from pretrain.evaluation.measures import MeasureConfig, measure_images
 from pretrain.evaluation.spectrum import MEASURES
-from tests.pretrain.evaluation.test_features import tiny
+from tests.pretrain.evaluation.test_features import SIZE, tiny
 from tests.pretrain.evaluation.test_spectrum import plain_lidar
 from tests.pretrain.evaluation.test_unlabelled import AREA, NUM, crops_of
 
@@ -41,6 +42,10 @@ def test_without_crops_there_is_no_lidar_and_all_layers_are_read(shards: Path) -
 
 REFUSED: list[tuple[Callable[[], MeasureConfig], str]] = [
     (lambda: MeasureConfig(crops=1), "crops=1: LiDAR compares several crops of an image; 10 do"),
+    (
+        lambda: MeasureConfig(crops=0, crop_area=(0.5, 1.0)),
+        r"crop_area=\[0.5, 1.0\] is of the crops, and crops=0; leave one of them out",
+    ),
     (lambda: MeasureConfig(crop_area=(0.5, 0.2)), r"crop_area=\[0.5, 0.2\] is no range within"),
     (
         lambda: MeasureConfig(untrained=True),
@@ -62,3 +67,10 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=text):
         measure_images(tiny(), f"{shards}/train-*.tar", make())
+
+
+def test_images_that_cannot_be_read_do_not_count(shards: Path) -> None:
+    config = EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, embed_dim=36, num_heads=2)
+    encoder = make_encoder(config, SIZE)  # there are 36 images, and one is damaged
+    with pytest.raises(UserError, match="images that can be read: 35 images for features of 36"):
+        measure_images(encoder, f"{shards}/train-*.tar", MeasureConfig(crops=0, workers=0))
