@@ -107,9 +107,11 @@ class SegmentedSamples(Samples):
             else:
                 unknown.append(value)
         if unknown:
+            remedy = f"; if it is of no class, give data.ignored={unknown[0]}"
             raise BadSample(
-                f".{MASK_EXTENSION} has {name_some(unknown)}, which is "
-                f"neither one of {self._num_known} classes nor data.ignored={self._ignored}"
+                f".{MASK_EXTENSION} has {name_some(unknown)}, which is neither one of "
+                f"{self._num_known} classes nor data.ignored={self._ignored}"
+                f"{remedy if len(unknown) == 1 else ''}"
             )
         return table
 

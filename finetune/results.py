@@ -47,7 +47,11 @@ def result_folder(folder: str | None, group: str, config: EncoderConfig) -> Path
 def _source(config: EncoderConfig) -> str | None:
     """Return the run, folder or timm name that the encoder is taken from or begun like."""
     named = config.like or config.init
-    return None if named in (None, "none") else named
+    if named is None or named == "none":
+        return None
+    path = Path(named)
+    is_of_run = path.name == "encoder" and (path.parent / "config.yaml").is_file()
+    return str(path.parent) if is_of_run else named  # RUN/encoder is RUN's
 
 
 def name_encoder(result: dict[str, Any]) -> str:

@@ -68,7 +68,8 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(about | vars(config) | found._asdict(), indent=1))
         return
     name = f"{options.model} untrained" if options.untrained else options.model
-    print(f"{name}: {count(found.num_images, 'image')} of {options.images}\n")
+    what = f"{count(found.num_images, 'image')} of {options.images}"
+    print(f"{name}: {what}, features of {found.num_dimensions:,} dimensions\n")
     print(make_table(found.cells), end="")
 
 

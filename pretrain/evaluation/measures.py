@@ -82,11 +82,13 @@ class Measures(NamedTuple):
             other ranks than the first.
         num_images: Those that could be used.
         num_bad: The others.
+        num_dimensions: Of pooled features; those of patches have as many, or half for both.
     """
 
     cells: list[dict[str, Any]]
     num_images: int
     num_bad: int
+    num_dimensions: int
 
 
 def measure_images(encoder: Any, images: Any, config: MeasureConfig) -> Measures:
@@ -124,7 +126,8 @@ def measure_images(encoder: Any, images: Any, config: MeasureConfig) -> Measures
     cells = on_main(accelerator, lambda: _judge(found.moments, scatters, config.crops))
     accelerator.end_training()
     is_main = accelerator.is_main_process
-    return Measures(cells if is_main else [], found.num_images, len(found.unusable.entries))
+    num_bad = len(found.unusable.entries)
+    return Measures(cells if is_main else [], found.num_images, num_bad, least)
 
 
 def _crops_of(samples: Samples, config: MeasureConfig) -> CropSamples:

@@ -147,9 +147,9 @@ def say_unusable(unusable: Unusable) -> None:
     if unusable.entries:
         first = min(unusable.entries, key=lambda entry: entry.position or 0)
         num, total = len(unusable.entries), count(unusable.num_samples, "image")
-        what = f"{num:,} of {total} of {unusable.split} cannot be used"
         name = printable(f"{first.shard}/{first.key}")
-        logger.warning("%s, such as %s: %s", what, name, first.reason)
+        what = f"{num:,} of {total} cannot be used, such as {name}"
+        logger.warning("%s: %s: %s", unusable.split, what, first.reason)
 
 
 def name_once(

@@ -84,7 +84,7 @@ def test_several_ranks_give_the_same_figures(
     output = run_ranks(more, world, tmp_path / "logs", script="finetune.fewshot")
     assert result(tmp_path / "ranks") == result(tmp_path / "out")
     assert output.count("random weights: 10 images") == 1
-    assert output.count("1 of 36 images of data.train cannot be used, such as") == 1
+    assert output.count("data.train: 1 of 36 images cannot be used, such as") == 1
     names = [
         sorted(path.name for path in tmp_path.glob(f"{n}/features/*")) for n in ("out", "ranks")
     ]

@@ -239,3 +239,14 @@ def test_mistakes_are_one_line(arguments: list[str], argument: str, text: str) -
     with pytest.raises(UserError) as caught:
         finetune.probe.main([*arguments, argument])
     assert str(caught.value).startswith(text)
+
+
+def test_values_at_the_edge_of_what_was_tried_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        finetune.frozen.opening.say_edges("probe.rates", [1.0, 2.0, 3.0], [3.0, 2.0, 3.0])
+        finetune.frozen.opening.say_edges("probe.decays", [1.0], [1.0])
+        finetune.frozen.opening.say_edges("probe.penalties", [1.0, 2.0], [])
+    assert caplog.messages == [
+        "probe.rates: the highest, 3, was chosen for 2 of 3 classifiers; values beyond it may do "
+        "better"
+    ]

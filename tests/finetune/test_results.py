@@ -19,6 +19,7 @@ from pretrain.encoder import EncoderConfig
     ("config", "folder"),
     [
         (EncoderConfig(init="some/run"), "some/run/fewshot"),
+        (EncoderConfig(init="some/run/encoder"), "some/run/fewshot"),
         (EncoderConfig(like="some/run"), "some/run/fewshot-untrained"),
         (EncoderConfig(init="some/mine.b"), "runs/fewshot-mine.b"),
         (EncoderConfig(init="vit_tiny.augreg_in21k"), "runs/fewshot-vit_tiny.augreg_in21k"),

@@ -134,7 +134,7 @@ def test_a_kill_and_the_number_of_ranks_leave_each_bit(
             assert len(list(out.parent.glob(f"{name}.parts/part-*"))) == 2
         said = run_ranks(common, then, tmp_path, script="scripts.embed", prepare=small_parts)
         assert ("16 images are there already" in said) == (first > 0)
-        assert "1 of 36 images of images cannot be used, such as train-1.tar/022" in said
+        assert "images: 1 of 36 images cannot be used, such as train-1.tar/022" in said
         files.append(out.read_bytes())
         assert {path.suffix for path in out.parent.iterdir()} <= {out.suffix, ".csv"}
     assert len(set(files)) == 1

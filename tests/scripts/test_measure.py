@@ -48,7 +48,7 @@ def test_any_number_of_ranks_gives_the_same_numbers(
     ]
     one, *others = map(read, outputs)
     assert all(other == one for other in others)
-    assert all(output.count("1 of 36 images of images cannot be used") == 1 for output in outputs)
+    assert all(output.count("images: 1 of 36 images cannot be used") == 1 for output in outputs)
     assert (one["num_images"], one["num_bad"], one["crops"]) == (35, 1, 2)
     assert [(cell["layer"], cell["pooling"]) for cell in one["cells"]] == [
         (layer, pooling) for layer in (1, 2) for pooling in ("average", "patches")
@@ -62,7 +62,7 @@ def test_the_table_has_a_row_a_layer_and_pooling(
 ) -> None:
     scripts.measure.main([*arguments, "--layers", "2", "--pooling", "class"])
     title, _, header, _, pooled, patches = capsys.readouterr().out.splitlines()
-    assert title.endswith(f": 35 images of {arguments[1]}")
+    assert title.endswith(f": 35 images of {arguments[1]}, features of 32 dimensions")
     names = ["layer", "pooling", "rankme", "rankme_centred", "alpha", "dead", "lidar"]
     assert [cell.strip() for cell in header.split("|")[1:-1]] == names
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (pooled, patches)]

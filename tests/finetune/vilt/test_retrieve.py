@@ -271,5 +271,5 @@ def test_images_without_a_caption_are_named(
     samples.append(ImageFile("3", "png", make_png(3), captions=()))
     write_shard(tmp_path / "test.tar", samples)
     start(str(pretrained), f"{tmp_path}/test.tar", "--out", f"{tmp_path}/out")
-    assert "1 of 4 images of SHARDS cannot be used, such as test.tar/3: no caption" in caplog.text
+    assert "SHARDS: 1 of 4 images cannot be used, such as test.tar/3: no caption" in caplog.text
     assert read(tmp_path / "out")["images"] == 3

@@ -91,7 +91,7 @@ def test_features_keep_the_listed_order_and_say_what_is_missing(
     assert features.labels.tolist() == labels[positions].tolist()
     [line] = [record.getMessage() for record in caplog.records]
     assert line == (
-        "1 of 36 images of data.train cannot be used, such as train-1.tar/022: "
+        "data.train: 1 of 36 images cannot be used, such as train-1.tar/022: "
         "no image format that Pillow knows"
     )
 

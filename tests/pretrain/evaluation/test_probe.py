@@ -191,6 +191,21 @@ def test_no_generator_is_drawn_from(shards: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
+def test_too_few_images_that_can_be_read_have_no_rank(
+    shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = EncoderConfig("vit_tiny_patch16_224", "none", 4, 36, 1, 2)
+    encoder = make_encoder(config, (16, 16))  # there are 36 images, and one is damaged
+    asked = ProbeConfig(images=f"{shards}/train-*.tar")
+    spectrum = SpectrumProbe(
+        Accelerator(cpu=True), asked, DataConfig(workers=0), encoder, Share(0, 1, 8)
+    )
+    figures, [unusable] = spectrum(SimpleNamespace(encoder=encoder))
+    assert figures == {}
+    assert len(unusable.entries) == 1
+    assert "probe.images: 35 images can be read, and 36 are the least: no figures" in caplog.text
+
+
 # ---------------------------------------------------------------- what is refused
 
 
