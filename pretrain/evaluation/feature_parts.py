@@ -112,7 +112,7 @@ class Parts:
         return self._folder / f"part-{start // self.num_images:06d}.safetensors"
 
     def _is_whole(self, start: int) -> bool:
-        """Tell whether the part that begins there is there, and no disk has damaged it."""
+        """Tell whether the part that begins there is there, and can be opened."""
         try:
             with safe_open(self._path(start), "np") as file:
                 return file.get_tensor("positions") is not None

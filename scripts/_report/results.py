@@ -37,15 +37,13 @@ def frozen(folder: Path) -> Iterator[Section]:
     """Show what `probe.py` and `dense.py` left in a run's folder, of both encoders."""
     for title, name in _FROZEN.items():
         found = _measured(folder, name)
-        cells = [
-            {"encoder": kind, **cell}
-            for kind, of in found.items()
-            for cell in _cells(read_json(of / _RESULT))
-        ]
+        results = {kind: read_json(of / _RESULT) for kind, of in found.items()}
+        cells = [{"encoder": kind, **cell} for kind, of in results.items() for cell in _cells(of)]
         header, *rows = table_rows(cells)
         pictures = [_predictions(kind, of) for kind, of in found.items()]
         shown = tuple(picture for picture in pictures if picture is not None)
-        yield Section(title, table(header, rows) if rows else "", shown)
+        notes = (_how_to_compare(list(results.values())),) if len(results) > 1 else ()
+        yield Section(title, table(header, rows) if rows else "", shown, notes)
 
 
 def _predictions(kind: str, folder: Path) -> Figure | None:

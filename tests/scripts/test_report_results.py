@@ -18,9 +18,9 @@ PROBE = [
 DENSE = [{"layer": 2, "head": "knn", "iou/mIoU": 0.3, "iou_by_class": [0.2, None]}]
 
 
-def leave(folder: Path, cells: list[dict[str, Any]]) -> None:
+def leave(folder: Path, cells: list[dict[str, Any]], **more: Any) -> None:
     folder.mkdir()
-    (folder / "result.json").write_text(json.dumps({"cells": cells}))
+    (folder / "result.json").write_text(json.dumps({"cells": cells, **more}))
 
 
 def test_nothing_is_shown_where_nothing_was_measured(tmp_path: Path) -> None:
@@ -43,6 +43,19 @@ def test_both_encoders_stand_in_one_table_with_all_heads(tmp_path: Path) -> None
     for row in rows:
         cells = "".join(f"<td>{value}</td>" for value in row[1:])
         assert f'<th scope="row">{row[0]}</th>{cells}' in probe.body
+
+
+@pytest.mark.parametrize("number", [8, 9])
+def test_encoders_that_saw_other_images_are_not_compared(tmp_path: Path, number: int) -> None:
+    leave(tmp_path / "probe", PROBE, num_train=8)
+    leave(tmp_path / "probe-untrained", PROBE, num_train=number)
+    probe, _ = frozen(tmp_path)
+    [note] = probe.notes
+    assert note.startswith(
+        "Pretraining helped where it beats untrained."
+        if number == 8
+        else "Pretrained and untrained were measured on different images, so their accuracies"
+    )
 
 
 @pytest.mark.parametrize("kind", ["pretrained", "untrained"])
