@@ -145,7 +145,7 @@ def say_edges(key: str, tried: Sequence[float], chosen: Sequence[float]) -> None
     """
     for name, edge in (("lowest", min(tried)), ("highest", max(tried))):
         number = sum(value == edge for value in chosen)
-        if number and len(set(tried)) > 1:
+        if number and len(set(tried)) > 1 and edge > 0:
             logger.info(
                 "%s: the %s, %g, was chosen for %d of %s; values beyond it may do better",
                 *(key, name, edge, number, count(len(chosen), "classifier")),

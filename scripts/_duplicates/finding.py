@@ -79,8 +79,8 @@ def find_duplicates(options: argparse.Namespace) -> None:
     page = make_duplicates_page(found, options.model, criterion, options.show)
     write(out / "pairs.html", page)
     if not len(pairs):
-        [best] = find_pairs(features, compared.device, top=1).similarity
-        criterion += f" (the most alike two have {best:.4f})"
+        for best in find_pairs(features, compared.device, top=1).similarity:
+            criterion += f" (the most alike two have {best:.4f})"
     print(
         f"pairs: {len(pairs):,}, {criterion}; {count(len(found.members), 'group')} of "
         f"{count(len(found.groups), 'image')}\n"

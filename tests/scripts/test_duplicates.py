@@ -255,6 +255,23 @@ def test_an_image_that_came_after_the_features_is_not_left_out_in_silence(
         find(found / "features.npy", later, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("number", "told"), [(3, " (the most alike two have "), (1, "; 0 groups")])
+def test_where_there_are_no_pairs_the_most_alike_are_told(
+    encoder: Path,
+    archive: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    told: str,
+) -> None:
+    (tmp_path / "few").mkdir()
+    for place, path in enumerate(sorted(archive.glob("b/*.jpg"))[:3]):
+        content = path.read_bytes() if place < number else b"damaged"
+        (tmp_path / f"few/{place}.jpg").write_bytes(content)
+    find(encoder, tmp_path / "few", tmp_path / "out", "--threshold", "0.99999")
+    assert f"pairs: 0, of similarity 0.99999 or more{told}" in capsys.readouterr().out
+
+
 def test_features_of_other_images_and_lists_of_shards_are_refused(
     found: Path, encoder: Path, archive: Path, shards: Path, tmp_path: Path
 ) -> None:

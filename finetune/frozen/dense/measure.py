@@ -218,10 +218,8 @@ def _judge_all(
 
 def _say_edges(dense: DenseConfig, chosen: dict[str, list[Any]]) -> None:
     rates = [settings.rate for settings in chosen.get("linear", [])]
-    neighbours = [settings.neighbours for settings in chosen.get("knn", [])]
     say_edges("dense.rates", dense.rates, rates)
     say_edges("dense.penalties", dense.penalties, chosen.get("logistic", []))
-    say_edges("dense.neighbours", dense.neighbours, neighbours)
 
 
 def _make_heads(dense: DenseConfig) -> dict[str, tuple[Head, Sequence[Any]]]:
