@@ -52,14 +52,18 @@ def one_thread() -> Iterator[None]:
 def test_the_peak_is_measured_in_under_a_second_and_is_never_far_below_a_product(
     precision: str, one_thread: None
 ) -> None:
+    """In one of five rounds at least: in each of them other programs may hold up either."""
     matrix_peak(CPU, precision, 0.01)  # its code is loaded
-    begin = time.process_time()
-    peak = matrix_peak(CPU, precision, 0.2)
-    assert time.process_time() - begin < 1.0
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     left = torch.ones(300, 300, dtype=dtype)
-    speed = max(images_per_second(lambda: left @ left, 2 * 300**3, 0.02) for _ in range(5))
-    assert 0.5 * speed < peak
+
+    def is_above_half_a_product() -> bool:
+        begin = time.process_time()
+        peak = matrix_peak(CPU, precision, 0.2)
+        assert time.process_time() - begin < 1.0
+        return peak > 0.5 * images_per_second(lambda: left @ left, 2 * 300**3, 0.02)
+
+    assert any(is_above_half_a_product() for _ in range(5))
 
 
 def test_a_slow_device_stays_at_small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
