@@ -66,7 +66,7 @@ class Archive:
             features: Where they are from, for messages.
 
         Raises:
-            UserError: They are of other images, or an image that can be read has none.
+            UserError: They are of other images.
         """
         positions: list[int] = []
         for position in range(len(self)):
@@ -80,13 +80,16 @@ class Archive:
                 f"MODEL={features} holds features of {other}, and IMAGES has no such image, or in "
                 "another place; name the images of which embed.py wrote them"
             )
+        return positions
+
+    def require_all(self, positions: list[int], features: str) -> None:
+        """Raise `UserError` where an image that can be read is at none of the positions."""
         for position in sorted(set(range(len(self))) - set(positions)):
             require(
                 bool(self._read(position).bad),
                 f"MODEL={features} has no features of {printable(self._samples.name(position))}, "
                 "which is in IMAGES; give the encoder in its place",
             )
-        return positions
 
     def _read(self, position: int) -> Batch:
         return self._samples[Request(0, position, position + 1)]

@@ -65,6 +65,8 @@ def find_duplicates(options: argparse.Namespace) -> None:
         return
     names, features = read_features(compared.path, "MODEL")
     positions = compared.archive.find(names, options.model)
+    if not is_model:  # else all that can be read were read just now
+        compared.archive.require_all(positions, options.model)
     _announce(features, compared.device)
     limits = {"threshold": options.threshold, "top": options.top}
     pairs = find_pairs(features, compared.device, **limits)
